@@ -1,0 +1,1109 @@
+#!/usr/bin/env python3
+"""dokku_py: your own Heroku in one file you can read.
+
+    git push -- ssh key -- forced command -- git receive-pack -- pre-receive hook -- deploy()
+    deploy:  checkout -> build image -> release task -> start processes -> health -> vhost -> record -> retire the old
+
+Files under ROOT say what should be; Docker and nginx are made to agree. `bring_up` starts what is missing,
+checks it, points nginx at it, records it and retires what is no longer wanted. Deploy, restart, rollback, scale
+and boot are all "write the fact, then bring it up", so a crash at any instruction leaves a state from which the
+next run ends well.
+
+Sections, top to bottom; a function calls only its own section and those above, and each effect has one owner:
+
+     1 Settings       paths, limits, defaults                     (the environment)
+     2 Voice          printing, the error types                   (standard output and error)
+     3 Nouns          dataclasses and parsers                     (nothing: pure)
+     4 Processes      other programs                              (subprocess)
+     5 State          facts in files, locks                       (writing files, flock)
+     6 Properties     the table of settings a user may change
+     7 Events         the audit trail
+     8 Git            repositories, a commit's tree               (git)
+     9 Docker         images, containers, networks                (the Docker Engine)
+    10 Nginx          rendering, testing, switching               (nginx, jinja2)
+    11 Schedulers     start, list, stop the processes of a release
+    12 Builders       a tree becomes an image
+    13 Health         is a process fit to serve?
+    14 Releases       deploy, bring up, retire, probation, converge
+    15 Access         keys, roles, who may do what                (authorized_keys)
+    16 Declaring      how a command is declared
+    17 Commands       the commands themselves, by family
+    18 Front door     argv, ssh, git hook, exit codes
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import contextvars
+import fcntl
+import functools
+import hashlib
+import importlib
+import ipaddress
+import json
+import os
+import pwd
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 Settings: everything read from the environment, and every limit
+# ---------------------------------------------------------------------------------------------------------------------
+
+VERSION = "0.1.0"
+DIALECT_VERSION = "0.38.22"  # the level of dokku whose clients we serve; printed by `version`
+
+ROOT = Path(os.environ.get("DOKKU_ROOT", "/var/lib/dokku"))
+LIBRARY = Path(__file__).resolve().parent
+TEMPLATES = LIBRARY / "templates"
+HOOKS = LIBRARY / "hooks"
+NGINX_LOGS = Path("/var/log/nginx")
+NGINX_TEST_CONF = Path("/etc/nginx/dokku-test.conf")
+NGINX_PID = Path("/run/nginx.pid")
+DOCKER_DATA = Path("/var/lib/docker")
+
+MIN_FREE_MB = int(os.environ.get("DOKKU_MIN_FREE_MB", "512"))
+BUILD_SLOTS = int(os.environ.get("DOKKU_BUILD_SLOTS", str(max(1, (os.cpu_count() or 1) // 2))))
+NETWORK = os.environ.get("DOKKU_NETWORK", "dokku")
+SUBNET = os.environ.get("DOKKU_SUBNET", "")  # empty: the first of SUBNETS that nothing else on the host uses
+SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
+
+IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
+RELEASES_KEPT = 50  # records in `releases`
+FAILURE_LINES = 50  # log lines shown when a process fails
+START_SECONDS = 60.0  # a web process without checks of its own listens within this
+STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
+PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
+PROBATION_RESTARTS = 3  # this many restarts in probation are a crash loop
+RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
+LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
+VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
+DEFAULT_PORT = 5000
+
+GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
+SUBMODULE_PROTOCOLS = "https:http:ssh:git"
+
+
+def inherited(name: str, default: str = "") -> str:
+    """Read a variable that our own parent process set for us."""
+    return os.environ.get(name, default)
+
+
+def docker_command() -> str:
+    """Name the docker client: the distribution's own, even when another stands earlier on PATH."""
+    return next((path for path in ("/usr/bin/docker", "/usr/local/bin/docker") if os.access(path, os.X_OK)), "docker")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 Voice: what a user reads, and the errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+TRANSCRIPT: contextvars.ContextVar[Any] = contextvars.ContextVar("transcript", default=None)
+
+
+class DokkuError(Exception):
+    """Something the user can act on: one line that says what and why, and a hint that says the way out."""
+
+    code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+class UsageError(DokkuError):
+    """The words of a command are wrong."""
+
+    code = 2
+
+
+class NotFound(DokkuError):
+    """A thing that was named does not exist."""
+
+
+class NoSuchApp(NotFound):
+    """No app has that name; clients of dokku look for the code and the sentence."""
+
+    code = 20
+
+    def __init__(self, app: str) -> None:
+        super().__init__(f"App {app} does not exist", f"dokku apps:create {app}   makes it, dokku apps:list   lists all")
+
+
+class AccessDenied(DokkuError):
+    """The caller may not do that; says the same whether or not the app exists."""
+
+    code = 77
+
+    def __init__(self) -> None:
+        super().__init__("Your key may not do this", "ask an administrator of this server")
+
+
+class Busy(DokkuError):
+    """Somebody else holds the lock."""
+
+    code = 75
+
+
+class Cancelled(DokkuError):
+    """The person who asked went away, or pressed Ctrl-C."""
+
+    code = 130
+
+    def __init__(self) -> None:
+        super().__init__("Cancelled; nothing was changed")
+
+
+class ToolFailed(DokkuError):
+    """Another program failed; carries its words and its exit code."""
+
+    def __init__(self, argv: Sequence[str], code: int, output: str, hint: str = "") -> None:
+        last = [line for line in output.strip().splitlines() if line.strip()][-5:]
+        super().__init__(f"{Path(argv[0]).name} {argv[1] if len(argv) > 1 else ''} failed ({code}): {' / '.join(last)}", hint)
+        self.code, self.output = (code if 0 < code < 126 else 1), output
+
+
+def say(text: str = "") -> None:
+    """Print one line of data or of a step to standard output, at once, and keep it in the open build log."""
+    print(text, flush=True)
+    if log := TRANSCRIPT.get():
+        log.write(text + "\n")
+        log.flush()
+
+
+def step(text: str) -> None:
+    """Announce a step."""
+    say(f"-----> {text}")
+
+
+def milestone(text: str) -> None:
+    """Announce a milestone, or the heading of a report; left out with --quiet."""
+    if not inherited("DOKKU_QUIET_OUTPUT"):
+        say(f"=====> {text}")
+
+
+def detail(text: str) -> None:
+    """Print a line that belongs to the last step."""
+    say(f"       {text}")
+
+
+def warn(text: str) -> None:
+    """Print a line that needs attention to standard error, and keep it in the open build log."""
+    print(f" !     {text}", file=sys.stderr, flush=True)
+    if log := TRANSCRIPT.get():
+        log.write(f" !     {text}\n")
+
+
+def complain(error: DokkuError) -> None:
+    """Print an error and its way out."""
+    for line in error.message.splitlines() or [""]:
+        warn(line)
+    if error.hint:
+        warn(error.hint)
+
+
+@contextlib.contextmanager
+def transcript(log: Any) -> Iterator[None]:
+    """Copy everything said within to an open file, when there is one."""
+    token = TRANSCRIPT.set(log)
+    try:
+        yield
+    finally:
+        TRANSCRIPT.reset(token)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    say(json.dumps(value, ensure_ascii=False))
+
+
+def say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns as wide as they need."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 Nouns: what is talked about, and one parser per word. Nothing here has an effect
+# ---------------------------------------------------------------------------------------------------------------------
+
+APP_NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")
+RESERVED_NAMES = frozenset({"tls", "ssl"})
+PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?")
+KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
+BRANCH = re.compile(r"(?!-)(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
+KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
+             "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
+ZERO = "0" * 40
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a process shows that it is fit: a path that answers, a port that listens, or staying up.
+
+    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first.
+    """
+
+    process: str = "web"
+    path: str = ""
+    content: str = ""
+    command: tuple[str, ...] = ()
+    uptime: float = 0.0
+    attempts: int = 0  # 0: as many as fit in START_SECONDS
+    timeout: float = 5.0
+    wait: float = 0.0  # 0: polls fast, backing off
+    delay: float = 0.0
+    port: int = 0
+
+
+@dataclass(frozen=True)
+class Release:
+    """One version of an app that ran or may run: an image, a config and how to start them.
+
+    `restart` counts the restarts of the same release; `incarnation` names one set of its containers.
+    """
+
+    app: str
+    number: int
+    restart: int = 0
+    image: str = ""
+    commit: str = ""
+    by: str = ""
+    at: str = ""
+    reason: str = ""
+    procfile: Mapping[str, str] = field(default_factory=dict)
+    formation: Mapping[str, int] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    port: int = DEFAULT_PORT
+
+    @property
+    def name(self) -> str:
+        """Name the release as users do: v12."""
+        return f"v{self.number}"
+
+    @property
+    def incarnation(self) -> str:
+        """Name this set of containers: v12, or v12.1 after a restart."""
+        return f"v{self.number}.{self.restart}" if self.restart else self.name
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container of ours, as Docker lists it."""
+
+    id: str
+    name: str
+    app: str
+    dyno: str  # web.1
+    incarnation: str
+    running: bool
+    address: str = ""
+    state: str = ""
+
+    @property
+    def process_type(self) -> str:
+        """Say which process type it runs: web of web.1."""
+        return self.dyno.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Vhost:
+    """What the vhost template of an app may know; every value is a parsed word."""
+
+    app: str
+    domains: tuple[str, ...]
+    listen: int
+    upstreams: tuple[str, ...]
+    access_log: str
+    error_log: str
+    settings: Mapping[str, str]
+    includes: str = ""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: the name of a key, its role and the apps it is for (empty: all). `local` is root on the box."""
+
+    name: str
+    role: str = "admin"
+    apps: tuple[str, ...] = ()
+    local: bool = False
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A public key that opens this server. `public` is type and base64 text, without a comment."""
+
+    name: str
+    public: str
+    fingerprint: str
+    role: str = "admin"
+    apps: tuple[str, ...] = ()
+    added: str = ""
+
+
+def parse_app(text: str) -> str:
+    """Accept the name of an app."""
+    if not APP_NAME.fullmatch(text) or len(text) > 63 or text in RESERVED_NAMES or text.endswith(".git"):
+        raise UsageError(f"{shown(text)} can't be the name of an app",
+                         "use lower-case letters, digits and single . _ - between them, at most 63")
+    return text
+
+
+def parse_process_type(text: str) -> str:
+    """Accept the name of a process type."""
+    if not PROCESS_TYPE.fullmatch(text):
+        raise UsageError(f"{shown(text)} can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
+    return text
+
+
+def parse_domain(text: str) -> str:
+    """Accept a domain, with `*.` in front for a wildcard."""
+    domain = text.lower().rstrip(".") if not text.startswith(".") else text
+    if not DOMAIN.fullmatch(domain) or len(domain) > 253:
+        raise UsageError(f"{shown(text)} is not a domain", "give a name such as blog.example.com or *.example.com")
+    return domain
+
+
+def parse_config_key(text: str) -> str:
+    """Accept the name of a config var, as a shell could export it."""
+    if not CONFIG_KEY.fullmatch(text):
+        raise UsageError(f"{shown(text)} can't be the name of a config var", "use letters, digits and _, no digit first")
+    return text
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """Accept KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"{shown(text)} is not KEY=VALUE", "write for example  LEVEL=debug")
+    return parse_config_key(key), parse_config_value(key, value)
+
+
+def parse_config_value(key: str, value: str) -> str:
+    """Accept the value of a config var: any text Linux can hand to a process."""
+    if "\0" in value or len(key) + 1 + len(value.encode("utf-8", "surrogateescape")) > VALUE_LIMIT:
+        raise UsageError(f"The value of {key} does not fit into an environment", "no NUL byte, less than 128 KiB; use a volume for files")
+    return value
+
+
+def parse_scale(text: str) -> tuple[str, int]:
+    """Accept TYPE=COUNT."""
+    process_type, _, count = text.partition("=")
+    if not count.isascii() or not count.isdigit() or int(count) > 100:
+        raise UsageError(f"{shown(text)} is not TYPE=COUNT", "write for example  web=2, at most 100 of a type")
+    return parse_process_type(process_type), int(count)
+
+
+def parse_release_name(text: str) -> int:
+    """Accept v12 or 12."""
+    digits = text.removeprefix("v")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
+        raise UsageError(f"{shown(text)} is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them")
+    return int(digits)
+
+
+def parse_key_name(text: str) -> str:
+    """Accept the name under which a key is kept."""
+    if not KEY_NAME.fullmatch(text):
+        raise UsageError(f"{shown(text)} can't name a key", "use letters, digits and @ . _ + -, at most 64")
+    return text
+
+
+def parse_branch(text: str) -> str:
+    """Accept the name of a branch."""
+    if not BRANCH.fullmatch(text):
+        raise UsageError(f"{shown(text)} is not the name of a branch")
+    return text
+
+
+def parse_count(text: str) -> int:
+    """Accept a whole number of zero or more."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise UsageError(f"{shown(text)} is not a whole number")
+    return int(text)
+
+
+def parse_size(text: str) -> str:
+    """Accept a size as nginx writes it: 1m, 512k, 1024, 0."""
+    if not re.fullmatch(r"[0-9]{1,12}[kKmMgG]?", text):
+        raise UsageError(f"{shown(text)} is not a size", "write for example  512k, 20m, 1g")
+    return text.lower()
+
+
+def parse_seconds(text: str) -> str:
+    """Accept a duration as nginx writes it: 60s, 5m, 500ms, 60."""
+    if not re.fullmatch(r"[0-9]{1,9}(?:ms|[smhd])?", text):
+        raise UsageError(f"{shown(text)} is not a duration", "write for example  60s, 5m, 500ms")
+    return text
+
+
+def parse_switch(text: str) -> str:
+    """Accept on or off, true or false."""
+    word = {"on": "true", "true": "true", "yes": "true", "off": "false", "false": "false", "no": "false"}.get(text.lower())
+    if not word:
+        raise UsageError(f"{shown(text)} is neither true nor false")
+    return word
+
+
+def parse_restart_policy(text: str) -> str:
+    """Accept a restart policy as Docker names them."""
+    if not re.fullmatch(r"no|always|unless-stopped|on-failure(?::[0-9]{1,4})?", text):
+        raise UsageError(f"{shown(text)} is not a restart policy", "one of: no, always, unless-stopped, on-failure[:N]")
+    return text
+
+
+def parse_public_key(text: str) -> tuple[str, str]:
+    """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it.
+
+    Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a
+    line that sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
+    """
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    words = lines[0].split() if len(lines) == 1 else []
+    if len(words) < 2 or words[0] not in KEY_TYPES:
+        raise UsageError("That is not one OpenSSH public key", "paste the one line of a file such as ~/.ssh/id_ed25519.pub")
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+    except ValueError:
+        blob = b""
+    kind = words[0].encode()
+    if blob[:4 + len(kind)] != len(kind).to_bytes(4, "big") + kind or len(blob) < len(kind) + 36:
+        raise UsageError("That public key is damaged", "copy the whole line of the .pub file")
+    digest = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+    return f"{words[0]} {base64.b64encode(blob).decode()}", f"SHA256:{digest}"
+
+
+def parse_procfile(text: str) -> dict[str, str]:
+    """Read a Procfile: `type: command` a line; blank lines and # comments are skipped."""
+    processes: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        process_type, colon, command = line.partition(":")
+        if not colon or not PROCESS_TYPE.fullmatch(process_type.strip()) or not command.strip():
+            raise DokkuError(f"Procfile line {number} is not `type: command`: {shown(line)}", "for example  web: ./server --port $PORT")
+        if process_type.strip() in processes:
+            raise DokkuError(f"Procfile line {number} names {process_type.strip()} a second time")
+        processes[process_type.strip()] = command.strip()
+    return processes
+
+
+def parse_json_object(text: str, what: str) -> dict[str, Any]:
+    """Read a JSON object; `what` names the file in the error."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DokkuError(f"{what} is not JSON: {error}", f"check it with: python3 -m json.tool {what}") from None
+    if not isinstance(value, dict):
+        raise DokkuError(f"{what} must hold one JSON object", 'for example  {"scripts": {}}')
+    return value
+
+
+def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
+    """Read one member of a JSON object that a user wrote; a value of another kind is refused by name."""
+    found = value.get(key, default)
+    if found is not default and (not isinstance(found, kind) or isinstance(found, bool)):
+        raise DokkuError(f"{what}: {key} has the wrong kind of value: {shown(json.dumps(found))}")
+    return found
+
+
+def parse_healthchecks(app_json: Mapping[str, Any]) -> tuple[Check, ...]:
+    """Read the startup checks of app.json: `healthchecks: {type: [{...}]}`."""
+    checks = []
+    for process_type, rows in member(app_json, "healthchecks", dict, "app.json", {}).items():
+        parse_process_type(process_type)
+        for row in rows if isinstance(rows, list) else [rows]:
+            if not isinstance(row, dict):
+                raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
+            if row.get("type", "startup") == "startup":
+                checks.append(parse_healthcheck(process_type, row))
+    return tuple(checks)
+
+
+def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
+    """Read one startup check of app.json; the members are those dokku documents."""
+    number = functools.partial(member, row, kind=(int, float), what="app.json healthchecks")
+    path = member(row, "path", str, "app.json healthchecks", "")
+    command = member(row, "command", list, "app.json healthchecks", [])
+    if path and not re.fullmatch(r"/[!-~]*", path):
+        raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
+    return Check(process=process_type, path=path, content=member(row, "content", str, "app.json healthchecks", ""),
+                 command=tuple(str(word) for word in command), uptime=float(number("uptime", default=0)),
+                 attempts=max(0, int(number("attempts", default=3 if path or command else 0))),
+                 timeout=float(number("timeout", default=5)), wait=float(number("wait", default=5 if path or command else 0)),
+                 delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)))
+
+
+def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
+    """Read how many of each process type app.json asks for."""
+    counts = {}
+    for process_type, row in member(app_json, "formation", dict, "app.json", {}).items():
+        row = row if isinstance(row, dict) else {}
+        count = member(row, "quantity", int, f"app.json formation {process_type}", 1)
+        counts.update([parse_scale(f"{process_type}={count}")])
+    return counts
+
+
+def parse_checks_file(text: str) -> tuple[Check, ...]:
+    """Read a CHECKS file: WAIT, TIMEOUT and ATTEMPTS settings, then `/path expected content` a line."""
+    settings = {"WAIT": 5.0, "TIMEOUT": 30.0, "ATTEMPTS": 5.0}
+    checks = []
+    for line in text.splitlines():
+        if setting := re.fullmatch(r"\s*(WAIT|TIMEOUT|ATTEMPTS)\s*=\s*([0-9]{1,6}(?:\.[0-9]+)?)\s*", line):
+            settings[setting[1]] = float(setting[2])
+        elif line.strip() and not line.lstrip().startswith("#"):
+            address, _, content = line.strip().partition(" ")
+            path = re.sub(r"^(?:https?:)?//[^/]*", "", address) or "/"
+            if not re.fullmatch(r"/[!-~]*", path):
+                raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
+            checks.append((path, content.strip()))
+    return tuple(Check(path=path, content=content, attempts=int(settings["ATTEMPTS"]) or 1, timeout=settings["TIMEOUT"],
+                       wait=settings["WAIT"]) for path, content in checks)
+
+
+def quote_value(value: str) -> str:
+    """Write a config value so that it stays on one line and can be repaired with an editor."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def unquote_value(text: str) -> str:
+    """Read a config value as `quote_value` or a shell would have written it."""
+    if text.startswith('"'):
+        with contextlib.suppress(ValueError):
+            return str(json.loads(text))
+    with contextlib.suppress(ValueError):
+        return "".join(shlex.split(text)) if text[:1] in "'\"" else text
+    return text
+
+
+def parse_environment(text: str) -> dict[str, str]:
+    """Read `KEY=quoted` lines, with or without `export` in front.
+
+    Only a newline ends a line: a value may hold the other characters that Unicode counts as line ends.
+    """
+    pairs = (line.strip().removeprefix("export ").partition("=") for line in text.split("\n") if "=" in line)
+    return {key.strip(): unquote_value(value) for key, _, value in pairs if CONFIG_KEY.fullmatch(key.strip())}
+
+
+def render_environment(config: Mapping[str, str]) -> str:
+    """Write a config as `KEY=quoted` lines."""
+    return "".join(f"{key}={quote_value(value)}\n" for key, value in sorted(config.items()))
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Show a user's own word in a message: printable, short, quoted."""
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Find the word that was probably meant, or nothing."""
+    import difflib
+    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.6)), "")
+
+
+def now() -> str:
+    """Give the time as it stands in records: ISO 8601, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4 Processes: the only place that starts other programs; argv lists only, no shell
+# ---------------------------------------------------------------------------------------------------------------------
+
+def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
+        cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set."""
+    given = stdin.encode() if isinstance(stdin, str) else stdin
+    try:
+        done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
+                              env=None if env is None else dict(env), cwd=cwd, check=False)
+    except FileNotFoundError:
+        raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
+    if check and done.returncode:
+        raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
+    return done
+
+
+def output_of(argv: Sequence[str], **options: Any) -> str:
+    """Run a program and give what it wrote to standard output, as text without the last newline."""
+    return run(argv, **options).stdout.decode(errors="surrogateescape").rstrip("\n")
+
+
+def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_line: Callable[[str], None] = detail) -> str:
+    """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed.
+
+    Our own end (an error, TERM, a reader that went away) ends the program too.
+    """
+    last: list[str] = []
+    process = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env=None if env is None else dict(env))
+    try:
+        for raw in process.stdout or ():
+            line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
+            last = [*last[-99:], line]
+            say_line(line)
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        code = process.wait()
+    if code:
+        raise ToolFailed(argv, code, "\n".join(last))
+    return "\n".join(last)
+
+
+def pipe(first: Sequence[str], second: Sequence[str]) -> str:
+    """Run `first | second` and give what the second printed. Raises ToolFailed for either."""
+    with tempfile.TemporaryFile() as errors, \
+            subprocess.Popen(list(first), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
+        done = subprocess.run(list(second), stdin=source.stdout, capture_output=True, check=False)
+        source.stdout.close()
+        if source.wait():
+            errors.seek(0)
+            raise ToolFailed(first, source.returncode, errors.read().decode(errors="replace"))
+    if done.returncode:
+        raise ToolFailed(second, done.returncode, done.stderr.decode(errors="replace"))
+    return done.stdout.decode()
+
+
+def become(argv: Sequence[str]) -> NoReturn:
+    """Turn into another program; for terminals, where it must own the descriptors."""
+    sys.stdout.flush()
+    os.execvp(argv[0], list(argv))
+
+
+def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: int) -> int:
+    """Run git for an ssh client in a process group of its own, and end the group when the client goes away.
+
+    A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we
+    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` is the
+    descriptor of the app's lock, handed down so that the lock lives until git has moved its refs.
+    """
+    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=[keep])
+    poller = select.poll()
+    poller.register(1, 0)  # POLLERR and POLLHUP are always reported
+    while process.poll() is None:
+        if poller.poll(100):
+            end_group(process)
+            break
+    return process.wait()
+
+
+def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
+    """TERM a process group, and KILL it after the grace (seconds)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(grace)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def detach(work: Callable[[], None]) -> None:
+    """Do work in a grandchild that holds none of our descriptors and outlives us.
+
+    Our locks live in descriptors, so every one of them is closed before anything else happens there.
+    """
+    sys.stdout.flush()
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.closerange(0, 4096)
+        os.open(os.devnull, os.O_RDWR), os.dup(0), os.dup(0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.nice(5)
+        TRANSCRIPT.set(None)
+        work()
+    finally:
+        os._exit(0)
+
+
+def as_root(argv: Sequence[str]) -> list[str]:
+    """Prefix a command that the sudoers file allows word for word; root needs no prefix."""
+    return list(argv) if os.geteuid() == 0 else ["sudo", "-n", *argv]
+
+
+def become_owner(path: Path) -> None:
+    """Give up root for the owner of the state tree: nothing root-owned is ever left there."""
+    owner = path.stat().st_uid if path.exists() else 0
+    if os.geteuid() != 0 or owner == 0:
+        return
+    account = pwd.getpwuid(owner)
+    os.initgroups(account.pw_name, account.pw_gid)
+    os.setgid(account.pw_gid)
+    os.setuid(owner)
+    os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
+    os.chdir("/")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5 State: facts in files. The only place that writes files or takes locks
+# ---------------------------------------------------------------------------------------------------------------------
+
+def app_folder(app: str) -> Path:
+    """Locate the record of an app; the folder is the record that it exists."""
+    return ROOT / "apps" / app
+
+
+def release_folder(app: str, number: int) -> Path:
+    """Locate the record of a release."""
+    return app_folder(app) / "releases" / f"v{number}"
+
+
+def read_text(path: Path, default: str = "") -> str:
+    """Read a file that may not be there."""
+    try:
+        return path.read_text(errors="surrogateescape")
+    except (FileNotFoundError, NotADirectoryError):
+        return default
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a list: one item a line."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that we wrote; nothing where there is none."""
+    text = read_text(path)
+    return parse_json_object(text, str(path)) if text else {}
+
+
+def write_text(path: Path, text: str, *, secret: bool = False) -> None:
+    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", errors="surrogateescape") as file:
+            os.fchmod(handle, 0o600 if secret else 0o644)
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replace a list; an empty one has no file."""
+    kept = list(lines)
+    write_text(path, "".join(f"{line}\n" for line in kept)) if kept else remove_file(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log, in one write."""
+    with path.open("a", errors="surrogateescape") as file:
+        file.write(line + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder, so that a rename in it outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that may not be there."""
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and what it holds, never following links out of it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def make_folder(path: Path, mode: int = 0o755) -> Path:
+    """Make sure that a folder exists."""
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    return path
+
+
+def rename_file(path: Path, target: Path) -> None:
+    """Move a file or a folder to another name, in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Give a new folder that is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=make_folder(parent)))
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
+def apps() -> list[str]:
+    """List the apps, sorted."""
+    folder = ROOT / "apps"
+    return sorted(entry.name for entry in os.scandir(folder) if APP_NAME.fullmatch(entry.name)) if folder.is_dir() else []
+
+
+def app_exists(app: str) -> bool:
+    """Say whether an app exists."""
+    return app_folder(app).is_dir()
+
+
+def require_app(app: str) -> str:
+    """Give the name back when the app exists. Raises NoSuchApp."""
+    if not app_exists(app):
+        raise NoSuchApp(app)
+    return app
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file, without taking the lock."""
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def same_file(descriptor: int, path: Path) -> bool:
+    """Say whether an open lock file is still the one at that path: the app may have been destroyed meanwhile."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
+
+
+def take_lock(descriptor: int, purpose: str, who: str, waiting: str) -> None:
+    """Take a lock; says whom it waits for. The holder's words stand in the file for the next one to read."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        detail(f"{waiting}: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{purpose} by {who} since {now()}\n".encode(), 0)
+
+
+@contextlib.contextmanager
+def locked(app: str, purpose: str) -> Iterator[None]:
+    """Hold the app's lock. Raises NoSuchApp when the app is gone by the time the lock is ours.
+
+    In a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs.
+    """
+    path, handed = app_folder(require_app(app)) / "lock", inherited("DOKKU_LOCK_FD")
+    descriptor = int(handed) if handed else open_lock(path)
+    try:
+        take_lock(descriptor, purpose, inherited("DOKKU_CALLER", "root"), f"{app} is busy")
+        if not same_file(descriptor, path):
+            raise NoSuchApp(app)
+        yield
+    finally:
+        if not handed:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def server_lock(name: str) -> Iterator[None]:
+    """Hold one of the server's own short locks: addresses, nginx, keys."""
+    descriptor = open_lock(make_folder(ROOT / "locks") / name)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(path: Path) -> int | None:
+    """Take a lock if it is free; give its descriptor, which holds it until closed."""
+    descriptor = open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+
+
+@contextlib.contextmanager
+def build_slot() -> Iterator[None]:
+    """Hold one of the server's build slots; waits, and says so, while all are taken."""
+    folder, told = make_folder(ROOT / "locks"), False
+    while True:
+        taken = next((lock for number in range(BUILD_SLOTS) if (lock := try_lock(folder / f"build.{number}")) is not None), None)
+        if taken is not None:
+            break
+        if not told:
+            detail(f"{BUILD_SLOTS} build(s) of other apps are running, which is what this server allows; waiting")
+        told = True
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        os.close(taken)
+
+
+def read_config(app: str) -> dict[str, str]:
+    """Read the config vars of an app; of the server for `--global`."""
+    return parse_environment(read_text(config_file(app)))
+
+
+def config_file(app: str) -> Path:
+    """Locate the config vars of an app, or of the server."""
+    return ROOT / "ENV" if app == "--global" else app_folder(app) / "ENV"
+
+
+def write_config(app: str, config: Mapping[str, str]) -> None:
+    """Replace the config vars of an app or of the server."""
+    write_text(config_file(app), render_environment(config), secret=True)
+
+
+def merged_config(app: str) -> dict[str, str]:
+    """Give what an app runs with: the server's config vars, and over them its own."""
+    return {**read_config("--global"), **read_config(app)}
+
+
+def read_current(app: str) -> Release | None:
+    """Read the release that should run; nothing before the first deploy."""
+    line = read_text(app_folder(app) / "CURRENT").strip()
+    number, _, restart = line.removeprefix("v").partition(".")
+    if not line:
+        return None
+    release = read_release(app, int(number))
+    return replace(release, restart=int(restart or 0)) if release else None
+
+
+def read_release(app: str, number: int) -> Release | None:
+    """Read the record of a release."""
+    record = read_json(release_folder(app, number) / "release.json")
+    if not record:
+        return None
+    checks = tuple(Check(**{**check, "command": tuple(check["command"])}) for check in record.pop("checks"))
+    return Release(**{**record, "checks": checks})
+
+
+def write_release(release: Release, config: Mapping[str, str]) -> None:
+    """Write the record of a release: what it is and the config it runs with."""
+    folder = make_folder(release_folder(release.app, release.number))
+    write_text(folder / "ENV", render_environment(config), secret=True)
+    write_json(folder / "release.json", {**asdict(release), "restart": 0})
+
+
+def release_config(release: Release) -> dict[str, str]:
+    """Read the config a release runs with."""
+    return parse_environment(read_text(release_folder(release.app, release.number) / "ENV"))
+
+
+def write_current(release: Release) -> None:
+    """Record a release as the one that should run: the commit point of every change, one rename."""
+    write_text(app_folder(release.app) / "CURRENT", release.incarnation + "\n")
+
+
+def release_numbers(app: str) -> list[int]:
+    """List the numbers of the releases on record, oldest first."""
+    folder = app_folder(app) / "releases"
+    return sorted(int(name[1:]) for name in (os.listdir(folder) if folder.is_dir() else []) if name[1:].isdigit())
+
+
+def next_number(app: str) -> int:
+    """Give the number of the next release; a number is never given twice."""
+    return max([*release_numbers(app), int(read_text(app_folder(app) / "LAST", "0"))]) + 1
+
+
+def mark_release(app: str, number: int, status: str) -> None:
+    """Note what became of a release that is not live: failed, cancelled, rolled back."""
+    write_text(release_folder(app, number) / "STATUS", status + "\n")
+
+
+def release_status(app: str, number: int, current: Release | None) -> str:
+    """Say what became of a release."""
+    if current and current.number == number:
+        return "live"
+    return read_text(release_folder(app, number) / "STATUS").strip() or "replaced"
+
+
+def read_scale(app: str) -> dict[str, int]:
+    """Read what `ps:scale` set."""
+    return dict(parse_scale(line) for line in read_lines(app_folder(app) / "SCALE"))
+
+
+def scale_of(app: str, release: Release) -> dict[str, int]:
+    """Say how many of each process type should run: ps:scale first, then app.json, then one web and none else."""
+    wanted = {"web": 1, **release.formation, **read_scale(app)}
+    return {kind: wanted.get(kind, 0) for kind in {"web": "", **release.procfile} if kind != "release"}
+
+
+def is_stopped(app: str) -> bool:
+    """Say whether `ps:stop` stopped the app."""
+    return (app_folder(app) / "STOPPED").exists()
+
+
+def domains_of(app: str) -> list[str]:
+    """List the domains of an app: its own, else its name under each global domain."""
+    own = read_lines(app_folder(app) / "DOMAINS")
+    if (app_folder(app) / "NO_VHOST").exists():
+        return []
+    return own or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]
+
+
+def allotted() -> list[tuple[str, str, str, str]]:
+    """List the addresses given out: (address, app, incarnation, dyno). The file's name is the record."""
+    folder = ROOT / "addresses"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [(parts[0], parts[1], parts[2], parts[3]) for name in names if len(parts := name.split("=")) == 4]
+
+
+def allot_address(subnet: str, release: Release, dyno: str) -> str:
+    """Give a web process an address of the lower half of the subnet; the same again when it already has one."""
+    with server_lock("addresses"):
+        taken = allotted()
+        for address, *owner in taken:
+            if owner == [release.app, release.incarnation, dyno]:
+                return address
+        used = {address for address, *_ in taken}
+        lower = next(ipaddress.ip_network(subnet).subnets())
+        free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in used), None)
+        if not free:
+            raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
+        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation}={dyno}", "")
+        return free
+
+
+def free_addresses(app: str, keep: Callable[[str, str], bool]) -> None:
+    """Take back the app's addresses except those whose (incarnation, dyno) `keep` wants."""
+    for address, owner, incarnation, dyno in allotted():
+        if owner == app and not keep(incarnation, dyno):
+            remove_file(ROOT / "addresses" / f"{address}={owner}={incarnation}={dyno}")
+
+
+def require_disk() -> None:
+    """Refuse to begin where a disk would run full. Raises DokkuError."""
+    for path in (ROOT, DOCKER_DATA):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            free = shutil.disk_usage(path).free // 2**20
+            if free < MIN_FREE_MB:
+                raise DokkuError(f"Only {free} MB are free in {path}; a build needs {MIN_FREE_MB}",
+                                 "remove what is not needed (dokku apps:destroy, docker image rm), then push again")

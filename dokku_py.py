@@ -1107,3 +1107,151 @@ def require_disk() -> None:
             if free < MIN_FREE_MB:
                 raise DokkuError(f"Only {free} MB are free in {path}; a build needs {MIN_FREE_MB}",
                                  "remove what is not needed (dokku apps:destroy, docker image rm), then push again")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6 Properties: every setting a user may change, one row each
+# ---------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Property:
+    """A setting: which noun it belongs to, its default, and the parser that accepts a value."""
+
+    noun: str
+    key: str
+    default: str
+    parse: Callable[[str], Any] = str
+    summary: str = ""
+
+
+PROPERTIES = {(row.noun, row.key): row for row in (
+    Property("checks", "wait-to-retire", "60", parse_count, "seconds that old processes may go on serving after a switch"),
+    Property("git", "deploy-branch", "", parse_branch, "the branch that deploys; empty: main or master, whichever was pushed first"),
+    Property("git", "rev-env-var", "GIT_REV", parse_config_key, "the variable that holds the commit"),
+    Property("nginx", "client-max-body-size", "1m", parse_size, "the largest request body"),
+    Property("nginx", "proxy-connect-timeout", "60s", parse_seconds, "how long nginx waits to reach the app"),
+    Property("nginx", "proxy-read-timeout", "60s", parse_seconds, "how long nginx waits for the app's next bytes"),
+    Property("nginx", "proxy-send-timeout", "60s", parse_seconds, "how long nginx waits to send to the app"),
+    Property("ps", "auto-rollback", "true", parse_switch, "roll back a release that crash-loops in its first minute"),
+    Property("ps", "restart-policy", "unless-stopped", parse_restart_policy, "what Docker does when a process ends"),
+    Property("ps", "stop-timeout-seconds", "30", parse_count, "seconds between SIGTERM and SIGKILL"),
+)}
+
+
+def property_file(app: str, noun: str, key: str) -> Path:
+    """Locate the value of a property; of the server for `--global`."""
+    return (ROOT if app == "--global" else app_folder(app)) / "properties" / f"{noun}.{key}"
+
+
+def property_of(app: str, noun: str, key: str) -> str:
+    """Give the value that takes effect: the app's, else the server's, else the default."""
+    own = read_text(property_file(app, noun, key)).strip()
+    return own or read_text(property_file("--global", noun, key)).strip() or PROPERTIES[noun, key].default
+
+
+def write_property(app: str, noun: str, key: str, value: str) -> None:
+    """Set a property, or clear it with an empty value. Raises UsageError for an unknown name or a bad value."""
+    row = PROPERTIES.get((noun, key))
+    if not row:
+        valid = ", ".join(name for owner, name in sorted(PROPERTIES) if owner == noun)
+        raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {valid}")
+    if value:
+        write_text(property_file(app, noun, key), f"{row.parse(value)}\n")
+    else:
+        remove_file(property_file(app, noun, key))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7 Events: who did what, with what result; never values, only names
+# ---------------------------------------------------------------------------------------------------------------------
+
+def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0, seconds: float = 0.0, note: str = "") -> None:
+    """Add a line of JSON to events.log."""
+    event = {"at": now(), "who": caller.name, "from": caller.address, "command": command, "app": app, "result": result,
+             "ms": round(seconds * 1000), "note": note}
+    append_line(ROOT / "events.log", json.dumps({key: value for key, value in event.items() if value != ""}, ensure_ascii=False))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 8 Git: one bare repository per app, and a commit's tree in a folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+def repository_of(app: str) -> Path:
+    """Locate the bare repository of an app."""
+    return app_folder(app) / "repo.git"
+
+
+def git_environment(*, quarantine: bool = False) -> dict[str, str]:
+    """Give git the environment it would have outside a hook.
+
+    git sets GIT_DIR and others for a hook, which mislead every git started from there. Reading a commit that is
+    still in quarantine needs the object directories: those three are kept on demand (githooks(5), git-receive-pack(1)).
+    """
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith("GIT_") or (quarantine and name in GIT_ENVIRONMENT_KEPT)}
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def ensure_repository(app: str) -> Path:
+    """Make the repository of an app when it is not there yet."""
+    repository = repository_of(app)
+    if not (repository / "HEAD").exists():
+        run(["git", "init", "--quiet", "--bare", str(repository)], env=git_environment())
+    return repository
+
+
+def git(app: str, *words: str, quarantine: bool = False, check: bool = True) -> str:
+    """Run git in an app's repository and give what it printed."""
+    return output_of(["git", f"--git-dir={repository_of(app)}", *words], env=git_environment(quarantine=quarantine), check=check)
+
+
+def ref_of(app: str, ref: str) -> str:
+    """Give the commit a ref stands on; forty zeros where there is none."""
+    return git(app, "rev-parse", "--quiet", "--verify", "--end-of-options", ref, check=False) or ZERO
+
+
+@contextlib.contextmanager
+def checkout(app: str, commit: str) -> Iterator[Path]:
+    """Give a commit's tree in a folder that is gone afterwards; submodules are fetched at the recorded commits."""
+    with scratch_folder(app_folder(app), "tree.") as folder:
+        tree = make_folder(folder / "tree")
+        environment = {**git_environment(quarantine=True), "GIT_INDEX_FILE": str(folder / "index")}
+        command = ["git", f"--git-dir={repository_of(app)}", f"--work-tree={tree}"]
+        run([*command, "checkout", "--force", "--quiet", commit, "--", "."], env=environment, cwd=tree)
+        fetch_submodules(tree, output_of([*command, "ls-tree", "-r", "-z", "--full-tree", commit], env=environment))
+        yield tree
+
+
+def fetch_submodules(tree: Path, listing: str) -> None:
+    """Fetch the submodules that a tree names, and theirs. `listing` is what `git ls-tree -r -z` printed."""
+    wanted = {path: meta.split()[2] for meta, _, path in (entry.partition("\t") for entry in listing.split("\0")) if meta.startswith("160000")}
+    if not wanted:
+        return
+    settings = output_of(["git", "config", "--null", "--file", str(tree / ".gitmodules"), "--get-regexp", r"^submodule\..*\.(path|url)$"],
+                         env=git_environment(), check=False)
+    pairs = dict(entry.partition("\n")[::2] for entry in settings.split("\0") if entry)
+    urls = {path: pairs.get(key.removesuffix(".path") + ".url", "") for key, path in pairs.items() if key.endswith(".path")}
+    for path, commit in wanted.items():
+        fetch_submodule(tree / path, urls.get(path, ""), commit, path)
+
+
+def fetch_submodule(folder: Path, url: str, commit: str, path: str) -> None:
+    """Fetch one submodule at its recorded commit, by the protocols we allow only."""
+    if not url or url.startswith(("-", ".", "/")):
+        raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
+                         "give .gitmodules a full https or ssh address")
+    detail(f"Fetching submodule {path}")
+    environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS}
+    run(["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)], env=environment)
+    run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
+    listing = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
+    remove_folder(folder / ".git")
+    fetch_submodules(folder, listing)
+
+
+def remove_quarantines(app: str) -> None:
+    """Remove what a killed push left in the repository; only under the app's lock."""
+    own = Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")).name
+    for folder in (repository_of(app) / "objects").glob("tmp_objdir-*"):
+        if folder.name != own:
+            remove_folder(folder)

@@ -1255,3 +1255,287 @@ def remove_quarantines(app: str) -> None:
     for folder in (repository_of(app) / "objects").glob("tmp_objdir-*"):
         if folder.name != own:
             remove_folder(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 9 Docker: images, containers, the network. `docker` is imported on first use (80 ms)
+# ---------------------------------------------------------------------------------------------------------------------
+
+@functools.cache
+def engine() -> Any:
+    """Give the connection to the Docker Engine. Raises DokkuError when it does not answer."""
+    docker = importlib.import_module("docker")
+    try:
+        client = docker.APIClient(version="auto", timeout=120)
+        client.ping()
+        return client
+    except docker.errors.DockerException as error:
+        raise DokkuError(f"Docker does not answer: {error}", "start it: sudo service docker start") from None
+
+
+@contextlib.contextmanager
+def engine_errors(purpose: str) -> Iterator[None]:
+    """Turn an error of the engine into one line that says what was being done."""
+    docker = importlib.import_module("docker")
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise DokkuError(f"{purpose}: {error.explanation or error}") from None
+
+
+def ensure_network() -> str:
+    """Make the product's network when it is missing; give its subnet.
+
+    Its lower half is ours to allot, its upper half Docker's; containers on it can't reach each other, nginx on the
+    host reaches them all (enable_icc=false).
+    """
+    for network in engine().networks(names=[NETWORK]):
+        if network["Name"] == NETWORK:
+            return network["IPAM"]["Config"][0]["Subnet"]
+    subnet = ipaddress.ip_network(SUBNET or free_subnet())
+    types = importlib.import_module("docker").types
+    pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
+    with engine_errors(f"The network {NETWORK} can't be made"):
+        engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
+                                options={"com.docker.network.bridge.enable_icc": "false"})
+    return str(subnet)
+
+
+def free_subnet() -> str:
+    """Find a subnet that neither a route of this host nor a network of Docker uses."""
+    words = output_of(["ip", "-4", "route"], check=False).split()
+    pools = [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
+    used = []
+    for word in [*words, *pools]:
+        with contextlib.suppress(ValueError):
+            used.append(ipaddress.ip_network(word, strict=False))
+    free = (text for text in SUBNETS if not any(net.version == 4 and net.overlaps(ipaddress.ip_network(text)) for net in used))
+    return next(free, SUBNETS[0])
+
+
+OURS = {"com.dokku.managed-by": "dokku_py"}
+
+
+def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[str, str]:
+    """Give the labels that identify a container; nothing else does."""
+    return {**OURS, "com.dokku.app-name": release.app, "com.dokku.process-type": dyno.rpartition(".")[0], "com.dokku.dyno": dyno,
+            "com.dokku.container-type": kind, "com.dokku.release": release.name, "com.dokku.incarnation": release.incarnation}
+
+
+def containers_of(app: str = "", kind: str = "deploy") -> list[Container]:
+    """List our containers of one app, or of all, running or not."""
+    labels = [f"com.dokku.container-type={kind}", "com.dokku.managed-by=dokku_py", *([f"com.dokku.app-name={app}"] if app else [])]
+    return [as_container(row) for row in engine().containers(all=True, filters={"label": labels})]
+
+
+def as_container(row: Mapping[str, Any]) -> Container:
+    """Read one row of Docker's list."""
+    labels, network = row["Labels"], row["NetworkSettings"]["Networks"].get(NETWORK) or {}
+    return Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), app=labels.get("com.dokku.app-name", ""),
+                     dyno=labels.get("com.dokku.dyno", ""), incarnation=labels.get("com.dokku.incarnation", ""), state=row["State"],
+                     running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""))
+
+
+def process_environment(release: Release, config: Mapping[str, str], dyno: str) -> dict[str, str]:
+    """Give a process its environment: the release's config over what every process gets."""
+    revision = {property_of(release.app, "git", "rev-env-var"): release.commit} if release.commit else {}
+    return {"PORT": str(release.port), "DYNO": dyno, "DOKKU_APP_NAME": release.app, "DOKKU_RELEASE": release.name, **revision, **config}
+
+
+def process_command(release: Release, process_type: str) -> list[str] | None:
+    """Give the command of a process type; None is the image's own."""
+    command = release.procfile.get(process_type)
+    return ["/bin/sh", "-c", command] if command else None
+
+
+def create_container(release: Release, dyno: str, *, config: Mapping[str, str], address: str = "", command: list[str] | None = None,
+                     kind: str = "deploy", name: str = "", **host: Any) -> str:
+    """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv."""
+    client = engine()
+    host_config = client.create_host_config(init=True, log_config={"type": "json-file", "config": LOG_OPTIONS}, **host)
+    endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
+    environment = process_environment(release, config, dyno)
+    with engine_errors(f"{dyno} of {release.app} can't be created"):
+        return client.create_container(
+            release.image, command, name=name or f"{release.app}.{dyno}.{release.incarnation}", labels=container_labels(release, dyno, kind),
+            environment=environment, host_config=host_config, networking_config=client.create_networking_config({NETWORK: endpoint}))["Id"]
+
+
+def start_container(identity: str) -> None:
+    """Start a container."""
+    with engine_errors("A container can't be started"):
+        engine().start(identity)
+
+
+def stop_container(identity: str, grace: int) -> None:
+    """End a container: SIGTERM, and SIGKILL after the grace (seconds). One that is gone is fine."""
+    docker = importlib.import_module("docker")
+    with contextlib.suppress(docker.errors.NotFound):
+        engine().stop(identity, timeout=grace)
+
+
+def remove_container(identity: str) -> None:
+    """Remove a container, running or not. One that is gone is fine."""
+    docker = importlib.import_module("docker")
+    with contextlib.suppress(docker.errors.NotFound), contextlib.suppress(docker.errors.APIError):
+        engine().remove_container(identity, force=True, v=True)
+
+
+def rename_container(container: Container, name: str) -> None:
+    """Give a container another name when it has not got it yet."""
+    if container.name != name:
+        with engine_errors(f"{container.name} can't be renamed to {name}"):
+            engine().rename(container.id, name)
+
+
+def inspect_container(identity: str) -> dict[str, Any]:
+    """Give what Docker knows of a container; nothing when it is gone."""
+    docker = importlib.import_module("docker")
+    try:
+        return engine().inspect_container(identity)
+    except docker.errors.NotFound:
+        return {}
+
+
+def logs_of(identity: str, lines: int) -> list[str]:
+    """Give the last lines of a container's output."""
+    docker = importlib.import_module("docker")
+    with contextlib.suppress(docker.errors.APIError):
+        return engine().logs(identity, tail=lines).decode(errors="replace").splitlines()
+    return []
+
+
+def inspect_image(reference: str) -> dict[str, Any]:
+    """Give what Docker knows of an image; nothing when it is not there."""
+    docker = importlib.import_module("docker")
+    try:
+        return engine().inspect_image(reference)
+    except docker.errors.ImageNotFound:
+        return {}
+
+
+def tag_image(release: Release) -> None:
+    """Name the image after its release and as the app's latest: names keep it from every clean-up."""
+    for tag in (release.name, "latest"):
+        engine().tag(release.image, f"dokku/{release.app}", tag)
+
+
+def untag_image(reference: str) -> None:
+    """Take a name from an image; the last name takes the image along, unless a container uses it."""
+    docker = importlib.import_module("docker")
+    with contextlib.suppress(docker.errors.APIError):
+        engine().remove_image(reference)
+
+
+def exposed_port(image: Mapping[str, Any]) -> int:
+    """Give the first TCP port that an image exposes, else 5000."""
+    ports = sorted(int(port.partition("/")[0]) for port in (image["Config"].get("ExposedPorts") or {}) if not port.endswith("/udp"))
+    return ports[0] if ports else DEFAULT_PORT
+
+
+def build_environment(config: Mapping[str, str]) -> dict[str, str]:
+    """Choose the builder: BuildKit where this client can, the classic one otherwise.
+
+    A client of 23 or later needs the buildx plugin and fails with DOCKER_BUILDKIT=1 without it. `config` holds the
+    values of build arguments: they travel in the environment, so that no process list shows them.
+    """
+    major = re.search(r"version (\d+)", output_of([docker_command(), "--version"], check=False))
+    modern = bool(major) and int(major[1]) >= 23
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DOCKER_", "SSH_"))}
+    return {**config, **base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
+
+
+def build_with_dockerfile(app: str, tree: Path, arguments: Mapping[str, str]) -> str:
+    """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
+    with scratch_folder(app_folder(app), "tree.") as folder:
+        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}",
+                *(word for key in sorted(arguments) for word in ("--build-arg", key)), str(tree)]
+        stream(argv, env=build_environment(arguments))
+        return read_text(folder / "id").strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 10 Nginx: render, test, switch, and see the new configuration served
+# ---------------------------------------------------------------------------------------------------------------------
+
+Worker = tuple[int, str]  # process id and start time: an id alone may be given to another process
+
+
+def render(name: str, **words: Any) -> str:
+    """Render a template; an undefined name is an error, never an empty string."""
+    jinja2 = importlib.import_module("jinja2")
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True).get_template(name).render(**words) + "\n"
+
+
+def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
+    """Compute what an app's vhost says: from state alone, so that it can always be rendered again."""
+    wanted = release.incarnation if release and not is_stopped(app) else ""
+    found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
+                   if owner == app and incarnation == wanted and dyno.startswith("web."))
+    domains = tuple(domains_of(app))
+    target = int(release_config(release).get("PORT", release.port)) if release else DEFAULT_PORT
+    return Vhost(app=app, domains=domains, listen=80 if domains else port, upstreams=tuple(f"{address}:{target}" for _, address in found),
+                 access_log=str(NGINX_LOGS / f"{app}-access.log"), error_log=str(NGINX_LOGS / f"{app}-error.log"),
+                 settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"})
+
+
+def worker_processes() -> list[Worker]:
+    """List nginx's workers that still accept connections."""
+    master = read_text(NGINX_PID).strip()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[1] == master and b"shutting down" not in (folder / "cmdline").read_bytes():
+                found.append((int(folder.name), fields[19]))
+    return found
+
+
+def worker_lives(worker: Worker) -> bool:
+    """Say whether a worker process still exists, serving its last requests or not."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{worker[0]}/stat").read_text().rpartition(")")[2].split()[19] == worker[1]
+    return False
+
+
+def reload_nginx() -> list[Worker]:
+    """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
+
+    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down.
+    """
+    old = worker_processes()
+    if not old:
+        run(as_root(["/usr/sbin/service", "nginx", "start"]))
+        return []
+    run(as_root(["/usr/sbin/nginx", "-s", "reload"]))
+    deadline = time.monotonic() + RELOAD_SECONDS
+    while set(old) & set(worker_processes()):
+        if time.monotonic() > deadline:
+            raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
+        time.sleep(0.01)
+    return old
+
+
+def install_vhost(name: str, text: str) -> list[Worker]:
+    """Make nginx serve a vhost: test the candidate, rename it into place, reload; give the old workers.
+
+    A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
+    """
+    target, candidate = ROOT / "nginx" / name, ROOT / "nginx" / "candidate" / Path(name).name
+    with server_lock("nginx"):
+        old = read_text(target)
+        if old == text:
+            return []
+        write_text(candidate, text)
+        try:
+            run(as_root(["/usr/sbin/nginx", "-t", "-q", "-c", str(NGINX_TEST_CONF)]))
+        except ToolFailed as error:
+            remove_file(candidate)
+            raise DokkuError(f"nginx refuses the configuration of {name}: {error.output.strip()}", "the old one goes on serving") from None
+        rename_file(candidate, target)
+        try:
+            return reload_nginx()
+        except DokkuError:
+            write_text(target, old) if old else remove_file(target)
+            raise

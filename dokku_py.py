@@ -1458,6 +1458,7 @@ def build_with_dockerfile(app: str, tree: Path, arguments: Mapping[str, str]) ->
 # 10 Nginx: render, test, switch, and see the new configuration served
 # ---------------------------------------------------------------------------------------------------------------------
 
+SERVER_CONF = "server/_server.conf"  # no app's name begins with _
 Worker = tuple[int, str]  # process id and start time: an id alone may be given to another process
 
 
@@ -1528,6 +1529,8 @@ def install_vhost(name: str, text: str) -> list[Worker]:
         if old == text:
             return []
         write_text(candidate, text)
+        if name != SERVER_CONF:
+            write_text(candidate.with_name(Path(SERVER_CONF).name), read_text(ROOT / "nginx" / SERVER_CONF))
         try:
             run(as_root(["/usr/sbin/nginx", "-t", "-q", "-c", str(NGINX_TEST_CONF)]))
         except ToolFailed as error:
@@ -1539,3 +1542,390 @@ def install_vhost(name: str, text: str) -> list[Worker]:
         except DokkuError:
             write_text(target, old) if old else remove_file(target)
             raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 11 Schedulers: the processes of a release
+# ---------------------------------------------------------------------------------------------------------------------
+
+def wanted_dynos(release: Release) -> list[str]:
+    """List the processes that should run: web.1, web.2, worker.1."""
+    return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) for index in range(1, count + 1)]
+
+
+def start_process(release: Release, dyno: str, subnet: str) -> Container:
+    """Create and start one process of a release; web gets an address that it keeps over restarts and reboots."""
+    process_type = dyno.rpartition(".")[0]
+    address = allot_address(subnet, release, dyno) if process_type == "web" else ""
+    policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
+    identity = create_container(release, dyno, config=release_config(release), address=address, command=process_command(release, process_type),
+                                restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
+    start_container(identity)
+    return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation}", app=release.app, dyno=dyno,
+                     incarnation=release.incarnation, running=True, address=address)
+
+
+def start_missing(release: Release) -> list[Container]:
+    """Start what should run and does not: containers that ended are started again, missing ones created."""
+    subnet = ensure_network()
+    have = {container.dyno: container for container in containers_of(release.app) if container.incarnation == release.incarnation}
+    started = []
+    for dyno in wanted_dynos(release):
+        container = have.get(dyno)
+        if container and not container.running:
+            start_container(container.id)
+            started.append(replace(container, running=True))
+        elif not container:
+            say_process = f"{dyno} of {release.name}"
+            detail(f"Starting {say_process}")
+            started.append(start_process(release, dyno, subnet))
+    return started
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 12 Builders: a tree becomes an image
+# ---------------------------------------------------------------------------------------------------------------------
+
+def build_image(release: Release, tree: Path) -> Release:
+    """Build a tree; give the release with its image and the port that the image exposes."""
+    if not (tree / "Dockerfile").is_file():
+        raise DokkuError("There is no Dockerfile at the top of the tree", "add one and push again")
+    with build_slot():
+        require_disk()
+        image = build_with_dockerfile(release.app, tree, {})
+    return replace(release, image=image, port=exposed_port(inspect_image(image)))
+
+
+def read_tree_file(tree: Path, name: str) -> str:
+    """Read a small text file of a pushed tree; links are not followed out of the tree."""
+    path = tree / name
+    if path.is_symlink() or not path.is_file():
+        return ""
+    if path.stat().st_size > 2**20:
+        raise DokkuError(f"{name} is larger than 1 MiB", "that file holds settings only")
+    return path.read_text(errors="replace")
+
+
+def read_tree(release: Release, tree: Path) -> Release:
+    """Read what the tree says of its processes: Procfile, app.json, CHECKS. Bad files are refused before the build."""
+    app_json = parse_json_object(read_tree_file(tree, "app.json") or "{}", "app.json")
+    checks = parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS"))
+    return replace(release, procfile=parse_procfile(read_tree_file(tree, "Procfile")), formation=parse_formation(app_json), checks=checks)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 13 Health: is a process fit to serve? Says what was asked and what came back
+# ---------------------------------------------------------------------------------------------------------------------
+
+def ask_path(address: str, port: int, check: Check) -> str:
+    """Ask a path once; give what is wrong, or nothing."""
+    import http.client
+    connection = http.client.HTTPConnection(address, port, timeout=check.timeout)
+    try:
+        connection.request("GET", check.path, headers={"User-Agent": "dokku_py"})
+        answer = connection.getresponse()
+        body = answer.read(2**20).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return f"GET {check.path} on port {port}: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    if answer.status >= 400:
+        return f"GET {check.path} on port {port}: answered {answer.status}"
+    return "" if check.content in body else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
+
+
+def ask_port(address: str, port: int, timeout: float) -> str:
+    """Try once to connect; give what is wrong, or nothing."""
+    try:
+        socket.create_connection((address, port), timeout).close()
+        return ""
+    except OSError as error:
+        return f"nothing listens on port {port} ({error.strerror or error})"
+
+
+def process_trouble(container: Container) -> str:
+    """Say how a process has ended, or nothing while it runs as it was started."""
+    facts = inspect_container(container.id)
+    if not facts:
+        return "its container is gone"
+    state = facts["State"]
+    if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
+        return ""
+    killed = ", out of memory" if state["OOMKilled"] else ""
+    return f"it ended with exit code {state['ExitCode']}{killed}"
+
+
+def checks_for(release: Release, container: Container) -> list[Check]:
+    """List what a process must pass: its own checks, else listening for web and staying up for others."""
+    own = [check for check in release.checks if check.process == container.process_type]
+    if own:
+        return own
+    return [Check()] if container.process_type == "web" else [Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
+
+
+def wait_until_healthy(release: Release, container: Container) -> None:
+    """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
+    port = int(release_config(release).get("PORT", release.port))
+    for check in checks_for(release, container):
+        began, attempt, pause = time.monotonic(), 0, 0.05
+        time.sleep(check.delay)
+        while True:
+            time.sleep(check.uptime)
+            trouble = process_trouble(container)
+            if trouble:
+                raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
+            attempt += 1
+            wrong = "" if not container.address else ask_path(container.address, check.port or port, check) if check.path \
+                else ask_port(container.address, check.port or port, check.timeout)
+            if not wrong:
+                break
+            spent = time.monotonic() - began
+            if (attempt >= check.attempts) if check.attempts else (spent > START_SECONDS):
+                raise DokkuError(f"{container.dyno} of {release.name} is not fit after {attempt} attempts in {spent:.0f} s: {wrong}",
+                                 "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
+            time.sleep(check.wait or pause)
+            pause = min(pause * 1.5, 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 14 Releases: deploy, bring up, retire, converge
+# ---------------------------------------------------------------------------------------------------------------------
+
+def deploy(app: str, commit: str, by: str) -> None:
+    """Make a pushed commit the running release, or leave everything as it was.
+
+    Until go_live nothing the world can see has changed; record is the commit point; what follows is tidying.
+    """
+    release = new_release(app, commit=commit, by=by, reason="push")
+    with build_log(release):
+        with checkout(app, commit) as tree:
+            release = read_tree(release, tree)
+            step(f"Building {app} {release.name} from its Dockerfile")
+            release = build_image(release, tree)
+        write_release(release, merged_config(app))
+        tag_image(release)
+        run_release_task(release)
+        switch_to(release)
+    milestone("Application deployed:")
+    for url in urls_of(app):
+        detail(url)
+
+
+def new_release(app: str, **facts: Any) -> Release:
+    """Begin the next release: its number is used up, whatever becomes of it."""
+    release = Release(app=app, number=next_number(app), at=now(), **facts)
+    write_text(app_folder(app) / "LAST", str(release.number))
+    make_folder(release_folder(app, release.number))
+    return release
+
+
+@contextlib.contextmanager
+def build_log(release: Release) -> Iterator[None]:
+    """Keep what is said within as the release's log, and mark the release failed when it fails."""
+    with (release_folder(release.app, release.number) / "build.log").open("a", errors="replace") as log, transcript(log):
+        try:
+            yield
+        except BaseException as error:
+            mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
+            untag_image(f"dokku/{release.app}:{release.name}")
+            raise
+
+
+def run_release_task(release: Release) -> None:
+    """Run the Procfile's `release:` in a container of the new image. Raises DokkuError when it fails."""
+    if "release" not in release.procfile:
+        return
+    step("Running the release command")
+    ensure_network()
+    identity = create_container(release, "release.1", config=release_config(release), command=process_command(release, "release"), kind="release")
+    try:
+        start_container(identity)
+        for line in engine().logs(identity, stream=True, follow=True):
+            detail(line.decode(errors="replace").rstrip("\r\n"))
+        code = engine().wait(identity)["StatusCode"]
+    finally:
+        remove_container(identity)
+    if code:
+        raise DokkuError(f"The release command ended with exit code {code}", "the old release goes on serving")
+
+
+def switch_to(release: Release) -> None:
+    """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
+    try:
+        step("Starting processes and checking them")
+        started = start_missing(release)
+        for container in started:
+            wait_until_healthy(release, container)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here it is quicker to end well than to turn back
+        step("Switching to the new processes")
+        workers = go_live(release)
+    except BaseException:
+        throw_away(release)
+        raise
+    write_current(release)
+    retire(release, workers)
+    keep_images(release.app)
+
+
+def go_live(release: Release) -> list[Worker]:
+    """Point nginx at a release; give the old workers, which may still be serving."""
+    return install_vhost(f"{release.app}.conf", render("vhost.conf.j2", **vars(vhost_of(release, release.app, app_port(release.app)))))
+
+
+def app_port(app: str) -> int:
+    """Give the port of an app that has no domain, always the same one."""
+    with server_lock("ports"):
+        own = read_text(app_folder(app) / "PORT").strip()
+        taken = {read_text(app_folder(other) / "PORT").strip() for other in apps()}
+        if not own:
+            own = next(str(port) for port in range(5001, 10000) if str(port) not in taken)
+            write_text(app_folder(app) / "PORT", own)
+    return int(own)
+
+
+def urls_of(app: str) -> list[str]:
+    """List the addresses under which an app answers."""
+    return [f"http://{domain}" for domain in domains_of(app)] or [f"http://{socket.getfqdn()}:{app_port(app)}"]
+
+
+def throw_away(release: Release) -> None:
+    """Remove the processes of a release that did not go live; keep their last words for logs:failed."""
+    current = read_current(release.app)
+    if current and current.incarnation == release.incarnation:
+        return
+    for container in containers_of(release.app):
+        if container.incarnation == release.incarnation:
+            lines = logs_of(container.id, 1000)
+            write_text(app_folder(release.app) / "FAILED" / container.dyno, "\n".join(lines) + "\n", secret=True)
+            for line in lines[-FAILURE_LINES:]:
+                detail(f"{container.dyno}: {line}")
+            remove_container(container.id)
+    free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
+
+
+def retire(release: Release, workers: Sequence[Worker]) -> None:
+    """Let the old processes end once nginx's old workers have: a detached process does it after we are gone.
+
+    They lose their names first, and are on record in RETIRING with a deadline, so that `tick` can finish the work.
+    """
+    wanted = set(wanted_dynos(release))
+    old = [row for row in containers_of(release.app) if row.incarnation != release.incarnation or row.dyno not in wanted]
+    grace = int(property_of(release.app, "checks", "wait-to-retire"))
+    for container in old:
+        rename_container(container, f"{release.app}.{container.dyno}.{container.incarnation}")
+    for container in containers_of(release.app):
+        if container not in old and container.incarnation == release.incarnation:
+            rename_container(container, f"{release.app}.{container.dyno}")
+    if old:
+        record = {"deadline": time.time() + grace, "containers": [row.id for row in old], "workers": list(workers)}
+        with server_lock("retiring"):
+            write_lines(retiring_file(release.app), [*read_lines(retiring_file(release.app)), json.dumps(record)])
+        detach(functools.partial(finish_retiring, release.app))
+
+
+def retiring_file(app: str) -> Path:
+    """Locate the list of what is retiring."""
+    return app_folder(app) / "RETIRING"
+
+
+def finish_retiring(app: str) -> None:
+    """End what is retiring, each set when its workers are gone or its deadline has passed."""
+    engine.cache_clear()  # the connection of the process we were forked from is closed here
+    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
+    while app_exists(app) and (lines := read_lines(retiring_file(app))):
+        for line in lines:
+            record = json.loads(line)
+            if time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"]):
+                for identity in record["containers"]:
+                    stop_container(identity, grace)
+                    remove_container(identity)
+                with server_lock("retiring"):
+                    write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+        time.sleep(0.1)
+    release_addresses(app)
+
+
+def release_addresses(app: str) -> None:
+    """Take back the addresses that no container of the app holds; only while no deploy runs."""
+    lock = try_lock(app_folder(app) / "lock") if app_exists(app) else None
+    if lock is not None:
+        held = {(row.incarnation, row.dyno) for row in containers_of(app)}
+        free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
+        os.close(lock)
+
+
+def keep_images(app: str) -> None:
+    """Take the names from all but the last few distinct images, and drop the oldest records."""
+    numbers = release_numbers(app)
+    images: list[str] = []
+    for number in reversed(numbers):
+        record = read_release(app, number)
+        if record and record.image not in images:
+            images.append(record.image)
+        if record and record.image in images[IMAGES_KEPT:]:
+            untag_image(f"dokku/{app}:v{number}")
+    for number in numbers[:-RELEASES_KEPT]:
+        remove_folder(release_folder(app, number))
+
+
+def remove_strays(app: str) -> None:
+    """Remove what a crash left: processes neither current nor retiring, trees, git's quarantine. Only under the lock."""
+    current = read_current(app)
+    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
+    strays = [row for row in containers_of(app) if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
+    if strays and current:
+        go_live(current)  # nginx may have been switched to the strays before the crash
+    for container in [*strays, *containers_of(app, "release")]:
+        remove_container(container.id)
+    for folder in app_folder(app).glob("tree.*"):
+        remove_folder(folder)
+    remove_quarantines(app)
+
+
+def converge(app: str) -> None:
+    """Make Docker and nginx agree with what is on record for an app."""
+    with locked(app, "converge"):
+        remove_strays(app)
+        current = read_current(app)
+        if current and not is_stopped(app):
+            start_missing(current)
+        elif current:
+            for container in containers_of(app):
+                stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
+        install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(current, app, app_port(app)))))
+
+
+def rollback(app: str, number: int, by: str) -> Release:
+    """Make a new release with an old one's image and config; nothing is built."""
+    old = read_release(app, number)
+    if not old or not old.image or not inspect_image(old.image):
+        raise NotFound(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
+    config = release_config(old)
+    begun = new_release(app, by=by, reason=f"rollback to v{number}")
+    release = replace(old, number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
+    with build_log(release):
+        write_release(release, config)
+        tag_image(release)
+        switch_to(release)
+    write_config(app, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
+    return release
+
+
+def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
+    """Run an app with another config: the release is started and checked with it before the config is kept."""
+    current = read_current(app)
+    if current and not is_stopped(app):
+        begun = new_release(app, by=by, reason=reason)
+        release = replace(current, number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
+        with build_log(release):
+            write_release(release, {**read_config("--global"), **config})
+            tag_image(release)
+            switch_to(release)
+    write_config(app, config)
+
+
+def restart(app: str) -> None:
+    """Replace an app's processes by new ones without dropping a request."""
+    current = read_current(app)
+    if current:
+        switch_to(replace(current, restart=current.restart + 1))

@@ -1929,3 +1929,687 @@ def restart(app: str) -> None:
     current = read_current(app)
     if current:
         switch_to(replace(current, restart=current.restart + 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 15 Access: keys, roles, and who may do what
+# ---------------------------------------------------------------------------------------------------------------------
+
+ROLES = {
+    "admin": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create", "admin"}),
+    "deploy": frozenset({"deploy"}),
+}
+
+
+def read_keys() -> list[Key]:
+    """List the keys on record."""
+    folder = ROOT / "keys"
+    names = sorted(name for name in (os.listdir(folder) if folder.is_dir() else []) if KEY_NAME.fullmatch(name))
+    records = [read_json(folder / name) for name in names]
+    return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records]
+
+
+def write_key(key: Key) -> None:
+    """Keep a key and let sshd know. Raises DokkuError when another name has it already."""
+    with server_lock("keys"):
+        for other in read_keys():
+            if other.fingerprint == key.fingerprint and other.name != key.name:
+                raise DokkuError(f"That key is already known as {other.name}", f"dokku ssh-keys:remove {other.name}   removes it")
+            if other.name == key.name and other.fingerprint != key.fingerprint:
+                raise DokkuError(f"{key.name} already names another key", "choose another name, or remove that key first")
+        write_json(ROOT / "keys" / key.name, asdict(key))
+        render_authorized_keys()
+
+
+def drop_key(name: str) -> None:
+    """Forget a key and let sshd know."""
+    with server_lock("keys"):
+        remove_file(ROOT / "keys" / name)
+        render_authorized_keys()
+
+
+def render_authorized_keys() -> None:
+    """Write authorized_keys from the keys on record; lines that are not ours are kept (sshd(8), AUTHORIZED_KEYS)."""
+    path = ROOT / ".ssh" / "authorized_keys"
+    make_folder(path.parent, 0o700)
+    foreign = [line for line in read_lines(path) if 'command="/usr/bin/dokku --as ' not in line]
+    ours = [f'command="/usr/bin/dokku --as {key.name}",restrict,pty {key.public}' for key in read_keys()]
+    write_text(path, "".join(f"{line}\n" for line in [*foreign, *ours]), secret=True)
+
+
+def find_key(word: str) -> Key:
+    """Find a key by name or whole fingerprint. Raises NotFound."""
+    for key in read_keys():
+        if word in (key.name, key.fingerprint):
+            return key
+    raise NotFound(f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
+
+
+def may(caller: Caller, capability: str, app: str = "") -> bool:
+    """Say whether a caller may do something to an app, or to the server."""
+    if caller.local or capability == "anyone":
+        return capability != "hook"
+    if capability not in ROLES.get(caller.role, ()):
+        return False
+    return not caller.apps if not app else not caller.apps or app in caller.apps
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 16 Declaring: what a command is, said once beside its body
+# ---------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Arg:
+    """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed."""
+
+    name: str
+    parse: Callable[[str], Any] = str
+    flags: tuple[str, ...] = ()
+    many: str = ""
+    switch: bool = False
+    default: Any = None
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its spellings, arguments, the capability it needs, and its body."""
+
+    name: str
+    body: Callable[..., Any]
+    args: tuple[Arg, ...]
+    access: str
+    local: bool
+
+    @property
+    def summary(self) -> str:
+        """Give the first line of the help."""
+        return (self.body.__doc__ or "").strip().splitlines()[0]
+
+
+COMMANDS: dict[str, Command] = {}
+ALIASES: dict[str, str] = {}
+
+
+def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] = (), local: bool = False) -> Callable[[Any], Any]:
+    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program."""
+    def declare(body: Callable[..., Any]) -> Callable[..., Any]:
+        for spelling in (name, *also):
+            if spelling in COMMANDS or spelling in ALIASES:
+                raise RuntimeError(f"{spelling} is declared twice")
+        COMMANDS[name] = Command(name, body, args, access, local)
+        ALIASES.update(dict.fromkeys(also, name))
+        return body
+    return declare
+
+
+def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
+    """Read a command's words with one argparse parser built for it alone. Raises UsageError."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        """A parser that raises our error instead of leaving the program."""
+
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(f"{row.name}: {message}", self.format_usage().strip())
+
+    parser = Parser(prog=f"dokku {row.name}", allow_abbrev=False, add_help=False, exit_on_error=False)
+    for arg in row.args:
+        if arg.switch:
+            parser.add_argument(*arg.flags, dest=arg.name, action="store_true")
+        elif arg.flags:
+            parser.add_argument(*arg.flags, dest=arg.name, default=arg.default)
+        else:
+            parser.add_argument(arg.name, nargs=argparse.REMAINDER if arg.raw else arg.many or None, default=arg.default)
+    try:
+        found = vars(parser.parse_args(list(words)))
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{row.name}: {error}", parser.format_usage().strip()) from None
+    return {arg.name: parsed(arg, found[arg.name]) for arg in row.args}
+
+
+def parsed(arg: Arg, value: Any) -> Any:
+    """Parse the value of an argument, or each of its values."""
+    if arg.switch or value is None:
+        return value
+    return [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 17 Commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+def parse_app_or_global(text: str) -> str:
+    """Accept an app, or --global."""
+    return text if text == "--global" else parse_app(text)
+
+
+APP = Arg("app", parse_app)
+MAYBE_APP = Arg("app", parse_app, many="?")
+APP_OR_GLOBAL = Arg("app", parse_app_or_global)
+PAIRS = Arg("pairs", parse_pair, many="+")
+KEYS = Arg("keys", parse_config_key, many="+")
+DOMAINS = Arg("domains", parse_domain, many="+")
+NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
+FORCE = Arg("force", flags=("--force", "-f"), switch=True)
+FORMAT = Arg("style", flags=("--format",), default="text")
+
+# --- apps ---
+
+
+@command("apps:create", APP, access="create", also=("create",))
+def apps_create(app: str) -> None:
+    """Make an app, before its first push."""
+    if app_exists(app):
+        raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
+    create_app(app)
+    step(f"Creating {app}... done")
+
+
+def create_app(app: str) -> None:
+    """Make the record of an app, its repository, and a vhost that answers 502 until something runs."""
+    make_folder(app_folder(app))
+    ensure_repository(app)
+    install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(None, app, app_port(app)))))
+
+
+@command("apps:list", FORMAT, access="view", also=("list",))
+def apps_list(style: str) -> None:
+    """List the apps."""
+    if style == "json":
+        return say_json(apps())
+    milestone("My Apps")
+    for app in apps():
+        say(app)
+    return None
+
+
+@command("apps:exists", APP, access="view")
+def apps_exists(app: str) -> None:
+    """Say by the exit code whether an app exists: 0 or 20."""
+    require_app(app)
+
+
+@command("apps:destroy", APP, FORCE, also=("delete",))
+def apps_destroy(app: str, force: bool) -> None:
+    """Remove an app: its processes, images, repository, config and releases.
+
+    Asks for the app's name on standard input, unless --force.
+    """
+    require_app(app)
+    if not force:
+        warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
+        if sys.stdin.readline().strip() != app:
+            raise DokkuError("That is not its name; nothing was removed")
+    with locked(app, "apps:destroy"):
+        remove_file(ROOT / "nginx" / f"{app}.conf")
+        with server_lock("nginx"):
+            reload_nginx()
+        for container in [row for kind in ("deploy", "run", "release") for row in containers_of(app, kind)]:
+            remove_container(container.id)
+        for number in release_numbers(app):
+            untag_image(f"dokku/{app}:v{number}")
+        untag_image(f"dokku/{app}:latest")
+        free_addresses(app, lambda incarnation, dyno: False)
+        doomed = ROOT / "apps" / f".{app}.{time.time_ns()}"
+        rename_file(app_folder(app), doomed)
+        remove_folder(doomed)
+    step(f"Destroyed {app}")
+
+
+@command("url", APP, access="view")
+def url(app: str) -> None:
+    """Print the first address of an app."""
+    say(urls_of(require_app(app))[0])
+
+
+@command("urls", APP, access="view")
+def urls(app: str) -> None:
+    """Print every address of an app."""
+    for address in urls_of(require_app(app)):
+        say(address)
+
+
+# --- config ---
+
+
+@command("config:show", APP_OR_GLOBAL, access="secrets", also=("config",))
+def config_show(app: str) -> None:
+    """Print the config vars of an app, or of the server with --global."""
+    require_subject(app)
+    milestone(f"{app} env vars")
+    config = read_config(app)
+    if config:
+        say_table([[f"{key}:", value] for key, value in sorted(config.items())])
+
+
+def require_subject(app: str) -> None:
+    """Refuse an app that does not exist; the server always does."""
+    if app != "--global":
+        require_app(app)
+
+
+@command("config:get", APP_OR_GLOBAL, Arg("key", parse_config_key), access="secrets")
+def config_get(app: str, key: str) -> None:
+    """Print the value of one config var."""
+    require_subject(app)
+    config = read_config(app)
+    if key not in config:
+        raise NotFound(f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
+    say(config[key])
+
+
+@command("config:keys", APP_OR_GLOBAL, access="secrets")
+def config_keys(app: str) -> None:
+    """List the names of the config vars."""
+    require_subject(app)
+    for key in sorted(read_config(app)):
+        say(key)
+
+
+@command("config:set", NO_RESTART, APP_OR_GLOBAL, PAIRS, access="configure")
+def config_set(no_restart: bool, app: str, pairs: list[tuple[str, str]], caller: Caller) -> None:
+    """Set config vars and bring the app up with them, without a build and without dropping a request.
+
+    When the app does not come up with the new values, the old ones stay.
+    """
+    change_config(app, {**read_config(app), **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
+
+
+@command("config:unset", NO_RESTART, APP_OR_GLOBAL, KEYS, access="configure")
+def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) -> None:
+    """Remove config vars and bring the app up without them."""
+    kept = {key: value for key, value in read_config(app).items() if key not in keys}
+    change_config(app, kept, no_restart, caller, "config:unset " + " ".join(keys))
+
+
+def change_config(app: str, config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
+    """Keep a config, after the app came up with it unless told not to restart."""
+    require_subject(app)
+    if app == "--global":
+        return write_config(app, config)
+    with locked(app, reason):
+        remove_strays(app)
+        if no_restart or config == read_config(app):
+            return write_config(app, config)
+        return apply_config(app, config, caller.name, reason)
+
+
+# --- domains ---
+
+
+@command("domains:report", APP, access="view", also=("domains", "domains:get"))
+def domains_report(app: str) -> None:
+    """Print the domains of an app."""
+    for domain in domains_of(require_app(app)):
+        say(domain)
+
+
+def change_domains(app: str, domains: list[str]) -> None:
+    """Keep an app's domains and have nginx serve them; a domain of another app is refused by name."""
+    with locked(app, "domains"):
+        for other in apps():
+            if other != app and (both := set(domains) & set(domains_of(other))):
+                raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
+        old = read_lines(app_folder(app) / "DOMAINS")
+        write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
+        try:
+            install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(read_current(app), app, app_port(app)))))
+        except DokkuError:
+            write_lines(app_folder(app) / "DOMAINS", old)
+            raise
+
+
+@command("domains:add", APP, DOMAINS, access="configure")
+def domains_add(app: str, domains: list[str]) -> None:
+    """Add domains to an app."""
+    change_domains(require_app(app), [*domains_of(app), *domains])
+
+
+@command("domains:set", APP, DOMAINS, access="configure")
+def domains_set(app: str, domains: list[str]) -> None:
+    """Give an app these domains and no others."""
+    change_domains(require_app(app), domains)
+
+
+@command("domains:remove", APP, DOMAINS, access="configure")
+def domains_remove(app: str, domains: list[str]) -> None:
+    """Take domains from an app."""
+    change_domains(require_app(app), [domain for domain in domains_of(app) if domain not in domains])
+
+
+@command("domains:set-global", DOMAINS)
+def domains_set_global(domains: list[str]) -> None:
+    """Set the domains under which every app gets its name."""
+    write_lines(ROOT / "VHOST", domains)
+
+
+# --- processes, releases, logs ---
+
+
+@command("ps:scale", APP, Arg("counts", parse_scale, many="*"), access="operate")
+def ps_scale(app: str, counts: list[tuple[str, int]]) -> None:
+    """Print how many of each process type run, or set it."""
+    current = read_current(require_app(app))
+    if not counts:
+        return say_table([[f"{kind}:", str(count)] for kind, count in sorted((scale_of(app, current) if current else read_scale(app)).items())] or [[""]])
+    with locked(app, "ps:scale"):
+        remove_strays(app)
+        old = read_lines(app_folder(app) / "SCALE")
+        write_lines(app_folder(app) / "SCALE", [f"{kind}={count}" for kind, count in sorted({**read_scale(app), **dict(counts)}.items())])
+        try:
+            return switch_to(current) if current and not is_stopped(app) else None
+        except DokkuError:
+            write_lines(app_folder(app) / "SCALE", old)
+            raise
+
+
+@command("ps:restart", APP, access="operate", also=("restart",))
+def ps_restart(app: str) -> None:
+    """Replace an app's processes by new ones without dropping a request."""
+    with locked(app, "ps:restart"):
+        remove_strays(app)
+        restart(app)
+
+
+@command("ps:restore", MAYBE_APP, access="operate")
+def ps_restore(app: str | None) -> None:
+    """Make Docker and nginx agree with what is on record, for one app or all."""
+    for name in [require_app(app)] if app else apps():
+        converge(name)
+
+
+@command("releases", APP, access="view")
+def releases(app: str) -> None:
+    """List the releases of an app, newest first."""
+    current = read_current(require_app(app))
+    rows = [(number, read_release(app, number)) for number in reversed(release_numbers(app))]
+    table = [[f"v{number}", row.at if row else "", row.by if row else "", row.commit[:7] if row else "", row.reason if row else "",
+              release_status(app, number, current)] for number, row in rows]
+    if table:
+        say_table(table)
+
+
+@command("rollback", APP, Arg("number", parse_release_name, many="?"), access="deploy")
+def rollback_command(app: str, number: int | None, caller: Caller) -> None:
+    """Go back to an earlier release: its image and its config, without a build."""
+    with locked(app, "rollback"):
+        remove_strays(app)
+        current = read_current(app)
+        earlier = [other for other in release_numbers(app) if current and other < current.number and release_status(app, other, current) == "replaced"]
+        if number is None and not earlier:
+            raise NotFound(f"{app} has no earlier release", f"dokku releases {app}   lists them")
+        rollback(app, earlier[-1] if number is None else number, caller.name)
+
+
+@command("logs", APP, Arg("lines", parse_count, ("-n", "--num"), default="100"), access="operate")
+def logs(app: str, lines: int) -> None:
+    """Print the last lines of each process of an app."""
+    for container in sorted(containers_of(require_app(app)), key=lambda row: row.dyno):
+        for line in logs_of(container.id, lines):
+            say(f"app[{container.dyno}]: {line}")
+
+
+@command("logs:failed", APP, access="operate")
+def logs_failed(app: str) -> None:
+    """Print the last words of the processes that did not come up."""
+    for path in sorted((app_folder(require_app(app)) / "FAILED").glob("*")):
+        for line in read_text(path).splitlines():
+            say(f"app[{path.name}]: {line}")
+
+
+# --- keys ---
+
+
+@command("ssh-keys:add", Arg("name", parse_key_name), Arg("file", many="?"), also=("access:add",))
+def ssh_keys_add(name: str, file: str | None, caller: Caller) -> None:
+    """Let a public key in as administrator; from standard input, or from a file when root asks."""
+    text = sys.stdin.read() if file in (None, "-") else ""
+    if not text and file:
+        if not caller.local:
+            raise UsageError("A file of the server can't be named from outside", "send the key on standard input")
+        text = read_text(Path(file))
+    public, fingerprint = parse_public_key(text)
+    write_key(Key(name=name, public=public, fingerprint=fingerprint, added=now()))
+    say(fingerprint)
+
+
+@command("ssh-keys:list", also=("access:list",))
+def ssh_keys_list() -> None:
+    """List the keys, with their roles and apps."""
+    for key in read_keys():
+        say(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"')
+
+
+@command("ssh-keys:remove", Arg("name"), also=("access:remove",))
+def ssh_keys_remove(name: str) -> None:
+    """Shut a key out, by its name or whole fingerprint."""
+    drop_key(find_key(name).name)
+
+
+@command("deploy:allow", APP, Arg("name", parse_key_name, many="?"))
+def deploy_allow(app: str, name: str | None) -> None:
+    """Let a public key from standard input push one app and do nothing else."""
+    public, fingerprint = parse_public_key(sys.stdin.read())
+    known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
+    if known and known.role != "deploy":
+        raise DokkuError(f"That key is {known.name}, with the role {known.role}: it may push already")
+    key = known or Key(name or f"deploy-{hashlib.sha256(public.encode()).hexdigest()[:12]}", public, fingerprint, "deploy", (), now())
+    write_key(replace(key, apps=tuple(sorted({*key.apps, app}))))
+    say(fingerprint)
+
+
+# --- the server ---
+
+
+@command("version", Arg("json", flags=("--json",), switch=True), access="anyone")
+def version(json: bool) -> None:
+    """Print the version that clients look for; with --json our own as well."""
+    say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}")
+
+
+@command("help", Arg("noun", many="?"), access="anyone")
+def help_command(noun: str | None) -> None:
+    """List the commands, or those of one noun."""
+    rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not noun or name.partition(":")[0] == noun)]
+    if not rows:
+        raise NotFound(f"There is no command {shown(noun or '')}", "dokku help   lists all")
+    say(f"dokku_py {VERSION}")
+    for row in rows:
+        say(f"    {row.name:20} {row.summary}")
+
+
+@command("images:build", Arg("name"), access="admin")
+def images_build(name: str) -> None:
+    """Build the base image `debian` of this host's release from Debian's packages."""
+    if name != "debian":
+        raise UsageError(f"There is no recipe for {shown(name)}", "there is: debian")
+    release = parse_environment(read_text(Path("/etc/os-release")))
+    reference = f"{release['ID']}:{release['VERSION_CODENAME']}"
+    step(f"Building {reference} from this host's package sources")
+    pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "-", reference])
+    detail(f"{reference} is ready")
+
+
+@command("setup", local=True, access="local")
+def setup() -> None:
+    """Prepare the state tree, the network and nginx; install.sh runs it, and it may be run again."""
+    text = read_text(Path("/etc/nginx/nginx.conf"))
+    include = "include /etc/nginx/conf.d/*.conf;"
+    ours = f"include /etc/nginx/conf.d/[!d]*.conf; include /etc/nginx/conf.d/d[!o]*.conf; include {ROOT}/nginx/candidate/*.conf;"
+    write_text(NGINX_TEST_CONF, text.replace(include, ours))
+    become_owner(ROOT)
+    for name in ("apps", "keys", "locks", "addresses", "nginx/candidate", "nginx/server", "properties"):
+        make_folder(ROOT / name)
+    render_authorized_keys()
+    ensure_network()
+    major = re.search(r"nginx/(\d+)\.(\d+)", run(["/usr/sbin/nginx", "-v"]).stderr.decode())
+    modern = bool(major) and (int(major[1]), int(major[2])) >= (1, 19)
+    install_vhost(SERVER_CONF, render("server.conf.j2", reject_handshake=modern))
+    worker_processes() or reload_nginx()
+
+
+@command("boot", local=True, access="local")
+def boot() -> None:
+    """Make everything serve again after the machine started."""
+    setup()
+    for app in apps():
+        try:
+            converge(app)
+        except DokkuError as error:
+            complain(error)
+
+
+# --- internal: git ---
+
+
+@command("git-receive-pack", APP, access="deploy")
+def git_receive_pack(app: str, caller: Caller) -> int:
+    """Receive a push; the app is made by its first one."""
+    if not app_exists(app):
+        if not may(caller, "create", app):
+            raise AccessDenied
+        create_app(app)
+    lock = open_lock(app_folder(app) / "lock")
+    environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
+    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", str(ensure_repository(app))],
+                     env=environment, keep=lock)
+
+
+@command("git-upload-pack", APP, access="deploy")
+def git_upload_pack(app: str) -> int:
+    """Send an app's repository."""
+    become(["git", "upload-pack", str(repository_of(require_app(app)))])
+
+
+@command("git-hook", access="hook")
+def git_hook() -> None:
+    """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
+    app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
+    signal.signal(signal.SIGTERM, cancel)
+    threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
+    with locked(app, "push"):
+        remove_strays(app)
+        for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
+            if ref_of(app, ref) != old:
+                raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
+            receive_ref(app, new, ref, by)
+
+
+def receive_ref(app: str, new: str, ref: str, by: str) -> None:
+    """Deploy the deploy branch; store any other ref, and say so."""
+    branch = ref.removeprefix("refs/heads/")
+    wanted = property_of(app, "git", "deploy-branch")
+    deploys = branch == wanted if wanted else branch in ("main", "master")
+    if ref.startswith("refs/tags/") or (new == ZERO and not deploys):
+        return
+    if not deploys:
+        return warn(f"{branch} is not the deploy branch ({wanted or 'main or master'}): stored, not deployed")
+    if new == ZERO:
+        raise DokkuError(f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
+    deploy(app, new, by)
+    if not wanted:
+        write_property(app, "git", "deploy-branch", parse_branch(branch))
+        git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
+
+
+def cancel(*_: Any) -> NoReturn:
+    """Turn SIGTERM into our error, so that everything begun is put back."""
+    raise Cancelled
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 18 Front door: who asks for what, and with which exit code it ends
+# ---------------------------------------------------------------------------------------------------------------------
+
+def words_of_ssh(text: str) -> list[str]:
+    """Split what an ssh client asked for into words; quotes are honoured, nothing is expanded."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"That command can't be read: {error}", "check its quotes") from None
+    if words[:1] and words[0].startswith("git-"):
+        words[1:] = [word.strip("/").removesuffix(".git") for word in words[1:]]
+    return words
+
+
+def caller_of(name: str) -> Caller:
+    """Give the caller behind a key's name. Raises AccessDenied for a key that is no longer on record."""
+    key = next((key for key in read_keys() if key.name == name), None)
+    if not key:
+        raise AccessDenied
+    return Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
+
+
+GLOBAL_WORDS = ("--quiet", "--trace", "--force", "--global")
+
+
+def take_global_words(words: list[str]) -> list[str]:
+    """Put the words that may stand before a command behind it; --quiet and --trace take effect at once."""
+    moved: list[str] = []
+    while words and (words[0] in GLOBAL_WORDS or words[0] == "--app"):
+        word = words.pop(0)
+        if word == "--app":
+            moved.append(words.pop(0) if words else "")
+        elif word in ("--force", "--global"):
+            moved.append(word)
+        if word == "--quiet":
+            os.environ["DOKKU_QUIET_OUTPUT"] = "1"
+    return [*words[:1], *moved, *words[1:]]
+
+
+def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
+    """Find the command, check access, check the words, run the body; note it in events."""
+    words = take_global_words(words) or ["help"]
+    name = ALIASES.get(words[0], words[0])
+    if name not in COMMANDS:
+        close = nearest(words[0], [*COMMANDS, *ALIASES])
+        raise UsageError(f"{shown(words[0])} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
+    row, began = COMMANDS[name], time.monotonic()
+    if "--global" in words[1:] and APP_OR_GLOBAL in row.args:
+        words = [words[0], *[word for word in words[1:] if word != "--global"]]
+        chosen = parse_arguments(replace(row, args=tuple(arg for arg in row.args if arg != APP_OR_GLOBAL)), words[1:]) | {"app": "--global"}
+    else:
+        chosen = parse_arguments(row, words[1:])
+    app = chosen.get("app") or ""
+    if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
+        raise AccessDenied
+    if not row.local:
+        become_owner(ROOT)
+    if "caller" in row.body.__code__.co_varnames[:row.body.__code__.co_argcount]:
+        chosen["caller"] = caller
+    os.environ.setdefault("DOKKU_CALLER", caller.name)
+    code = row.body(**chosen) or 0
+    if row.access not in ("view", "anyone", "local", "hook"):
+        record_event(caller, row.name, app=app, result=code, seconds=time.monotonic() - began)
+    return code
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and give its exit code; the one place where errors are caught."""
+    try:
+        words = list(argv)
+        if words[:1] == ["--as"]:
+            become_owner(ROOT)
+            return run_command(words_of_ssh(inherited("SSH_ORIGINAL_COMMAND")), caller_of(words[1]))
+        hook = words == ["git-hook"] and bool(inherited("DOKKU_LOCK_FD"))
+        return run_command(words, Caller(pwd.getpwuid(os.getuid()).pw_name, local=True), hook=hook)
+    except DokkuError as error:
+        complain(error)
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except Exception as error:
+        import traceback
+        handle, path = tempfile.mkstemp(prefix="dokku-crash-", suffix=".log")
+        with os.fdopen(handle, "w") as log:
+            log.write(f"dokku_py {VERSION}, Python {sys.version}\n{traceback.format_exc()}")
+        complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {path}"))
+        return 70
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -712,9 +712,12 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
     """TERM a process group, and KILL it after the grace (seconds)."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(grace)
+    deadline = time.monotonic() + grace
     with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:  # git ends at once, its hook puts things back first
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -1054,6 +1057,11 @@ def scale_of(app: str, release: Release) -> dict[str, int]:
     """Say how many of each process type should run: ps:scale first, then app.json, then one web and none else."""
     wanted = {"web": 1, **release.formation, **read_scale(app)}
     return {kind: wanted.get(kind, 0) for kind in {"web": "", **release.procfile} if kind != "release"}
+
+
+def wanted_dynos(release: Release) -> list[str]:
+    """List the processes that should run: web.1, web.2, worker.1."""
+    return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) for index in range(1, count + 1)]
 
 
 def is_stopped(app: str) -> bool:
@@ -1473,7 +1481,7 @@ def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
     """Compute what an app's vhost says: from state alone, so that it can always be rendered again."""
     wanted = release.incarnation if release and not is_stopped(app) else ""
     found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
-                   if owner == app and incarnation == wanted and dyno.startswith("web."))
+                   if release and owner == app and incarnation == wanted and dyno.startswith("web.") and dyno in wanted_dynos(release))
     domains = tuple(domains_of(app))
     target = int(release_config(release).get("PORT", release.port)) if release else DEFAULT_PORT
     return Vhost(app=app, domains=domains, listen=80 if domains else port, upstreams=tuple(f"{address}:{target}" for _, address in found),
@@ -1547,11 +1555,6 @@ def install_vhost(name: str, text: str) -> list[Worker]:
 # ---------------------------------------------------------------------------------------------------------------------
 # 11 Schedulers: the processes of a release
 # ---------------------------------------------------------------------------------------------------------------------
-
-def wanted_dynos(release: Release) -> list[str]:
-    """List the processes that should run: web.1, web.2, worker.1."""
-    return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) for index in range(1, count + 1)]
-
 
 def start_process(release: Release, dyno: str, subnet: str) -> Container:
     """Create and start one process of a release; web gets an address that it keeps over restarts and reboots."""

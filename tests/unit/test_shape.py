@@ -1,0 +1,64 @@
+"""The house rules, held by the syntax tree."""
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import dokku_py as d
+
+TEXT = Path(d.__file__).read_text()
+TREE = ast.parse(TEXT)
+FUNCTIONS = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
+BANNERS = [(TEXT[:found.start()].count("\n") + 1, found[2]) for found in re.finditer(r"^# (\d+) (\w[\w ]*?)(?::.*)?$", TEXT, re.M)]
+
+
+def section_of(line):
+    return [name for start, name in BANNERS if start <= line][-1]
+
+
+def bound_in(function):
+    """The names that a function binds itself: they hide those of the module."""
+    return {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)} | {
+        node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def test_the_wall():
+    assert len(TEXT.splitlines()) < 6500
+
+
+def test_functions_are_short():
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in FUNCTIONS}
+    assert statistics.median(lengths.values()) <= 10
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
+
+
+def test_calls_only_go_up():
+    """A function uses only its own section and those above."""
+    home = {node.name: section_of(node.lineno) for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    order = [name for _, name in BANNERS]
+    wrong = {(node.name, name.id) for node in TREE.body if isinstance(node, ast.FunctionDef) for name in ast.walk(node)
+             if isinstance(name, ast.Name) and name.id in set(home) - bound_in(node) and order.index(home[name.id]) > order.index(home[node.name])}
+    assert wrong == set()
+
+
+def test_each_effect_has_one_section():
+    owners = {"subprocess": {"Processes"}, "fcntl": {"State"}}
+    found = {(node.value.id, section_of(node.lineno)) for node in ast.walk(TREE)
+             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in owners}
+    assert {(module, section) for module, section in found if section not in owners[module]} == set()
+
+
+def test_no_shell_and_no_eval():
+    names = {ast.unparse(node.func) for node in ast.walk(TREE) if isinstance(node, ast.Call)}
+    assert not names & {"eval", "exec", "os.system", "os.popen"} and "shell=" not in TEXT
+
+
+def test_every_function_says_what_it_promises():
+    assert [node.name for node in FUNCTIONS if not ast.get_docstring(node) and node.name not in ("__init__", "declare", "error")] == []
+
+
+def test_every_command_has_a_summary_and_an_access_level():
+    known = {*d.ROLES["admin"], "anyone", "hook", "local"}
+    for row in d.COMMANDS.values():
+        assert row.summary.endswith(".") and row.access in known, row.name

@@ -1886,8 +1886,10 @@ def remove_strays(app: str) -> None:
 
 
 def converge(app: str) -> None:
-    """Make Docker and nginx agree with what is on record for an app."""
+    """Make Docker and nginx agree with what is on record for an app, and finish what a killed retirement left."""
     with locked(app, "converge"):
+        if read_lines(retiring_file(app)):
+            detach(functools.partial(finish_retiring, app))
         remove_strays(app)
         current = read_current(app)
         if current and not is_stopped(app):

@@ -1,5 +1,6 @@
 """A push makes an app live; whatever fails, the old release goes on serving."""
 
+import json
 import os
 import signal
 import subprocess
@@ -165,6 +166,17 @@ def test_after_a_reboot_the_same_images_answer(app):
     assert done.returncode == 0, done.stderr
     wait_until(lambda: app.get() == (200, "Hello from dokku_py"))
     assert sh(*DOCKER, "inspect", "-f", "{{.Image}}", f"{app.name}.web.1").stdout == image
+
+
+def test_a_retirement_whose_process_was_killed_is_finished_by_restore(app):
+    app.deploy()
+    record = {"deadline": 0, "workers": [], "containers": [sh(*DOCKER, "create", "--label", f"com.dokku.app-name={app.name}",
+                                                              "debian:bookworm", "true").stdout.strip()]}
+    retiring = STATE / "apps" / app.name / "RETIRING"
+    retiring.write_text(json.dumps(record) + "\n")
+    app.ok("ps:restore")
+    wait_until(lambda: app.containers("-a") == [f"{app.name}.web.1"] and not retiring.exists())
+    assert app.get() == (200, "Hello from dokku_py")
 
 
 @pytest.mark.parametrize("words, code, text", [

@@ -1020,6 +1020,14 @@ def release_config(release: Release) -> dict[str, str]:
     return parse_environment(read_text(release_folder(release.app, release.number) / "ENV"))
 
 
+def port_of(release: Release) -> int:
+    """Give the port a release's web processes listen on: the config var PORT, else what the image says."""
+    port = release_config(release).get("PORT", str(release.port))
+    if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+        raise DokkuError(f"The config var PORT is {shown(port)}, which is not a port", "set it to a number of 1 to 65535, or unset it")
+    return int(port)
+
+
 def write_current(release: Release) -> None:
     """Record a release as the one that should run: the commit point of every change, one rename."""
     write_text(app_folder(release.app) / "CURRENT", release.incarnation + "\n")
@@ -1483,7 +1491,7 @@ def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
     found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
                    if release and owner == app and incarnation == wanted and dyno.startswith("web.") and dyno in wanted_dynos(release))
     domains = tuple(domains_of(app))
-    target = int(release_config(release).get("PORT", release.port)) if release else DEFAULT_PORT
+    target = port_of(release) if release else DEFAULT_PORT
     return Vhost(app=app, domains=domains, listen=80 if domains else port, upstreams=tuple(f"{address}:{target}" for _, address in found),
                  access_log=str(NGINX_LOGS / f"{app}-access.log"), error_log=str(NGINX_LOGS / f"{app}-error.log"),
                  settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"})
@@ -1668,7 +1676,7 @@ def checks_for(release: Release, container: Container) -> list[Check]:
 
 def wait_until_healthy(release: Release, container: Container) -> None:
     """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
-    port = int(release_config(release).get("PORT", release.port))
+    port = port_of(release)
     for check in checks_for(release, container):
         began, attempt, pause = time.monotonic(), 0, 0.05
         time.sleep(check.delay)

@@ -609,6 +609,51 @@ def render_environment(config: Mapping[str, str]) -> str:
     return "".join(f"{key}={quote_value(value)}\n" for key, value in sorted(config.items()))
 
 
+CONFIG_STYLES: dict[str, Callable[[Mapping[str, str]], str]] = {
+    "exports": lambda config: "\n".join(f"export {key}={shlex.quote(value)}" for key, value in config.items()),
+    "envfile": lambda config: "\n".join(f"{key}={quote_value(value)}" for key, value in config.items()),
+    "docker-args": lambda config: " ".join(f"--env={key}={shlex.quote(value)}" for key, value in config.items()),
+    "docker-args-keys": lambda config: " ".join(f"--env={key}" for key in config),
+    "shell": lambda config: " ".join(f"{key}={shlex.quote(value)}" for key, value in config.items()),
+    "json": lambda config: json.dumps(config, ensure_ascii=False),
+    "json-list": lambda config: json.dumps([{"name": key, "value": value} for key, value in config.items()], ensure_ascii=False),
+}
+
+
+def parse_config_style(text: str) -> str:
+    """Accept the name of a form in which config vars are printed."""
+    if text not in CONFIG_STYLES and text != "pretty":
+        raise UsageError(f"{shown(text)} is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
+    return text
+
+
+def parse_import_style(text: str) -> str:
+    """Accept the name of a form in which config vars are read."""
+    if text not in ("envfile", "json"):
+        raise UsageError(f"{shown(text)} is not a format", "one of: envfile, json")
+    return text
+
+
+def parse_config_file(text: str, style: str) -> dict[str, str]:
+    """Read config vars from a file of KEY=VALUE lines, or from a JSON object of texts. Raises UsageError at the first bad one."""
+    if style == "json":
+        found = parse_json_object(text, "the config").items()
+    else:
+        lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+        if bad := next((line for line in lines if "=" not in line), None):
+            raise UsageError(f"{shown(bad)} is not KEY=VALUE", "write one a line; nothing was changed")
+        found = ((key.strip(), unquote_value(value)) for key, _, value in (line.removeprefix("export ").partition("=") for line in lines))
+    return {parse_config_key(key): parse_config_value(key, value if isinstance(value, str) else json.dumps(value)) for key, value in found}
+
+
+def decode_value(key: str, text: str) -> str:
+    """Decode a value that came as base64."""
+    try:
+        return base64.b64decode(text, validate=True).decode(errors="surrogateescape")
+    except ValueError:
+        raise UsageError(f"The value of {key} is not base64", "leave --encoded out, or encode it with: base64 -w0") from None
+
+
 def shown(text: str, limit: int = 60) -> str:
     """Show a user's own word in a message: printable, short, quoted."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
@@ -2104,6 +2149,7 @@ PAIRS = Arg("pairs", parse_pair, many="+")
 KEYS = Arg("keys", parse_config_key, many="+")
 DOMAINS = Arg("domains", parse_domain, many="+")
 NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
+MERGED = Arg("merged", flags=("--merged",), switch=True)
 FORCE = Arg("force", flags=("--force", "-f"), switch=True)
 FORMAT = Arg("style", flags=("--format",), default="text")
 
@@ -2186,14 +2232,19 @@ def urls(app: str) -> None:
 # --- config ---
 
 
-@command("config:show", APP_OR_GLOBAL, access="secrets", also=("config",))
-def config_show(app: str) -> None:
+@command("config:show", MERGED, APP_OR_GLOBAL, access="secrets", also=("config",))
+def config_show(merged: bool, app: str) -> None:
     """Print the config vars of an app, or of the server with --global."""
-    require_subject(app)
     milestone(f"{app} env vars")
-    config = read_config(app)
+    config = chosen_config(app, merged)
     if config:
         say_table([[f"{key}:", value] for key, value in sorted(config.items())])
+
+
+def chosen_config(app: str, merged: bool) -> dict[str, str]:
+    """Read the config vars of an app or of the server; with `merged`, those of the server under those of the app."""
+    require_subject(app)
+    return merged_config(app) if merged and app != "--global" else read_config(app)
 
 
 def require_subject(app: str) -> None:
@@ -2202,30 +2253,53 @@ def require_subject(app: str) -> None:
         require_app(app)
 
 
-@command("config:get", APP_OR_GLOBAL, Arg("key", parse_config_key), access="secrets")
-def config_get(app: str, key: str) -> None:
+@command("config:get", Arg("quoted", flags=("--quoted",), switch=True), APP_OR_GLOBAL, Arg("key", parse_config_key), access="secrets")
+def config_get(quoted: bool, app: str, key: str) -> None:
     """Print the value of one config var."""
-    require_subject(app)
-    config = read_config(app)
+    config = chosen_config(app, False)
     if key not in config:
         raise NotFound(f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
-    say(config[key])
+    say(shlex.quote(config[key]) if quoted else config[key])
 
 
-@command("config:keys", APP_OR_GLOBAL, access="secrets")
-def config_keys(app: str) -> None:
+@command("config:keys", MERGED, APP_OR_GLOBAL, access="secrets")
+def config_keys(merged: bool, app: str) -> None:
     """List the names of the config vars."""
-    require_subject(app)
-    for key in sorted(read_config(app)):
+    for key in sorted(chosen_config(app, merged)):
         say(key)
 
 
-@command("config:set", NO_RESTART, APP_OR_GLOBAL, PAIRS, access="configure")
-def config_set(no_restart: bool, app: str, pairs: list[tuple[str, str]], caller: Caller) -> None:
+@command("config:export", MERGED, Arg("style", parse_config_style, ("--format",), default="exports"), APP_OR_GLOBAL, access="secrets")
+def config_export(merged: bool, style: str, app: str) -> None:
+    """Print the config vars in a form that a shell, Docker or a program reads; --format names it."""
+    config = dict(sorted(chosen_config(app, merged).items()))
+    if style == "pretty":
+        say_table([[f"{key}:", value] for key, value in config.items()])
+    else:
+        text = CONFIG_STYLES[style](config)
+        say(text) if text else None
+
+
+@command("config:bundle", MERGED, APP_OR_GLOBAL, access="secrets")
+def config_bundle(merged: bool, app: str) -> None:
+    """Write a tar file of the config vars, a file each, to standard output."""
+    import io
+    import tarfile
+    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as bundle:
+        for key, value in sorted(chosen_config(app, merged).items()):
+            raw = value.encode(errors="surrogateescape")
+            member = tarfile.TarInfo(key)
+            member.size, member.mode = len(raw), 0o600
+            bundle.addfile(member, io.BytesIO(raw))
+
+
+@command("config:set", Arg("encoded", flags=("--encoded",), switch=True), NO_RESTART, APP_OR_GLOBAL, PAIRS, access="configure")
+def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str, str]], caller: Caller) -> None:
     """Set config vars and bring the app up with them, without a build and without dropping a request.
 
-    When the app does not come up with the new values, the old ones stay.
+    When the app does not come up with the new values, the old ones stay. With --encoded the values are base64.
     """
+    pairs = [(key, parse_config_value(key, decode_value(key, value))) for key, value in pairs] if encoded else pairs
     change_config(app, {**read_config(app), **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
 
 
@@ -2234,6 +2308,31 @@ def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) ->
     """Remove config vars and bring the app up without them."""
     kept = {key: value for key, value in read_config(app).items() if key not in keys}
     change_config(app, kept, no_restart, caller, "config:unset " + " ".join(keys))
+
+
+@command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure")
+def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
+    """Remove every config var and bring the app up without them."""
+    change_config(app, {}, no_restart, caller, "config:clear")
+
+
+@command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
+         Arg("style", parse_import_style, ("--format",), default="envfile"), APP_OR_GLOBAL, Arg("file"), access="configure")
+def config_import(replace: bool, no_restart: bool, style: str, app: str, file: str, caller: Caller) -> None:
+    """Set config vars from a file of KEY=VALUE lines or a JSON object; - is standard input; --replace drops all others."""
+    given = parse_config_file(read_given(file, caller), style)
+    change_config(app, {**({} if replace else read_config(app)), **given}, no_restart, caller, "config:import " + " ".join(sorted(given)))
+
+
+def read_given(file: str | None, caller: Caller) -> str:
+    """Read what a command was given: standard input, or a file of the server when root asks."""
+    if file in (None, "-"):
+        return sys.stdin.read()
+    if not caller.local:
+        raise UsageError("A file of the server can't be named from outside", "send it on standard input, and write - for the file")
+    if not Path(str(file)).is_file():
+        raise NotFound(f"There is no file {shown(str(file))}")
+    return read_text(Path(str(file)))
 
 
 def change_config(app: str, config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
@@ -2377,12 +2476,7 @@ def logs_failed(app: str) -> None:
 @command("ssh-keys:add", Arg("name", parse_key_name), Arg("file", many="?"), also=("access:add",))
 def ssh_keys_add(name: str, file: str | None, caller: Caller) -> None:
     """Let a public key in as administrator; from standard input, or from a file when root asks."""
-    text = sys.stdin.read() if file in (None, "-") else ""
-    if not text and file:
-        if not caller.local:
-            raise UsageError("A file of the server can't be named from outside", "send the key on standard input")
-        text = read_text(Path(file))
-    public, fingerprint = parse_public_key(text)
+    public, fingerprint = parse_public_key(read_given(file, caller))
     write_key(Key(name=name, public=public, fingerprint=fingerprint, added=now()))
     say(fingerprint)
 

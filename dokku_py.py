@@ -442,6 +442,11 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_parallel(text: str) -> int:
+    """Accept how many apps are worked on at once; -1 is one per core."""
+    return os.cpu_count() or 1 if text == "-1" else max(1, parse_count(text))
+
+
 def parse_size(text: str) -> str:
     """Accept a size as nginx writes it: 1m, 512k, 1024, 0."""
     if not re.fullmatch(r"[0-9]{1,12}[kKmMgG]?", text):
@@ -1532,7 +1537,7 @@ def render(name: str, **words: Any) -> str:
 
 def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
     """Compute what an app's vhost says: from state alone, so that it can always be rendered again."""
-    wanted = release.incarnation if release and not is_stopped(app) else ""
+    wanted = release.incarnation if release else ""
     found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
                    if release and owner == app and incarnation == wanted and dyno.startswith("web.") and dyno in wanted_dynos(release))
     domains = tuple(domains_of(app))
@@ -1747,12 +1752,12 @@ def wait_until_healthy(release: Release, container: Container) -> None:
 # 14 Releases: deploy, bring up, retire, converge
 # ---------------------------------------------------------------------------------------------------------------------
 
-def deploy(app: str, commit: str, by: str) -> None:
+def deploy(app: str, commit: str, by: str, reason: str = "push") -> None:
     """Make a pushed commit the running release, or leave everything as it was.
 
     Until go_live nothing the world can see has changed; record is the commit point; what follows is tidying.
     """
-    release = new_release(app, commit=commit, by=by, reason="push")
+    release = new_release(app, commit=commit, by=by, reason=reason)
     with build_log(release):
         with checkout(app, commit) as tree:
             release = read_tree(release, tree)
@@ -1819,6 +1824,7 @@ def switch_to(release: Release) -> None:
         throw_away(release)
         raise
     write_current(release)
+    remove_file(app_folder(release.app) / "STOPPED")
     retire(release, workers)
     keep_images(release.app)
 
@@ -1950,7 +1956,12 @@ def converge(app: str) -> None:
         elif current:
             for container in containers_of(app):
                 stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-        install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(current, app, app_port(app)))))
+        render_vhost(app)
+
+
+def render_vhost(app: str) -> None:
+    """Have nginx serve an app as it stands in state."""
+    install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app)))))
 
 
 def rollback(app: str, number: int, by: str) -> Release:
@@ -1982,11 +1993,33 @@ def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> N
     write_config(app, config)
 
 
+def stop_app(app: str) -> None:
+    """Note that an app is stopped, have nginx answer for it, and end its processes."""
+    write_text(app_folder(app) / "STOPPED", now() + "\n")
+    render_vhost(app)
+    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
+    for container in containers_of(app):
+        stop_container(container.id, grace)
+
+
+def start_app(app: str) -> None:
+    """Start a stopped app: its processes are checked before nginx forwards to them."""
+    current = read_current(app)
+    if not current:
+        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    for container in start_missing(current):
+        wait_until_healthy(current, container)
+    remove_file(app_folder(app) / "STOPPED")
+    render_vhost(app)
+
+
 def restart(app: str) -> None:
     """Replace an app's processes by new ones without dropping a request."""
     current = read_current(app)
-    if current:
-        switch_to(replace(current, restart=current.restart + 1))
+    if not current:
+        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    remove_file(app_folder(app) / "STOPPED")
+    switch_to(replace(current, restart=current.restart + 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2150,6 +2183,8 @@ KEYS = Arg("keys", parse_config_key, many="+")
 DOMAINS = Arg("domains", parse_domain, many="+")
 NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
 MERGED = Arg("merged", flags=("--merged",), switch=True)
+ALL = Arg("everything", flags=("--all", "-A"), switch=True)
+PARALLEL = Arg("parallel", parse_parallel, ("--parallel",), default="1")
 FORCE = Arg("force", flags=("--force", "-f"), switch=True)
 FORMAT = Arg("style", flags=("--format",), default="text")
 
@@ -2169,7 +2204,7 @@ def create_app(app: str) -> None:
     """Make the record of an app, its repository, and a vhost that answers 502 until something runs."""
     make_folder(app_folder(app))
     ensure_repository(app)
-    install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(None, app, app_port(app)))))
+    render_vhost(app)
 
 
 @command("apps:list", FORMAT, access="view", also=("list",))
@@ -2366,7 +2401,7 @@ def change_domains(app: str, domains: list[str]) -> None:
         old = read_lines(app_folder(app) / "DOMAINS")
         write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
         try:
-            install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(read_current(app), app, app_port(app)))))
+            render_vhost(app)
         except DokkuError:
             write_lines(app_folder(app) / "DOMAINS", old)
             raise
@@ -2390,10 +2425,61 @@ def domains_remove(app: str, domains: list[str]) -> None:
     change_domains(require_app(app), [domain for domain in domains_of(app) if domain not in domains])
 
 
+@command("domains:clear", APP, access="configure", also=("domains:reset",))
+def domains_clear(app: str) -> None:
+    """Take an app's own domains away: it answers under its name in each global domain again."""
+    change_domains(require_app(app), [])
+
+
+@command("domains:disable", APP, access="configure")
+def domains_disable(app: str) -> None:
+    """Serve an app by a port of its own instead of by names."""
+    set_vhosts(app, False)
+
+
+@command("domains:enable", APP, access="configure")
+def domains_enable(app: str) -> None:
+    """Serve an app by its domains again."""
+    set_vhosts(app, True)
+
+
+def set_vhosts(app: str, wanted: bool) -> None:
+    """Note whether an app is served by names, and have nginx do so."""
+    with locked(require_app(app), "domains"):
+        path = app_folder(app) / "NO_VHOST"
+        remove_file(path) if wanted else write_text(path, "")
+        render_vhost(app)
+
+
+def change_global_domains(domains: Iterable[str]) -> None:
+    """Keep the global domains, and have nginx serve every app that lives by them."""
+    write_lines(ROOT / "VHOST", dict.fromkeys(domains))
+    for app in apps():
+        render_vhost(app)
+
+
 @command("domains:set-global", DOMAINS)
 def domains_set_global(domains: list[str]) -> None:
     """Set the domains under which every app gets its name."""
-    write_lines(ROOT / "VHOST", domains)
+    change_global_domains(domains)
+
+
+@command("domains:add-global", DOMAINS)
+def domains_add_global(domains: list[str]) -> None:
+    """Add domains under which every app gets its name."""
+    change_global_domains([*read_lines(ROOT / "VHOST"), *domains])
+
+
+@command("domains:remove-global", DOMAINS)
+def domains_remove_global(domains: list[str]) -> None:
+    """Remove global domains."""
+    change_global_domains(domain for domain in read_lines(ROOT / "VHOST") if domain not in domains)
+
+
+@command("domains:clear-global")
+def domains_clear_global() -> None:
+    """Remove every global domain: apps without domains of their own are served by a port each."""
+    change_global_domains([])
 
 
 # --- processes, releases, logs ---
@@ -2416,19 +2502,88 @@ def ps_scale(app: str, counts: list[tuple[str, int]]) -> None:
             raise
 
 
-@command("ps:restart", APP, access="operate", also=("restart",))
-def ps_restart(app: str) -> None:
+def each_app(app: str | None, everything: bool, work: Callable[[str], None]) -> None:
+    """Do work for one app, or for all with --all; one app's failure does not keep it from the others."""
+    if bool(app) == everything:
+        raise UsageError("Name one app, or give --all")
+    failed = []
+    for name in [require_app(app)] if app else apps():
+        try:
+            work(name)
+        except DokkuError as error:
+            if app:
+                raise
+            complain(error)
+            failed.append(name)
+    if failed:
+        raise DokkuError(f"Failed for: {', '.join(failed)}")
+
+
+def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], None]:
+    """Give work that holds the app's lock and begins from a clean state."""
+    def held(app: str) -> None:
+        """Do the work with the lock held."""
+        with locked(app, purpose):
+            remove_strays(app)
+            work(app)
+    return held
+
+
+@command("ps:restart", ALL, PARALLEL, MAYBE_APP, access="operate", also=("restart",))
+def ps_restart(everything: bool, parallel: int, app: str | None) -> None:
     """Replace an app's processes by new ones without dropping a request."""
-    with locked(app, "ps:restart"):
-        remove_strays(app)
-        restart(app)
+    each_app(app, everything, under_lock("ps:restart", restart))
+
+
+@command("ps:stop", ALL, PARALLEL, MAYBE_APP, access="operate", also=("stop",))
+def ps_stop(everything: bool, parallel: int, app: str | None) -> None:
+    """End an app's processes; nginx answers 502 for it until ps:start."""
+    each_app(app, everything, under_lock("ps:stop", stop_app))
+
+
+@command("ps:start", ALL, PARALLEL, MAYBE_APP, access="operate", also=("start",))
+def ps_start(everything: bool, parallel: int, app: str | None) -> None:
+    """Start an app that ps:stop stopped; one that runs is left alone."""
+    each_app(app, everything, under_lock("ps:start", start_app))
+
+
+@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, access="deploy", also=("rebuild",))
+def ps_rebuild(everything: bool, parallel: int, app: str | None, caller: Caller) -> None:
+    """Build and deploy the commit of the deploy branch again."""
+    def rebuild(name: str) -> None:
+        """Deploy what HEAD of the repository names."""
+        commit = ref_of(name, "HEAD")
+        if commit == ZERO:
+            raise NotFound(f"{name} has no commit yet", f"git push dokku@SERVER:{name} main   sends one")
+        deploy(name, commit, caller.name, "rebuild")
+    each_app(app, everything, under_lock("ps:rebuild", rebuild))
 
 
 @command("ps:restore", MAYBE_APP, access="operate")
 def ps_restore(app: str | None) -> None:
     """Make Docker and nginx agree with what is on record, for one app or all."""
-    for name in [require_app(app)] if app else apps():
-        converge(name)
+    each_app(app, not app, converge)
+
+
+@command("ps:inspect", APP, access="operate")
+def ps_inspect(app: str) -> None:
+    """Print what Docker knows of an app's containers, as JSON, with the values of config vars left out."""
+    found = [inspect_container(row.id) for row in containers_of(require_app(app))]
+    for facts in found:
+        facts["Config"]["Env"] = [f"{word.partition('=')[0]}=***" for word in facts["Config"]["Env"]]
+    say(json.dumps(found, indent=2))
+
+
+@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
+def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
+    """Render an app's nginx configuration again and have nginx serve it."""
+    each_app(app, everything, under_lock("proxy:build-config", render_vhost))
+
+
+@command("nginx:show-config", APP, access="view")
+def nginx_show_config(app: str) -> None:
+    """Print an app's nginx configuration."""
+    say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n"))
 
 
 @command("releases", APP, access="view")

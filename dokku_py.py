@@ -758,6 +758,38 @@ def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: int) -> int:
     return process.wait()
 
 
+def attend(argv: Sequence[str]) -> int:
+    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code.
+
+    sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells.
+    """
+    signal.signal(signal.SIGHUP, leave)
+    signal.signal(signal.SIGTERM, leave)
+    process = subprocess.Popen(list(argv))
+    poller = select.poll()
+    poller.register(1, 0)
+    try:
+        while process.poll() is None:
+            if poller.poll(50):
+                leave()
+    except (KeyboardInterrupt, Cancelled):
+        process.terminate()
+        raise
+    return process.wait()
+
+
+def leave(*_: Any) -> NoReturn:
+    """Turn the loss of the client into our error, so that everything begun is put back."""
+    raise Cancelled
+
+
+def reader_left() -> bool:
+    """Say whether nobody reads our standard output any more."""
+    poller = select.poll()
+    poller.register(1, 0)
+    return bool(poller.poll(0))
+
+
 def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
     """TERM a process group, and KILL it after the grace (seconds)."""
     with contextlib.suppress(ProcessLookupError):
@@ -1415,7 +1447,8 @@ def process_command(release: Release, process_type: str) -> list[str] | None:
 
 
 def create_container(release: Release, dyno: str, *, config: Mapping[str, str], address: str = "", command: list[str] | None = None,
-                     kind: str = "deploy", name: str = "", **host: Any) -> str:
+                     kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
+                     **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv."""
     client = engine()
     host_config = client.create_host_config(init=True, log_config={"type": "json-file", "config": LOG_OPTIONS}, **host)
@@ -1423,8 +1456,8 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str], 
     environment = process_environment(release, config, dyno)
     with engine_errors(f"{dyno} of {release.app} can't be created"):
         return client.create_container(
-            release.image, command, name=name or f"{release.app}.{dyno}.{release.incarnation}", labels=container_labels(release, dyno, kind),
-            environment=environment, host_config=host_config, networking_config=client.create_networking_config({NETWORK: endpoint}))["Id"]
+            release.image, command, name=name or f"{release.app}.{dyno}.{release.incarnation}", labels={**container_labels(release, dyno, kind), **(labels or {})},
+            environment=environment, **(options or {}), host_config=host_config, networking_config=client.create_networking_config({NETWORK: endpoint}))["Id"]
 
 
 def start_container(identity: str) -> None:
@@ -1469,6 +1502,17 @@ def logs_of(identity: str, lines: int) -> list[str]:
     with contextlib.suppress(docker.errors.APIError):
         return engine().logs(identity, tail=lines).decode(errors="replace").splitlines()
     return []
+
+
+def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tuple[str, str]]:
+    """Give a container's output line by line, each with its time (RFC 3339, UTC); from a connection of its own."""
+    chunks = engine.__wrapped__().logs(identity, tail=lines, timestamps=True, stream=True, follow=follow)
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            at, _, text = line.decode(errors="replace").rstrip("\r").partition(" ")
+            yield at, text
 
 
 def inspect_image(reference: str) -> dict[str, Any]:
@@ -2149,7 +2193,7 @@ def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
         if arg.switch:
             parser.add_argument(*arg.flags, dest=arg.name, action="store_true")
         elif arg.flags:
-            parser.add_argument(*arg.flags, dest=arg.name, default=arg.default)
+            parser.add_argument(*arg.flags, dest=arg.name, default=arg.default, action="append" if arg.many else "store")
         else:
             parser.add_argument(arg.name, nargs=argparse.REMAINDER if arg.raw else arg.many or None, default=arg.default)
     try:
@@ -2609,17 +2653,124 @@ def rollback_command(app: str, number: int | None, caller: Caller) -> None:
         rollback(app, earlier[-1] if number is None else number, caller.name)
 
 
-@command("logs", APP, Arg("lines", parse_count, ("-n", "--num"), default="100"), access="operate")
-def logs(app: str, lines: int) -> None:
-    """Print the last lines of each process of an app."""
-    for container in sorted(containers_of(require_app(app)), key=lambda row: row.dyno):
-        for line in logs_of(container.id, lines):
-            say(f"app[{container.dyno}]: {line}")
+COLOURS = (36, 33, 32, 35, 31, 34)
 
 
-@command("logs:failed", APP, access="operate")
-def logs_failed(app: str) -> None:
+@command("logs", Arg("tail", flags=("--tail", "-t", "-f"), switch=True), Arg("quiet", flags=("--quiet", "-q"), switch=True),
+         Arg("lines", parse_count, ("-n", "--num"), default="100"), Arg("process", flags=("-p", "--ps")), APP, access="operate")
+def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> None:
+    """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave.
+
+    -p names a process type (web) or one process (web.1); -q leaves the times and names out.
+    """
+    found = select_processes(require_app(app), process)
+    if not found and not tail:
+        raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
+    if not tail:
+        rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
+        for row in rows[-lines:] if lines else []:
+            say_log(quiet, *row)
+        return
+    follow_logs(app, process, lines, functools.partial(say_log, quiet))
+
+
+def select_processes(app: str, process: str | None) -> list[Container]:
+    """List the app's containers of a process type, of one process, or all."""
+    return [row for row in containers_of(app) if not process or process in (row.process_type, row.dyno)]
+
+
+def say_log(quiet: bool, at: str, dyno: str, text: str) -> None:
+    """Print one line of a process, coloured by process on a terminal."""
+    prefix = f"{at[:19]}Z app[{dyno}]:"
+    if sys.stdout.isatty():
+        prefix = f"\x1b[{COLOURS[sum(dyno.encode()) % len(COLOURS)]}m{prefix}\x1b[0m"
+    say(text if quiet else f"{prefix} {text}")
+
+
+def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[str, str, str], None]) -> None:
+    """Print lines as they come, those of processes that start later too, until the reader leaves or the app is gone."""
+    def follow(container: Container, tail: int) -> None:
+        """Print the lines of one container until it ends."""
+        with contextlib.suppress(OSError, DokkuError, importlib.import_module("docker").errors.APIError):
+            for at, text in log_stream(container.id, tail, follow=True):
+                say_line(at, container.dyno, text)
+
+    known: set[str] = set()
+    while app_exists(app) and not reader_left():
+        for container in select_processes(app, process):
+            if container.id not in known and container.running:
+                threading.Thread(target=follow, args=(container, VALUE_LIMIT if known else lines), daemon=True).start()
+        known |= {container.id for container in select_processes(app, process)}
+        time.sleep(0.2)
+
+
+# --- one-offs ---
+
+
+ENV_PAIRS = Arg("pairs", parse_pair, ("-e", "--env"), many="*")
+TTL = Arg("seconds", parse_count, ("--ttl-seconds",), default="86400")
+WORDS = Arg("words", raw=True)
+
+
+@command("run", ENV_PAIRS, Arg("no_tty", flags=("--no-tty",), switch=True), Arg("force_tty", flags=("--force-tty",), switch=True), TTL, APP, WORDS,
+         access="run")
+def run_one_off(pairs: list[tuple[str, str]], no_tty: bool, force_tty: bool, seconds: int, app: str, words: list[str]) -> int:
+    """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards.
+
+    A single word that the Procfile names runs that entry; a single word with blanks goes to a shell.
+    """
+    tty = force_tty or (sys.stdin.isatty() and not no_tty)
+    identity = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=True)
+    try:
+        return attend([docker_command(), "start", "--attach", "--interactive", identity])
+    finally:
+        remove_container(identity)
+
+
+@command("run:detached", ENV_PAIRS, Arg("force_tty", flags=("--force-tty",), switch=True), TTL, APP, WORDS, access="run")
+def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str]) -> None:
+    """Run a command in a new container without waiting for it; prints the container's name."""
+    identity = create_one_off(app, dict(pairs or ()), words, seconds, tty=force_tty, stdin_open=False)
+    start_container(identity)
+    say(inspect_container(identity)["Name"].lstrip("/"))
+
+
+def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, **terminal: bool) -> str:
+    """Create the container of a one-off; `tick` removes it `seconds` after its start, or once it has ended when detached."""
+    current = read_current(require_app(app))
+    if not current:
+        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    if not words:
+        raise UsageError("Name the command to run", f"for example  dokku run {app} ls -la")
+    single = current.procfile.get(words[0], words[0] if " " in words[0] else "") if len(words) == 1 else ""
+    ensure_network()
+    number = time.time_ns() // 1000 % 10**9
+    return create_container(current, f"run.{number}", config={**release_config(current), **extra}, kind="run", name=f"{app}.run.{number}",
+                            command=["/bin/sh", "-c", single] if single else words, labels={"com.dokku.expires": str(int(time.time()) + seconds)},
+                            options=terminal)
+
+
+@command("enter", Arg("container", flags=("--container-id",)), APP, Arg("process", many="?"), WORDS, access="run")
+def enter(container: str | None, app: str, process: str | None, words: list[str]) -> int:
+    """Open a shell, or run a command, in a running container of an app; the first web process by default."""
+    found = sorted(select_processes(require_app(app), process), key=lambda row: row.dyno)
+    chosen = [row for row in found if row.running and (not container or row.id.startswith(container) or row.name == container)]
+    if not chosen:
+        raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
+    best = next((row for row in chosen if row.process_type == "web"), chosen[0])
+    tty = ["--tty"] if sys.stdin.isatty() else []
+    shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash || exec sh"]
+    return attend([docker_command(), "exec", "--interactive", *tty, best.id, *(words or shell)])
+
+
+@command("logs:failed", ALL, MAYBE_APP, access="operate")
+def logs_failed(everything: bool, app: str | None) -> None:
     """Print the last words of the processes that did not come up."""
+    each_app(app, everything, say_failed)
+
+
+def say_failed(app: str) -> None:
+    """Print the last words of an app's processes that did not come up."""
     for path in sorted((app_folder(require_app(app)) / "FAILED").glob("*")):
         for line in read_text(path).splitlines():
             say(f"app[{path.name}]: {line}")
@@ -2748,7 +2899,7 @@ def git_upload_pack(app: str) -> int:
 def git_hook() -> None:
     """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
-    signal.signal(signal.SIGTERM, cancel)
+    signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
     with locked(app, "push"):
         remove_strays(app)
@@ -2773,11 +2924,6 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
     if not wanted:
         write_property(app, "git", "deploy-branch", parse_branch(branch))
         git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
-
-
-def cancel(*_: Any) -> NoReturn:
-    """Turn SIGTERM into our error, so that everything begun is put back."""
-    raise Cancelled
 
 
 # ---------------------------------------------------------------------------------------------------------------------

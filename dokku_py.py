@@ -82,6 +82,7 @@ NETWORK = os.environ.get("DOKKU_NETWORK", "dokku")
 SUBNET = os.environ.get("DOKKU_SUBNET", "")  # empty: the first of SUBNETS that nothing else on the host uses
 SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
 
+BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 RELEASES_KEPT = 50  # records in `releases`
 FAILURE_LINES = 50  # log lines shown when a process fails
@@ -1628,6 +1629,19 @@ def reload_nginx() -> list[Worker]:
     return old
 
 
+def test_candidate(name: str, text: str) -> None:
+    """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses."""
+    candidate = ROOT / "nginx" / "candidate" / Path(name).name
+    write_text(candidate, text)
+    if name != SERVER_CONF:
+        write_text(candidate.with_name(Path(SERVER_CONF).name), read_text(ROOT / "nginx" / SERVER_CONF))
+    try:
+        run(as_root(["/usr/sbin/nginx", "-t", "-q", "-c", str(NGINX_TEST_CONF)]))
+    except ToolFailed as error:
+        remove_file(candidate)
+        raise DokkuError(f"nginx refuses the configuration of {name}: {error.output.strip()}", "the old one goes on serving") from None
+
+
 def install_vhost(name: str, text: str) -> list[Worker]:
     """Make nginx serve a vhost: test the candidate, rename it into place, reload; give the old workers.
 
@@ -1638,14 +1652,7 @@ def install_vhost(name: str, text: str) -> list[Worker]:
         old = read_text(target)
         if old == text:
             return []
-        write_text(candidate, text)
-        if name != SERVER_CONF:
-            write_text(candidate.with_name(Path(SERVER_CONF).name), read_text(ROOT / "nginx" / SERVER_CONF))
-        try:
-            run(as_root(["/usr/sbin/nginx", "-t", "-q", "-c", str(NGINX_TEST_CONF)]))
-        except ToolFailed as error:
-            remove_file(candidate)
-            raise DokkuError(f"nginx refuses the configuration of {name}: {error.output.strip()}", "the old one goes on serving") from None
+        test_candidate(name, text)
         rename_file(candidate, target)
         try:
             return reload_nginx()
@@ -1867,9 +1874,10 @@ def switch_to(release: Release) -> None:
     except BaseException:
         throw_away(release)
         raise
+    previous = read_current(release.app)
     write_current(release)
     remove_file(app_folder(release.app) / "STOPPED")
-    retire(release, workers)
+    retire(release, workers, begin_probation(release, previous))
     keep_images(release.app)
 
 
@@ -1909,7 +1917,7 @@ def throw_away(release: Release) -> None:
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
 
 
-def retire(release: Release, workers: Sequence[Worker]) -> None:
+def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -> None:
     """Let the old processes end once nginx's old workers have: a detached process does it after we are gone.
 
     They lose their names first, and are on record in RETIRING with a deadline, so that `tick` can finish the work.
@@ -1926,7 +1934,8 @@ def retire(release: Release, workers: Sequence[Worker]) -> None:
         record = {"deadline": time.time() + grace, "containers": [row.id for row in old], "workers": list(workers)}
         with server_lock("retiring"):
             write_lines(retiring_file(release.app), [*read_lines(retiring_file(release.app)), json.dumps(record)])
-        detach(functools.partial(finish_retiring, release.app))
+    if old or watched:
+        detach(functools.partial(mind, release.app))
 
 
 def retiring_file(app: str) -> Path:
@@ -1934,21 +1943,77 @@ def retiring_file(app: str) -> Path:
     return app_folder(app) / "RETIRING"
 
 
-def finish_retiring(app: str) -> None:
-    """End what is retiring, each set when its workers are gone or its deadline has passed."""
+def begin_probation(release: Release, previous: Release | None) -> bool:
+    """Note that a new release is watched, and which one to go back to; say whether it is."""
+    if not previous or previous.number == release.number or property_of(release.app, "ps", "auto-rollback") != "true":
+        return False
+    write_json(probation_file(release.app), {"release": release.number, "previous": previous.number, "until": time.time() + PROBATION_SECONDS})
+    return True
+
+
+def probation_file(app: str) -> Path:
+    """Locate the record of a release that is being watched."""
+    return app_folder(app) / "PROBATION"
+
+
+def mind(app: str) -> None:
+    """See a switch to its end, detached: retire the old processes, and watch the new ones through their probation."""
     engine.cache_clear()  # the connection of the process we were forked from is closed here
-    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
-    while app_exists(app) and (lines := read_lines(retiring_file(app))):
-        for line in lines:
-            record = json.loads(line)
-            if time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"]):
-                for identity in record["containers"]:
-                    stop_container(identity, grace)
-                    remove_container(identity)
-                with server_lock("retiring"):
-                    write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
-        time.sleep(0.1)
+    while app_exists(app) and (read_lines(retiring_file(app)) or probation_file(app).exists()):
+        mind_once(app)
+        time.sleep(0.1 if read_lines(retiring_file(app)) else 1.0)
     release_addresses(app)
+
+
+def mind_once(app: str) -> None:
+    """End what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation."""
+    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
+    for line in read_lines(retiring_file(app)):
+        record = json.loads(line)
+        if time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"]):
+            for identity in record["containers"]:
+                stop_container(identity, grace)
+                remove_container(identity)
+            with server_lock("retiring"):
+                write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+    judge_probation(app)
+
+
+def crash_loops(release: Release) -> str:
+    """Name a process of a release that keeps ending, or nothing."""
+    for container in containers_of(release.app):
+        if container.incarnation == release.incarnation and inspect_container(container.id).get("RestartCount", 0) >= PROBATION_RESTARTS:
+            return container.dyno
+    return ""
+
+
+def judge_probation(app: str) -> None:
+    """Roll back a release that crash-loops in its probation; forget a probation that is over or of another release."""
+    record, current = read_json(probation_file(app)), read_current(app)
+    if not record:
+        return
+    if not current or current.number != record["release"] or time.time() > record["until"]:
+        return remove_file(probation_file(app))
+    dyno = crash_loops(current)
+    if not dyno:
+        return
+    with locked(app, "automatic rollback"):
+        current = read_current(app)
+        if current and current.number == record["release"] and probation_file(app).exists():
+            remove_file(probation_file(app))
+            begun = time.monotonic()
+            for line in logs_of(f"{app}.{dyno}", 1000):
+                append_failed(app, dyno, line)
+            rollback(app, record["previous"], "dokku_py")
+            remove_file(probation_file(app))
+            mark_release(app, current.number, f"rolled back: {dyno} kept crashing")
+            record_event(Caller("dokku_py"), "rollback", app=app, seconds=time.monotonic() - begun, note=f"{current.name}: {dyno} kept crashing")
+
+
+def append_failed(app: str, dyno: str, line: str) -> None:
+    """Keep a line for logs:failed."""
+    make_folder(app_folder(app) / "FAILED", 0o700)
+    append_line(app_folder(app) / "FAILED" / dyno, line)
 
 
 def release_addresses(app: str) -> None:
@@ -1992,7 +2057,7 @@ def converge(app: str) -> None:
     """Make Docker and nginx agree with what is on record for an app, and finish what a killed retirement left."""
     with locked(app, "converge"):
         if read_lines(retiring_file(app)):
-            detach(functools.partial(finish_retiring, app))
+            detach(functools.partial(mind, app))
         remove_strays(app)
         current = read_current(app)
         if current and not is_stopped(app):
@@ -2847,10 +2912,9 @@ def images_build(name: str) -> None:
 @command("setup", local=True, access="local")
 def setup() -> None:
     """Prepare the state tree, the network and nginx; install.sh runs it, and it may be run again."""
-    text = read_text(Path("/etc/nginx/nginx.conf"))
-    include = "include /etc/nginx/conf.d/*.conf;"
-    ours = f"include /etc/nginx/conf.d/[!d]*.conf; include /etc/nginx/conf.d/d[!o]*.conf; include {ROOT}/nginx/candidate/*.conf;"
-    write_text(NGINX_TEST_CONF, text.replace(include, ours))
+    if os.geteuid() == 0:
+        write_test_configuration()
+        fence_builds()
     become_owner(ROOT)
     for name in ("apps", "keys", "locks", "addresses", "nginx/candidate", "nginx/server", "properties"):
         make_folder(ROOT / name)
@@ -2862,9 +2926,60 @@ def setup() -> None:
     worker_processes() or reload_nginx()
 
 
+def write_test_configuration() -> None:
+    """Write, as root, the configuration that `nginx -t` reads for a candidate: the host's own, with ours replaced."""
+    text = read_text(Path("/etc/nginx/nginx.conf"))
+    include = "include /etc/nginx/conf.d/*.conf;"
+    ours = f"include /etc/nginx/conf.d/[!d]*.conf; include /etc/nginx/conf.d/d[!o]*.conf; include {ROOT}/nginx/candidate/*.conf;"
+    write_text(NGINX_TEST_CONF, text.replace(include, ours))
+
+
+def fence_builds() -> None:
+    """Limit, as root, the memory of all builds together, so that none starves the apps: on the engine's own cgroup for builds.
+
+    BuildKit of engine 20.10 ignores a limit given to the build (tried); cgroup v1 and v2 name the file differently.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    path = Path("/sys/fs/cgroup") / ("docker/buildkit/memory.max" if unified else "memory/docker/buildkit/memory.limit_in_bytes")
+    with contextlib.suppress(OSError):
+        make_folder(path.parent)
+        path.write_text(str(int(total * BUILD_MEMORY_SHARE)))
+
+
+@command("tick", local=True, access="local")
+def tick() -> None:
+    """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
+    become_owner(ROOT)
+    for app in apps():
+        try:
+            mind_once(app)
+        except DokkuError as error:
+            complain(error)
+    for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
+        if int(row["Labels"]["com.dokku.expires"]) < time.time():
+            remove_container(row["Id"])
+
+
+def quarantine_vhosts() -> None:
+    """Move every vhost that nginx refuses out of its way, so that one app never keeps the others from serving."""
+    for path in sorted((ROOT / "nginx").glob("*.conf")):
+        try:
+            test_candidate(path.name, read_text(path))
+        except DokkuError as error:
+            rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
+            complain(error)
+        remove_file(ROOT / "nginx" / "candidate" / path.name)
+
+
 @command("boot", local=True, access="local")
 def boot() -> None:
     """Make everything serve again after the machine started."""
+    if os.geteuid() == 0:
+        write_test_configuration()
+        fence_builds()
+    become_owner(ROOT)
+    quarantine_vhosts()
     setup()
     for app in apps():
         try:

@@ -63,11 +63,12 @@ if [ "$(readlink /etc/nginx/sites-enabled/default 2>/dev/null)" = /etc/nginx/sit
     rm /etc/nginx/sites-enabled/default
     echo "       removed the distribution's own default site (it claims every name)"
 fi
+printf '# dokku_py: finish what a killed process left, judge new releases.\n* * * * * root /usr/bin/dokku tick 2>&1 | logger -t dokku\n' > /etc/cron.d/dokku-py
 if [ -d /run/systemd/system ]; then
     install -m 644 $library/templates/host/dokku-boot.service /etc/systemd/system/dokku-boot.service
     systemctl daemon-reload && systemctl enable --quiet dokku-boot.service docker nginx
 else
-    printf '@reboot root /usr/bin/dokku boot\n' > /etc/cron.d/dokku-py
+    printf '@reboot root /usr/bin/dokku boot\n' >> /etc/cron.d/dokku-py
 fi
 
 say "starting docker, sshd and cron"

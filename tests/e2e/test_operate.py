@@ -1,0 +1,148 @@
+"""Operating an app that is live: stop and start, one-offs, logs, config in every form, and a release that turns bad."""
+
+import json
+import time
+
+from conftest import HELLO_TEXT, STATE, ask, quoted, sh, wait_until
+
+
+def test_a_stopped_app_answers_502_and_a_start_brings_the_same_release_back(live):
+    image, release = live.image(), live.releases()[0][0]
+    live.ok("ps:stop")
+    assert live.get()[0] == 502 and live.containers() == []
+    assert sh("dokku", "ps:restore", live.name).returncode == 0
+    assert live.get()[0] == 502, "restore must not start what was stopped"
+    live.ok("ps:start")
+    assert live.get() == (200, HELLO_TEXT)
+    assert live.image() == image and live.releases()[0][0] == release
+    live.settle("web.1", "worker.1")
+
+
+def test_rebuild_deploys_the_same_commit_as_a_new_release(live):
+    before = live.releases()[0]
+    live.ok("ps:rebuild")
+    after = live.releases()[0]
+    assert after[0] != before[0] and "rebuild" in after and after[3] == before[3]
+    assert live.get() == (200, HELLO_TEXT)
+    live.settle("web.1", "worker.1")
+
+
+def test_a_release_that_crash_loops_after_its_checks_is_rolled_back(switch):
+    switch.deploy()
+    good = switch.image()
+    switch.deploy(Dockerfile=(switch.work / "Dockerfile").read_text() + "ENV GREETING=bad\n")
+    assert switch.get() == (200, "bad")
+
+    def die_or_rolled_back():
+        try:
+            if switch.get()[1] == HELLO_TEXT:
+                return True
+            switch.get("/die")
+        except OSError:
+            pass
+        return False
+
+    wait_until(die_or_rolled_back, 90)
+    wait_until(lambda: "rolled back: web.1 kept crashing" in switch.ok("releases"))
+    assert switch.image() == good
+    switch.settle()
+    assert switch.get() == (200, HELLO_TEXT)
+    events = [json.loads(line) for line in (STATE / "events.log").read_text().splitlines() if f'"{switch.name}"' in line]
+    assert any("kept crashing" in event.get("note", "") for event in events)
+
+
+def test_a_one_off_has_the_config_gives_its_exit_code_and_is_gone(live):
+    done = live.person.ssh("run", "-e", quoted("EXTRA=a b")[0], live.name, *quoted("sh", "-c", "echo $EXTRA $DOKKU_APP_NAME; cat; exit 7"), stdin="typed")
+    assert (done.returncode, done.stdout) == (7, f"a b {live.name}\ntyped")
+    assert not [name for name in live.containers("-a") if ".run." in name]
+
+
+def test_a_one_off_ends_when_its_client_goes_away(live):
+    client = live.person.start("run", live.name, *quoted("sh", "-c", "echo begun; sleep 1000"))
+    client.when("begun")
+    client.signal(9)
+    wait_until(lambda: not [name for name in live.containers("-a") if ".run." in name])
+
+
+def test_a_detached_one_off_runs_on_and_tick_ends_it_when_its_time_is_up(live):
+    name = live.person.ok("run:detached", "--ttl-seconds", "1", live.name, "sleep", "1000").strip()
+    assert name in live.containers()
+    time.sleep(1.1)
+    assert sh("dokku", "tick").returncode == 0
+    assert name not in live.containers("-a")
+
+
+def test_enter_opens_the_named_process(live):
+    assert live.ok("enter", "worker", *quoted("sh", "-c", "echo $DYNO")) == "worker.1\n"
+    assert live.person.ssh("enter", live.name, "web", stdin="echo $DYNO; exit 3\n").returncode == 3
+    assert "has no running process 'nope'" in live.refused("enter", "nope", code=1)
+
+
+def test_a_terminal_reaches_the_one_off(live):
+    done = live.person.ssh("run", live.name, "tty", options=("-tt",))
+    assert done.returncode == 0 and "/dev/pts/" in done.stdout, done.stdout
+
+
+def test_logs_interleave_choose_and_follow(live):
+    assert "app[worker.1]: worker-says-hello" in live.ok("logs")
+    assert live.ok("logs", "-q", "-p", "worker") == "worker-says-hello\n"
+    assert len(live.ok("logs", "-n", "1").splitlines()) == 1
+    client = live.person.start("logs", live.name, "-t", "-n", "0", "-p", "web")
+    time.sleep(1)
+    live.get("/print/first-mark")
+    client.when("first-mark")
+    live.ok("ps:restart")
+    live.get("/print/second-mark")
+    client.when("second-mark")
+    assert "worker-says" not in client.output
+    client.signal(9)
+    live.settle("web.1", "worker.1")
+
+
+def test_config_in_every_form(switch):
+    switch.person.ok("apps:create", switch.name)
+    value = 'two\nlines "and" $quotes \'single\' =x'
+    switch.person.ok("config:import", "--format", "json", switch.name, "-", stdin=json.dumps({"ODD": value, "PLAIN": "1"}))
+    assert switch.ok("config:get", "ODD") == value + "\n"
+    assert json.loads(switch.ok("config:export", "--format", "json")) == {"ODD": value, "PLAIN": "1"}
+    assert sh("sh", "-c", switch.ok("config:export") + '\nprintf %s "$ODD"').stdout == value
+    envfile = switch.ok("config:export", "--format", "envfile")
+    bundle = sh("dokku", "config:keys", switch.name).stdout
+    assert bundle == "ODD\nPLAIN\n"
+    switch.ok("config:clear")
+    assert switch.ok("config:keys") == ""
+    switch.person.ok("config:import", switch.name, "-", stdin=envfile)
+    assert switch.ok("config:get", "ODD") == value + "\n"
+    switch.person.ok("config:import", "--replace", switch.name, "-", stdin="# only this\nexport NEW='a b'\n")
+    assert json.loads(switch.ok("config:export", "--format", "json")) == {"NEW": "a b"}
+    switch.person.refused("config:import", switch.name, "-", code=2, stdin="GOOD=1\nno pair\n")
+    assert switch.ok("config:keys") == "NEW\n"
+    switch.person.ok("config:set", "--encoded", switch.name, "NEW=aGkK")
+    assert switch.ok("config:get", "--quoted", "NEW") == "'hi\n'\n"
+
+
+def test_domains_disable_serves_by_port_and_enable_by_name_again(switch):
+    switch.deploy()
+    switch.ok("domains:disable")
+    port = int(switch.ok("url").strip().rpartition(":")[2])
+    assert switch.get()[0] == 404
+    assert ask("anything", port=port) == (200, HELLO_TEXT)
+    switch.ok("domains:enable")
+    assert switch.get() == (200, HELLO_TEXT)
+    switch.ok("domains:add", f"other-{switch.name}.example.com")
+    switch.ok("domains:clear")
+    assert ask(f"other-{switch.name}.example.com")[0] == 404
+    assert switch.get() == (200, HELLO_TEXT)
+
+
+def test_boot_quarantines_a_vhost_that_nginx_refuses_and_the_others_serve(live):
+    bad = STATE / "nginx" / "zz-broken.conf"
+    bad.write_text("server { listen nonsense; }\n")
+    try:
+        done = sh("dokku", "boot")
+        assert done.returncode == 0 and "nginx refuses the configuration of zz-broken.conf" in done.stderr, done.stderr
+        assert not bad.exists() and (STATE / "nginx" / "quarantined" / "zz-broken.conf").exists()
+        assert live.get() == (200, HELLO_TEXT)
+    finally:
+        bad.unlink(missing_ok=True)
+        (STATE / "nginx" / "quarantined" / "zz-broken.conf").unlink(missing_ok=True)

@@ -30,7 +30,7 @@ while (1) {
     elsif ($word eq 'die')     { kill 'USR1', getppid }
     elsif ($word eq 'headers') { $body = $headers }
     elsif ($word eq 'health')  { ($status, $body) = $ENV{UNHEALTHY} ? (500, "sick\n") : (200, "all well\n") }
-    elsif ($word eq 'file')    { local $/; $body = open(my $file, '<', "/$rest") ? <$file> : ($status = 404, "no file\n")[1] }
+    elsif ($word eq 'file')    { local $/; my $file; ($status, $body) = open($file, '<', "/$rest") ? (200, scalar <$file>) : (404, "no file\n") }
     syswrite $client, "HTTP/1.1 $status OK\r\nContent-Length: " . length($body) . "\r\nConnection: close\r\n\r\n$body";
     exit;
 }

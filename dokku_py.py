@@ -822,6 +822,8 @@ def detach(work: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.nice(5)
         TRANSCRIPT.set(None)
+        for name in [name for name in os.environ if name == "DOKKU_LOCK_FD" or name.startswith("GIT_")]:
+            del os.environ[name]  # the hook's lock and quarantine are not ours
         work()
     finally:
         os._exit(0)
@@ -2761,11 +2763,13 @@ def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[s
                 say_line(at, container.dyno, text)
 
     known: set[str] = set()
+    first = True
     while app_exists(app) and not reader_left():
         for container in select_processes(app, process):
             if container.id not in known and container.running:
-                threading.Thread(target=follow, args=(container, VALUE_LIMIT if known else lines), daemon=True).start()
-        known |= {container.id for container in select_processes(app, process)}
+                threading.Thread(target=follow, args=(container, lines if first else VALUE_LIMIT), daemon=True).start()
+                known.add(container.id)
+        first = False
         time.sleep(0.2)
 
 

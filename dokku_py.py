@@ -1484,9 +1484,10 @@ def remove_container(identity: str) -> None:
 
 
 def rename_container(container: Container, name: str) -> None:
-    """Give a container another name when it has not got it yet."""
+    """Give a container another name when it has not got it yet; one that is just restarting keeps its old one (labels identify it)."""
+    docker = importlib.import_module("docker")
     if container.name != name:
-        with engine_errors(f"{container.name} can't be renamed to {name}"):
+        with contextlib.suppress(docker.errors.APIError):
             engine().rename(container.id, name)
 
 
@@ -1929,15 +1930,20 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
     grace = int(property_of(release.app, "checks", "wait-to-retire"))
     for container in old:
         rename_container(container, f"{release.app}.{container.dyno}.{container.incarnation}")
-    for container in containers_of(release.app):
-        if container not in old and container.incarnation == release.incarnation:
-            rename_container(container, f"{release.app}.{container.dyno}")
+    name_current(release)
     if old:
         record = {"deadline": time.time() + grace, "containers": [row.id for row in old], "workers": list(workers)}
         with server_lock("retiring"):
             write_lines(retiring_file(release.app), [*read_lines(retiring_file(release.app)), json.dumps(record)])
     if old or watched:
         detach(functools.partial(mind, release.app))
+
+
+def name_current(release: Release) -> None:
+    """Give the processes of the running release their short names: APP.web.1."""
+    for container in containers_of(release.app):
+        if container.incarnation == release.incarnation and container.dyno in wanted_dynos(release):
+            rename_container(container, f"{release.app}.{container.dyno}")
 
 
 def retiring_file(app: str) -> Path:
@@ -1978,6 +1984,8 @@ def mind_once(app: str) -> None:
                 remove_container(identity)
             with server_lock("retiring"):
                 write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+            if current := read_current(app):
+                name_current(current)
     judge_probation(app)
 
 

@@ -94,6 +94,7 @@ RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
 LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
+QUARANTINE_SECONDS = 86400.0  # a push that is older than this has died
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
@@ -443,11 +444,6 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def parse_parallel(text: str) -> int:
-    """Accept how many apps are worked on at once; -1 is one per core."""
-    return os.cpu_count() or 1 if text == "-1" else max(1, parse_count(text))
-
-
 def parse_size(text: str) -> str:
     """Accept a size as nginx writes it: 1m, 512k, 1024, 0."""
     if not re.fullmatch(r"[0-9]{1,12}[kKmMgG]?", text):
@@ -750,10 +746,8 @@ def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: int) -> int:
     descriptor of the app's lock, handed down so that the lock lives until git has moved its refs.
     """
     process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=[keep])
-    poller = select.poll()
-    poller.register(1, 0)  # POLLERR and POLLHUP are always reported
     while process.poll() is None:
-        if poller.poll(100):
+        if reader_left(0.1):
             end_group(process)
             break
     return process.wait()
@@ -767,11 +761,9 @@ def attend(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGHUP, leave)
     signal.signal(signal.SIGTERM, leave)
     process = subprocess.Popen(list(argv))
-    poller = select.poll()
-    poller.register(1, 0)
     try:
         while process.poll() is None:
-            if poller.poll(50):
+            if reader_left(0.05):
                 leave()
     except (KeyboardInterrupt, Cancelled):
         process.terminate()
@@ -784,11 +776,11 @@ def leave(*_: Any) -> NoReturn:
     raise Cancelled
 
 
-def reader_left() -> bool:
-    """Say whether nobody reads our standard output any more."""
+def reader_left(seconds: float) -> bool:
+    """Wait until nobody reads our standard output any more, at most so long; say whether it is so."""
     poller = select.poll()
-    poller.register(1, 0)
-    return bool(poller.poll(0))
+    poller.register(1, 0)  # POLLERR and POLLHUP are always reported
+    return bool(poller.poll(seconds * 1000))
 
 
 def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
@@ -1351,10 +1343,9 @@ def fetch_submodule(folder: Path, url: str, commit: str, path: str) -> None:
 
 
 def remove_quarantines(app: str) -> None:
-    """Remove what a killed push left in the repository; only under the app's lock."""
-    own = Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")).name
+    """Remove what killed pushes left in the repository; a fresh one may belong to a push that arrives or waits right now."""
     for folder in (repository_of(app) / "objects").glob("tmp_objdir-*"):
-        if folder.name != own:
+        if time.time() - folder.stat().st_mtime > QUARANTINE_SECONDS:
             remove_folder(folder)
 
 
@@ -1491,13 +1482,23 @@ def rename_container(container: Container, name: str) -> None:
             engine().rename(container.id, name)
 
 
-def inspect_container(identity: str) -> dict[str, Any]:
-    """Give what Docker knows of a container; nothing when it is gone."""
+def inspect_or_nothing(ask: Callable[[str], dict[str, Any]], reference: str) -> dict[str, Any]:
+    """Give what Docker knows of a thing; nothing when it is not there."""
     docker = importlib.import_module("docker")
     try:
-        return engine().inspect_container(identity)
+        return ask(reference)
     except docker.errors.NotFound:
         return {}
+
+
+def inspect_container(identity: str) -> dict[str, Any]:
+    """Give what Docker knows of a container; nothing when it is gone."""
+    return inspect_or_nothing(engine().inspect_container, identity)
+
+
+def inspect_image(reference: str) -> dict[str, Any]:
+    """Give what Docker knows of an image; nothing when it is not there."""
+    return inspect_or_nothing(engine().inspect_image, reference)
 
 
 def logs_of(identity: str, lines: int) -> list[str]:
@@ -1517,15 +1518,6 @@ def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tupl
         for line in whole:
             at, _, text = line.decode(errors="replace").rstrip("\r").partition(" ")
             yield at, text
-
-
-def inspect_image(reference: str) -> dict[str, Any]:
-    """Give what Docker knows of an image; nothing when it is not there."""
-    docker = importlib.import_module("docker")
-    try:
-        return engine().inspect_image(reference)
-    except docker.errors.ImageNotFound:
-        return {}
 
 
 def tag_image(release: Release) -> None:
@@ -1691,8 +1683,7 @@ def start_missing(release: Release) -> list[Container]:
             start_container(container.id)
             started.append(replace(container, running=True))
         elif not container:
-            say_process = f"{dyno} of {release.name}"
-            detail(f"Starting {say_process}")
+            detail(f"Starting {dyno} of {release.name}")
             started.append(start_process(release, dyno, subnet))
     return started
 
@@ -1880,8 +1871,11 @@ def switch_to(release: Release) -> None:
     previous = read_current(release.app)
     write_current(release)
     remove_file(app_folder(release.app) / "STOPPED")
-    retire(release, workers, begin_probation(release, previous))
-    keep_images(release.app)
+    try:
+        retire(release, workers, begin_probation(release, previous))
+        keep_images(release.app)
+    except DokkuError as error:  # it is live: what is left to tidy must not say that it failed
+        complain(error)
 
 
 def go_live(release: Release) -> list[Worker]:
@@ -1905,6 +1899,13 @@ def urls_of(app: str) -> list[str]:
     return [f"http://{domain}" for domain in domains_of(app)] or [f"http://{socket.getfqdn()}:{app_port(app)}"]
 
 
+def keep_last_words(container: Container) -> list[str]:
+    """Keep what a process printed last for logs:failed; give the lines."""
+    lines = logs_of(container.id, 1000)
+    write_text(app_folder(container.app) / "FAILED" / container.dyno, "\n".join(lines) + "\n", secret=True)
+    return lines
+
+
 def throw_away(release: Release) -> None:
     """Remove the processes of a release that did not go live; keep their last words for logs:failed."""
     current = read_current(release.app)
@@ -1912,9 +1913,7 @@ def throw_away(release: Release) -> None:
         return
     for container in containers_of(release.app):
         if container.incarnation == release.incarnation:
-            lines = logs_of(container.id, 1000)
-            write_text(app_folder(release.app) / "FAILED" / container.dyno, "\n".join(lines) + "\n", secret=True)
-            for line in lines[-FAILURE_LINES:]:
+            for line in keep_last_words(container)[-FAILURE_LINES:]:
                 detail(f"{container.dyno}: {line}")
             remove_container(container.id)
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
@@ -1967,10 +1966,11 @@ def probation_file(app: str) -> Path:
 def mind(app: str) -> None:
     """See a switch to its end, detached: retire the old processes, and watch the new ones through their probation."""
     engine.cache_clear()  # the connection of the process we were forked from is closed here
-    while app_exists(app) and (read_lines(retiring_file(app)) or probation_file(app).exists()):
+    tidy = False
+    while app_exists(app) and (read_lines(retiring_file(app)) or probation_file(app).exists() or not tidy):
         mind_once(app)
-        time.sleep(0.1 if read_lines(retiring_file(app)) else 1.0)
-    release_addresses(app)
+        tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
+        time.sleep(1.0 if tidy else 0.1)
 
 
 def mind_once(app: str) -> None:
@@ -1989,12 +1989,10 @@ def mind_once(app: str) -> None:
     judge_probation(app)
 
 
-def crash_loops(release: Release) -> str:
-    """Name a process of a release that keeps ending, or nothing."""
-    for container in containers_of(release.app):
-        if container.incarnation == release.incarnation and inspect_container(container.id).get("RestartCount", 0) >= PROBATION_RESTARTS:
-            return container.dyno
-    return ""
+def crash_looping(release: Release) -> Container | None:
+    """Find a process of a release that keeps ending."""
+    own = (row for row in containers_of(release.app) if row.incarnation == release.incarnation)
+    return next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
 
 
 def judge_probation(app: str) -> None:
@@ -2004,35 +2002,37 @@ def judge_probation(app: str) -> None:
         return
     if not current or current.number != record["release"] or time.time() > record["until"]:
         return remove_file(probation_file(app))
-    dyno = crash_loops(current)
-    if not dyno:
+    if not (container := crash_looping(current)):
         return
     with locked(app, "automatic rollback"):
-        current = read_current(app)
-        if current and current.number == record["release"] and probation_file(app).exists():
-            remove_file(probation_file(app))
-            begun = time.monotonic()
-            for line in logs_of(f"{app}.{dyno}", 1000):
-                append_failed(app, dyno, line)
-            rollback(app, record["previous"], "dokku_py")
-            remove_file(probation_file(app))
-            mark_release(app, current.number, f"rolled back: {dyno} kept crashing")
-            record_event(Caller("dokku_py"), "rollback", app=app, seconds=time.monotonic() - begun, note=f"{current.name}: {dyno} kept crashing")
+        now_current = read_current(app)
+        if now_current and now_current.number == current.number and probation_file(app).exists():
+            end_probation(current, container, record["previous"])
 
 
-def append_failed(app: str, dyno: str, line: str) -> None:
-    """Keep a line for logs:failed."""
-    make_folder(app_folder(app) / "FAILED", 0o700)
-    append_line(app_folder(app) / "FAILED" / dyno, line)
+def end_probation(bad: Release, container: Container, previous: int) -> None:
+    """Go back from a release that crash-loops; tried once, and on record in events whatever comes of it."""
+    keep_last_words(container)
+    began, result = time.monotonic(), 1
+    try:
+        rollback(bad.app, previous, "dokku_py")
+        mark_release(bad.app, bad.number, f"rolled back: {container.dyno} kept crashing")
+        result = 0
+    finally:
+        remove_file(probation_file(bad.app))
+        record_event(Caller("dokku_py"), "rollback", app=bad.app, result=result, seconds=time.monotonic() - began,
+                     note=f"{bad.name}: {container.dyno} kept crashing")
 
 
-def release_addresses(app: str) -> None:
-    """Take back the addresses that no container of the app holds; only while no deploy runs."""
+def release_addresses(app: str) -> bool:
+    """Take back the addresses that no container of the app holds; not while a deploy runs: says whether it was done."""
     lock = try_lock(app_folder(app) / "lock") if app_exists(app) else None
-    if lock is not None:
-        held = {(row.incarnation, row.dyno) for row in containers_of(app)}
-        free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
-        os.close(lock)
+    if lock is None:
+        return False
+    held = {(row.incarnation, row.dyno) for row in containers_of(app)}
+    free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
+    os.close(lock)
+    return True
 
 
 def keep_images(app: str) -> None:
@@ -2073,14 +2073,13 @@ def converge(app: str) -> None:
         if current and not is_stopped(app):
             start_missing(current)
         elif current:
-            for container in containers_of(app):
-                stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
+            stop_processes(app)
         render_vhost(app)
 
 
-def render_vhost(app: str) -> None:
-    """Have nginx serve an app as it stands in state."""
-    install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app)))))
+def render_vhost(app: str) -> list[Worker]:
+    """Have nginx serve an app as it stands in state; give the old workers. Only under the app's lock: state is moving otherwise."""
+    return install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app)))))
 
 
 def rollback(app: str, number: int, by: str) -> Release:
@@ -2115,7 +2114,14 @@ def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> N
 def stop_app(app: str) -> None:
     """Note that an app is stopped, have nginx answer for it, and end its processes."""
     write_text(app_folder(app) / "STOPPED", now() + "\n")
-    render_vhost(app)
+    workers, deadline = render_vhost(app), time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
+    while any(map(worker_lives, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop_processes(app)
+
+
+def stop_processes(app: str) -> None:
+    """End every process of an app, and keep the containers."""
     grace = int(property_of(app, "ps", "stop-timeout-seconds"))
     for container in containers_of(app):
         stop_container(container.id, grace)
@@ -2126,8 +2132,13 @@ def start_app(app: str) -> None:
     current = read_current(app)
     if not current:
         raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
-    for container in start_missing(current):
-        wait_until_healthy(current, container)
+    try:
+        for container in start_missing(current):
+            wait_until_healthy(current, container)
+    except BaseException:
+        if is_stopped(app):
+            stop_processes(app)
+        raise
     remove_file(app_folder(app) / "STOPPED")
     render_vhost(app)
 
@@ -2303,7 +2314,6 @@ DOMAINS = Arg("domains", parse_domain, many="+")
 NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
 MERGED = Arg("merged", flags=("--merged",), switch=True)
 ALL = Arg("everything", flags=("--all", "-A"), switch=True)
-PARALLEL = Arg("parallel", parse_parallel, ("--parallel",), default="1")
 FORCE = Arg("force", flags=("--force", "-f"), switch=True)
 FORMAT = Arg("style", flags=("--format",), default="text")
 
@@ -2573,8 +2583,7 @@ def set_vhosts(app: str, wanted: bool) -> None:
 def change_global_domains(domains: Iterable[str]) -> None:
     """Keep the global domains, and have nginx serve every app that lives by them."""
     write_lines(ROOT / "VHOST", dict.fromkeys(domains))
-    for app in apps():
-        render_vhost(app)
+    each_app(None, True, under_lock("domains", render_vhost))
 
 
 @command("domains:set-global", DOMAINS)
@@ -2648,26 +2657,26 @@ def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], Non
     return held
 
 
-@command("ps:restart", ALL, PARALLEL, MAYBE_APP, access="operate", also=("restart",))
-def ps_restart(everything: bool, parallel: int, app: str | None) -> None:
+@command("ps:restart", ALL, MAYBE_APP, access="operate", also=("restart",))
+def ps_restart(everything: bool, app: str | None) -> None:
     """Replace an app's processes by new ones without dropping a request."""
     each_app(app, everything, under_lock("ps:restart", restart))
 
 
-@command("ps:stop", ALL, PARALLEL, MAYBE_APP, access="operate", also=("stop",))
-def ps_stop(everything: bool, parallel: int, app: str | None) -> None:
+@command("ps:stop", ALL, MAYBE_APP, access="operate", also=("stop",))
+def ps_stop(everything: bool, app: str | None) -> None:
     """End an app's processes; nginx answers 502 for it until ps:start."""
     each_app(app, everything, under_lock("ps:stop", stop_app))
 
 
-@command("ps:start", ALL, PARALLEL, MAYBE_APP, access="operate", also=("start",))
-def ps_start(everything: bool, parallel: int, app: str | None) -> None:
+@command("ps:start", ALL, MAYBE_APP, access="operate", also=("start",))
+def ps_start(everything: bool, app: str | None) -> None:
     """Start an app that ps:stop stopped; one that runs is left alone."""
     each_app(app, everything, under_lock("ps:start", start_app))
 
 
-@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, access="deploy", also=("rebuild",))
-def ps_rebuild(everything: bool, parallel: int, app: str | None, caller: Caller) -> None:
+@command("ps:rebuild", ALL, MAYBE_APP, access="deploy", also=("rebuild",))
+def ps_rebuild(everything: bool, app: str | None, caller: Caller) -> None:
     """Build and deploy the commit of the deploy branch again."""
     def rebuild(name: str) -> None:
         """Deploy what HEAD of the repository names."""
@@ -2693,8 +2702,8 @@ def ps_inspect(app: str) -> None:
     say(json.dumps(found, indent=2))
 
 
-@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
-def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
+@command("proxy:build-config", ALL, MAYBE_APP, access="operate")
+def proxy_build_config(everything: bool, app: str | None) -> None:
     """Render an app's nginx configuration again and have nginx serve it."""
     each_app(app, everything, under_lock("proxy:build-config", render_vhost))
 
@@ -2772,13 +2781,14 @@ def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[s
 
     known: set[str] = set()
     first = True
-    while app_exists(app) and not reader_left():
+    while True:
         for container in select_processes(app, process):
             if container.id not in known and container.running:
                 threading.Thread(target=follow, args=(container, lines if first else VALUE_LIMIT), daemon=True).start()
                 known.add(container.id)
         first = False
-        time.sleep(0.2)
+        if reader_left(0.5) or not app_exists(app):
+            return
 
 
 # --- one-offs ---
@@ -2797,23 +2807,23 @@ def run_one_off(pairs: list[tuple[str, str]], no_tty: bool, force_tty: bool, sec
     A single word that the Procfile names runs that entry; a single word with blanks goes to a shell.
     """
     tty = force_tty or (sys.stdin.isatty() and not no_tty)
-    identity = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=True)
+    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=True)
     try:
-        return attend([docker_command(), "start", "--attach", "--interactive", identity])
+        return attend([docker_command(), "start", "--attach", "--interactive", name])
     finally:
-        remove_container(identity)
+        remove_container(name)
 
 
 @command("run:detached", ENV_PAIRS, Arg("force_tty", flags=("--force-tty",), switch=True), TTL, APP, WORDS, access="run")
 def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str]) -> None:
     """Run a command in a new container without waiting for it; prints the container's name."""
-    identity = create_one_off(app, dict(pairs or ()), words, seconds, tty=force_tty, stdin_open=False)
-    start_container(identity)
-    say(inspect_container(identity)["Name"].lstrip("/"))
+    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=force_tty, stdin_open=False)
+    start_container(name)
+    say(name)
 
 
 def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, **terminal: bool) -> str:
-    """Create the container of a one-off; `tick` removes it `seconds` after its start, or once it has ended when detached."""
+    """Create the container of a one-off and give its name; `tick` removes it after that many seconds, ended or not."""
     current = read_current(require_app(app))
     if not current:
         raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
@@ -2822,9 +2832,11 @@ def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds
     single = current.procfile.get(words[0], words[0] if " " in words[0] else "") if len(words) == 1 else ""
     ensure_network()
     number = time.time_ns() // 1000 % 10**9
-    return create_container(current, f"run.{number}", config={**release_config(current), **extra}, kind="run", name=f"{app}.run.{number}",
-                            command=["/bin/sh", "-c", single] if single else words, labels={"com.dokku.expires": str(int(time.time()) + seconds)},
-                            options=terminal)
+    name = f"{app}.run.{number}"
+    create_container(current, f"run.{number}", config={**release_config(current), **extra}, kind="run", name=name,
+                     command=["/bin/sh", "-c", single] if single else words, labels={"com.dokku.expires": str(int(time.time()) + seconds)},
+                     options=terminal)
+    return name
 
 
 @command("enter", Arg("container", flags=("--container-id",)), APP, Arg("process", many="?"), WORDS, access="run")
@@ -2924,10 +2936,7 @@ def images_build(name: str) -> None:
 @command("setup", local=True, access="local")
 def setup() -> None:
     """Prepare the state tree, the network and nginx; install.sh runs it, and it may be run again."""
-    if os.geteuid() == 0:
-        write_test_configuration()
-        fence_builds()
-    become_owner(ROOT)
+    prepare_as_root()
     for name in ("apps", "keys", "locks", "addresses", "nginx/candidate", "nginx/server", "properties"):
         make_folder(ROOT / name)
     render_authorized_keys()
@@ -2936,6 +2945,14 @@ def setup() -> None:
     modern = bool(major) and (int(major[1]), int(major[2])) >= (1, 19)
     install_vhost(SERVER_CONF, render("server.conf.j2", reject_handshake=modern))
     worker_processes() or reload_nginx()
+
+
+def prepare_as_root() -> None:
+    """Do the part that only root may, once, and give root up."""
+    if os.geteuid() == 0:
+        write_test_configuration()
+        fence_builds()
+        become_owner(ROOT)
 
 
 def write_test_configuration() -> None:
@@ -2963,14 +2980,10 @@ def fence_builds() -> None:
 def tick() -> None:
     """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
     become_owner(ROOT)
-    for app in apps():
-        try:
-            mind_once(app)
-        except DokkuError as error:
-            complain(error)
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])
+    each_app(None, True, mind_once)
 
 
 def quarantine_vhosts() -> None:
@@ -2987,17 +3000,10 @@ def quarantine_vhosts() -> None:
 @command("boot", local=True, access="local")
 def boot() -> None:
     """Make everything serve again after the machine started."""
-    if os.geteuid() == 0:
-        write_test_configuration()
-        fence_builds()
-    become_owner(ROOT)
+    prepare_as_root()
     quarantine_vhosts()
     setup()
-    for app in apps():
-        try:
-            converge(app)
-        except DokkuError as error:
-            complain(error)
+    each_app(None, True, converge)
 
 
 # --- internal: git ---
@@ -3028,6 +3034,15 @@ def git_hook() -> None:
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
     signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
+    try:
+        receive(app, by)
+    except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
+        remove_folder(Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")))
+        raise
+
+
+def receive(app: str, by: str) -> None:
+    """Receive the refs that git names on standard input, one after the other."""
     with locked(app, "push"):
         remove_strays(app)
         for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
@@ -3114,9 +3129,15 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     if "caller" in row.body.__code__.co_varnames[:row.body.__code__.co_argcount]:
         chosen["caller"] = caller
     os.environ.setdefault("DOKKU_CALLER", caller.name)
-    code = row.body(**chosen) or 0
-    if row.access not in ("view", "anyone", "local", "hook"):
-        record_event(caller, row.name, app=app, result=code, seconds=time.monotonic() - began)
+    code = 70
+    try:
+        code = row.body(**chosen) or 0
+    except DokkuError as error:
+        code = error.code
+        raise
+    finally:
+        if row.access not in ("view", "anyone", "local", "hook"):
+            record_event(caller, row.name, app=app, result=code, seconds=time.monotonic() - began)
     return code
 
 
@@ -3138,6 +3159,9 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("docker", "requests", "urllib3"):
+            complain(DokkuError(f"Docker went away or refused: {error}", "see whether it runs: sudo service docker status; then try again"))
+            return 1
         import traceback
         handle, path = tempfile.mkstemp(prefix="dokku-crash-", suffix=".log")
         with os.fdopen(handle, "w") as log:

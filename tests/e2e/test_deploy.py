@@ -9,14 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DOCKER, STATE, sh, wait_until
-
-
-def assert_nothing_left(app):
-    """No lock is held, nothing half-made stays."""
-    assert sh("flock", "-n", STATE / "apps" / app.name / "lock", "true").returncode == 0
-    assert not list((STATE / "apps" / app.name).glob("tree.*"))
-    wait_until(lambda: all(name.startswith(f"{app.name}.web.") and not name.count(".v") for name in app.containers("-a")))
+from conftest import DOCKER, HELLO_TEXT, STATE, sh, start_docker, stop_docker, wait_until
 
 
 def test_a_push_is_live_and_a_second_replaces_it(app):
@@ -52,10 +45,10 @@ def test_each_failure_rejects_the_push_and_the_old_release_serves(app):
         code, output = app.push(**{file: text for file, text in files.items() if text is not None})
         assert code != 0 and "remote rejected" in output, f"{name}: {output}"
         assert words in output, f"{name}: {output}"
-        assert app.get() == (200, "Hello from dokku_py"), name
-        assert_nothing_left(app)
+        app.assert_untouched()
+        if name == "a process ends at once":
+            assert "app[web.1]: my-last-words" in app.ok("logs:failed")
         sh("git", "reset", "-q", "--hard", before, cwd=app.work)
-    assert "my-last-words" in app.ok("logs:failed") or "listening" in app.ok("logs:failed")
     app.deploy()
 
 
@@ -68,8 +61,7 @@ def test_nginx_refuses_and_the_old_release_serves(app):
     finally:
         broken.unlink()
     assert code != 0 and "nginx refuses" in output
-    assert app.get() == (200, "Hello from dokku_py")
-    assert_nothing_left(app)
+    app.assert_untouched()
 
 
 def test_other_branches_are_stored_and_deleting_the_deploy_branch_is_refused(app):
@@ -92,14 +84,13 @@ def test_a_pusher_who_goes_away_cancels_the_build(app):
     os.killpg(push.pid, signal.SIGKILL)
     lock = STATE / "apps" / app.name / "lock"
     wait_until(lambda: sh("flock", "-n", lock, "true").returncode == 0)
-    assert app.get() == (200, "Hello from dokku_py")
-    assert_nothing_left(app)
+    app.assert_untouched()
     assert "cancelled" in app.ok("releases")
 
 
 def test_a_second_push_waits_and_says_for_whom(app, tmp_path):
     app.deploy()
-    app.write(Dockerfile="FROM debian:bookworm\nCOPY server.pl /server.pl\nRUN sleep 3\nCMD perl /server.pl\n")
+    app.write(Dockerfile=f"FROM debian:bookworm\nCOPY server.pl /server.pl\nRUN echo {app.name}; sleep 3\nCMD perl /server.pl\n")
     first = subprocess.Popen(["git", "push", f"dokku@127.0.0.1:{app.name}", "main"], cwd=app.work, env=app.person.environment(),
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_until(lambda: "push by" in (STATE / "apps" / app.name / "lock").read_text() and len(list((STATE / "apps" / app.name).glob("tree.*"))) == 2)
@@ -109,6 +100,22 @@ def test_a_second_push_waits_and_says_for_whom(app, tmp_path):
     assert done.returncode != 0, "the same commit again: the ref moved while it waited"
     assert "moved while this push waited" in done.stderr
     assert app.get()[0] == 200
+
+
+def test_pushes_that_wait_keep_the_objects_they_brought(app):
+    app.deploy()
+    pushes = [app.start_push(Dockerfile=f"FROM debian:bookworm\nCOPY server.pl /server.pl\nRUN echo {app.name}; sleep 4\nCMD perl /server.pl\n")]
+    pushes[0].when(f"RUN echo {app.name}")
+    commits = {}
+    for topic in ("one", "two"):
+        commits[topic] = app.write(**{topic: topic}).git("rev-parse", "HEAD")
+        pushes.append(app.person.start_push(app.work, app.name, f"main:{topic}"))
+        pushes[-1].when("is busy: push by")
+    for push in pushes:
+        code, output = push.end()
+        assert code == 0, output
+    for topic, commit in commits.items():
+        assert app.git("ls-remote", f"dokku@127.0.0.1:{app.name}", topic).split()[0] == commit
 
 
 def test_no_request_is_dropped_by_redeploy_config_restart_scale_and_rollback(app):
@@ -159,15 +166,22 @@ def test_config_reaches_the_app_without_a_build_and_a_bad_one_is_not_kept(app):
     assert app.get() == (200, "Hello from dokku_py")
 
 
-def test_after_a_reboot_the_same_images_answer(app):
+def test_docker_stopped_is_said_in_a_line_and_after_a_reboot_the_same_images_answer(app):
     app.deploy()
-    image = sh(*DOCKER, "inspect", "-f", "{{.Image}}", f"{app.name}.web.1").stdout
-    sh(*DOCKER, "kill", f"{app.name}.web.1")
-    sh("service", "nginx", "stop")
+    image, release = app.image(), app.releases()[0]
+    stop_docker()
+    try:
+        assert "sudo service docker" in app.refused("ps:restart", code=1)
+        assert "sudo service docker" in app.rejected(new="file")
+        assert app.lock_is_free()
+        sh("service", "nginx", "stop")
+    finally:
+        start_docker()
     done = sh("dokku", "boot")
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: app.get() == (200, "Hello from dokku_py"))
-    assert sh(*DOCKER, "inspect", "-f", "{{.Image}}", f"{app.name}.web.1").stdout == image
+    wait_until(lambda: app.get() == (200, HELLO_TEXT))
+    assert app.image() == image and app.releases()[-1][:5] == release[:5]
+    app.assert_untouched()
 
 
 def test_a_retirement_whose_process_was_killed_is_finished_by_restore(app):

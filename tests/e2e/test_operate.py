@@ -1,9 +1,10 @@
 """Operating an app that is live: stop and start, one-offs, logs, config in every form, and a release that turns bad."""
 
+import io
 import json
-import time
+import tarfile
 
-from conftest import HELLO_TEXT, STATE, ask, quoted, sh, wait_until
+from conftest import HELLO_TEXT, STATE, ask, docker, quoted, sh, wait_until
 
 
 def test_a_stopped_app_answers_502_and_a_start_brings_the_same_release_back(live):
@@ -65,11 +66,17 @@ def test_a_one_off_ends_when_its_client_goes_away(live):
 
 
 def test_a_detached_one_off_runs_on_and_tick_ends_it_when_its_time_is_up(live):
-    name = live.person.ok("run:detached", "--ttl-seconds", "1", live.name, "sleep", "1000").strip()
+    stays = live.person.ok("run:detached", live.name, "sleep", "1000").strip()
+    name = live.person.ok("run:detached", "--ttl-seconds", "2", live.name, "sleep", "1000").strip()
     assert name in live.containers()
-    time.sleep(1.1)
-    assert sh("dokku", "tick").returncode == 0
-    assert name not in live.containers("-a")
+
+    def ticked_away():
+        assert sh("dokku", "tick").returncode == 0
+        return name not in live.containers("-a")
+
+    wait_until(ticked_away)
+    assert stays in live.containers()
+    docker("rm", "-f", stays)
 
 
 def test_enter_opens_the_named_process(live):
@@ -87,8 +94,8 @@ def test_logs_interleave_choose_and_follow(live):
     assert "app[worker.1]: worker-says-hello" in live.ok("logs")
     assert live.ok("logs", "-q", "-p", "worker") == "worker-says-hello\n"
     assert len(live.ok("logs", "-n", "1").splitlines()) == 1
-    client = live.person.start("logs", live.name, "-t", "-n", "0", "-p", "web")
-    time.sleep(1)
+    client = live.person.start("logs", live.name, "-t", "-n", "1", "-p", "web")
+    client.when("listening on")
     live.get("/print/first-mark")
     client.when("first-mark")
     live.ok("ps:restart")
@@ -107,8 +114,9 @@ def test_config_in_every_form(switch):
     assert json.loads(switch.ok("config:export", "--format", "json")) == {"ODD": value, "PLAIN": "1"}
     assert sh("sh", "-c", switch.ok("config:export") + '\nprintf %s "$ODD"').stdout == value
     envfile = switch.ok("config:export", "--format", "envfile")
-    bundle = sh("dokku", "config:keys", switch.name).stdout
-    assert bundle == "ODD\nPLAIN\n"
+    assert switch.ok("config:keys") == "ODD\nPLAIN\n"
+    with tarfile.open(fileobj=io.BytesIO(switch.ok("config:bundle").encode())) as bundle:
+        assert {name: bundle.extractfile(name).read().decode() for name in bundle.getnames()} == {"ODD": value, "PLAIN": "1"}
     switch.ok("config:clear")
     assert switch.ok("config:keys") == ""
     switch.person.ok("config:import", switch.name, "-", stdin=envfile)
@@ -146,3 +154,20 @@ def test_boot_quarantines_a_vhost_that_nginx_refuses_and_the_others_serve(live):
     finally:
         bad.unlink(missing_ok=True)
         (STATE / "nginx" / "quarantined" / "zz-broken.conf").unlink(missing_ok=True)
+
+
+def test_a_start_that_fails_leaves_the_app_stopped_and_nothing_running(switch):
+    switch.deploy(Procfile="web: exec perl /server.pl\n")
+    switch.ok("ps:stop")
+    switch.ok("config:set", "--no-restart", "UNUSED=1")
+    docker("rm", "-f", f"{switch.name}.web.1")
+    record = switch.folder / "releases" / "v1" / "ENV"
+    record.write_text(record.read_text() + 'EXIT_AT_START="9"\n')
+    assert "exit code 9" in switch.refused("ps:start", code=1)
+    assert switch.containers() == [] and switch.get()[0] == 502
+
+
+def test_what_failed_is_on_record_with_its_code(live):
+    live.refused("rollback", "v999", code=1)
+    events = [json.loads(line) for line in (STATE / "events.log").read_text().splitlines() if f'"{live.name}"' in line]
+    assert (events[-1]["command"], events[-1]["result"], events[-1]["who"]) == ("rollback", 1, live.person.name)

@@ -33,32 +33,26 @@ Sections, top to bottom; a function calls only its own section and those above, 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import contextvars
 import fcntl
 import functools
-import hashlib
 import importlib
-import ipaddress
 import json
 import os
 import pwd
 import re
 import select
 import shlex
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import subprocess
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1 Settings: everything read from the environment, and every limit
@@ -256,8 +250,7 @@ KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp3
 ZERO = "0" * 40
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """How a process shows that it is fit: a path that answers, a port that listens, or staying up.
 
     Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first.
@@ -275,8 +268,7 @@ class Check:
     port: int = 0
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(NamedTuple):
     """One version of an app that ran or may run: an image, a config and how to start them.
 
     `restart` counts the restarts of the same release; `incarnation` names one set of its containers.
@@ -290,8 +282,8 @@ class Release:
     by: str = ""
     at: str = ""
     reason: str = ""
-    procfile: Mapping[str, str] = field(default_factory=dict)
-    formation: Mapping[str, int] = field(default_factory=dict)
+    procfile: Mapping[str, str] = {}  # never changed in place
+    formation: Mapping[str, int] = {}
     checks: tuple[Check, ...] = ()
     port: int = DEFAULT_PORT
 
@@ -306,8 +298,7 @@ class Release:
         return f"v{self.number}.{self.restart}" if self.restart else self.name
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(NamedTuple):
     """A container of ours, as Docker lists it."""
 
     id: str
@@ -325,8 +316,7 @@ class Container:
         return self.dyno.rpartition(".")[0]
 
 
-@dataclass(frozen=True)
-class Vhost:
+class Vhost(NamedTuple):
     """What the vhost template of an app may know; every value is a parsed word."""
 
     app: str
@@ -339,8 +329,7 @@ class Vhost:
     includes: str = ""
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks: the name of a key, its role and the apps it is for (empty: all). `local` is root on the box."""
 
     name: str
@@ -350,8 +339,7 @@ class Caller:
     address: str = ""
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A public key that opens this server. `public` is type and base64 text, without a comment."""
 
     name: str
@@ -479,6 +467,8 @@ def parse_public_key(text: str) -> tuple[str, str]:
     Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a
     line that sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
     """
+    import base64
+    import hashlib
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = lines[0].split() if len(lines) == 1 else []
     if len(words) < 2 or words[0] not in KEY_TYPES:
@@ -650,6 +640,7 @@ def parse_config_file(text: str, style: str) -> dict[str, str]:
 
 def decode_value(key: str, text: str) -> str:
     """Decode a value that came as base64."""
+    import base64
     try:
         return base64.b64decode(text, validate=True).decode(errors="surrogateescape")
     except ValueError:
@@ -679,6 +670,7 @@ def now() -> str:
 def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
         cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set."""
+    import subprocess
     given = stdin.encode() if isinstance(stdin, str) else stdin
     try:
         done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
@@ -700,6 +692,7 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_lin
 
     Our own end (an error, TERM, a reader that went away) ends the program too.
     """
+    import subprocess
     last: list[str] = []
     process = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                env=None if env is None else dict(env))
@@ -720,6 +713,8 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_lin
 
 def pipe(first: Sequence[str], second: Sequence[str]) -> str:
     """Run `first | second` and give what the second printed. Raises ToolFailed for either."""
+    import subprocess
+    import tempfile
     with tempfile.TemporaryFile() as errors, \
             subprocess.Popen(list(first), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
         done = subprocess.run(list(second), stdin=source.stdout, capture_output=True, check=False)
@@ -745,6 +740,7 @@ def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: int) -> int:
     stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` is the
     descriptor of the app's lock, handed down so that the lock lives until git has moved its refs.
     """
+    import subprocess
     process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=[keep])
     while process.poll() is None:
         if reader_left(0.1):
@@ -758,6 +754,7 @@ def attend(argv: Sequence[str]) -> int:
 
     sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells.
     """
+    import subprocess
     signal.signal(signal.SIGHUP, leave)
     signal.signal(signal.SIGTERM, leave)
     process = subprocess.Popen(list(argv))
@@ -874,6 +871,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
     """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
+    import tempfile
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -922,6 +920,7 @@ def remove_file(path: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder and what it holds, never following links out of it."""
+    import shutil
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -940,6 +939,7 @@ def rename_file(path: Path, target: Path) -> None:
 @contextlib.contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Give a new folder that is gone afterwards."""
+    import tempfile
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=make_folder(parent)))
     try:
         yield folder
@@ -1073,7 +1073,7 @@ def read_current(app: str) -> Release | None:
     if not line:
         return None
     release = read_release(app, int(number))
-    return replace(release, restart=int(restart or 0)) if release else None
+    return release._replace(restart=int(restart or 0)) if release else None
 
 
 def read_release(app: str, number: int) -> Release | None:
@@ -1089,7 +1089,7 @@ def write_release(release: Release, config: Mapping[str, str]) -> None:
     """Write the record of a release: what it is and the config it runs with."""
     folder = make_folder(release_folder(release.app, release.number))
     write_text(folder / "ENV", render_environment(config), secret=True)
-    write_json(folder / "release.json", {**asdict(release), "restart": 0})
+    write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0})
 
 
 def release_config(release: Release) -> dict[str, str]:
@@ -1171,6 +1171,7 @@ def allotted() -> list[tuple[str, str, str, str]]:
 
 def allot_address(subnet: str, release: Release, dyno: str) -> str:
     """Give a web process an address of the lower half of the subnet; the same again when it already has one."""
+    import ipaddress
     with server_lock("addresses"):
         taken = allotted()
         for address, *owner in taken:
@@ -1194,6 +1195,7 @@ def free_addresses(app: str, keep: Callable[[str, str], bool]) -> None:
 
 def require_disk() -> None:
     """Refuse to begin where a disk would run full. Raises DokkuError."""
+    import shutil
     for path in (ROOT, DOCKER_DATA):
         with contextlib.suppress(FileNotFoundError, PermissionError):
             free = shutil.disk_usage(path).free // 2**20
@@ -1206,8 +1208,7 @@ def require_disk() -> None:
 # 6 Properties: every setting a user may change, one row each
 # ---------------------------------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Property:
+class Property(NamedTuple):
     """A setting: which noun it belongs to, its default, and the parser that accepts a value."""
 
     noun: str
@@ -1381,6 +1382,7 @@ def ensure_network() -> str:
     Its lower half is ours to allot, its upper half Docker's; containers on it can't reach each other, nginx on the
     host reaches them all (enable_icc=false).
     """
+    import ipaddress
     for network in engine().networks(names=[NETWORK]):
         if network["Name"] == NETWORK:
             return network["IPAM"]["Config"][0]["Subnet"]
@@ -1395,6 +1397,7 @@ def ensure_network() -> str:
 
 def free_subnet() -> str:
     """Find a subnet that neither a route of this host nor a network of Docker uses."""
+    import ipaddress
     words = output_of(["ip", "-4", "route"], check=False).split()
     pools = [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
     used = []
@@ -1681,7 +1684,7 @@ def start_missing(release: Release) -> list[Container]:
         container = have.get(dyno)
         if container and not container.running:
             start_container(container.id)
-            started.append(replace(container, running=True))
+            started.append(container._replace(running=True))
         elif not container:
             detail(f"Starting {dyno} of {release.name}")
             started.append(start_process(release, dyno, subnet))
@@ -1699,7 +1702,7 @@ def build_image(release: Release, tree: Path) -> Release:
     with build_slot():
         require_disk()
         image = build_with_dockerfile(release.app, tree, {})
-    return replace(release, image=image, port=exposed_port(inspect_image(image)))
+    return release._replace(image=image, port=exposed_port(inspect_image(image)))
 
 
 def read_tree_file(tree: Path, name: str) -> str:
@@ -1716,7 +1719,7 @@ def read_tree(release: Release, tree: Path) -> Release:
     """Read what the tree says of its processes: Procfile, app.json, CHECKS. Bad files are refused before the build."""
     app_json = parse_json_object(read_tree_file(tree, "app.json") or "{}", "app.json")
     checks = parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS"))
-    return replace(release, procfile=parse_procfile(read_tree_file(tree, "Procfile")), formation=parse_formation(app_json), checks=checks)
+    return release._replace(procfile=parse_procfile(read_tree_file(tree, "Procfile")), formation=parse_formation(app_json), checks=checks)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1742,6 +1745,7 @@ def ask_path(address: str, port: int, check: Check) -> str:
 
 def ask_port(address: str, port: int, timeout: float) -> str:
     """Try once to connect; give what is wrong, or nothing."""
+    import socket
     try:
         socket.create_connection((address, port), timeout).close()
         return ""
@@ -1880,7 +1884,7 @@ def switch_to(release: Release) -> None:
 
 def go_live(release: Release) -> list[Worker]:
     """Point nginx at a release; give the old workers, which may still be serving."""
-    return install_vhost(f"{release.app}.conf", render("vhost.conf.j2", **vars(vhost_of(release, release.app, app_port(release.app)))))
+    return install_vhost(f"{release.app}.conf", render("vhost.conf.j2", **vhost_of(release, release.app, app_port(release.app))._asdict()))
 
 
 def app_port(app: str) -> int:
@@ -1896,6 +1900,7 @@ def app_port(app: str) -> int:
 
 def urls_of(app: str) -> list[str]:
     """List the addresses under which an app answers."""
+    import socket
     return [f"http://{domain}" for domain in domains_of(app)] or [f"http://{socket.getfqdn()}:{app_port(app)}"]
 
 
@@ -2079,7 +2084,7 @@ def converge(app: str) -> None:
 
 def render_vhost(app: str) -> list[Worker]:
     """Have nginx serve an app as it stands in state; give the old workers. Only under the app's lock: state is moving otherwise."""
-    return install_vhost(f"{app}.conf", render("vhost.conf.j2", **vars(vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app)))))
+    return install_vhost(f"{app}.conf", render("vhost.conf.j2", **vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app))._asdict()))
 
 
 def rollback(app: str, number: int, by: str) -> Release:
@@ -2089,7 +2094,7 @@ def rollback(app: str, number: int, by: str) -> Release:
         raise NotFound(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
     config = release_config(old)
     begun = new_release(app, by=by, reason=f"rollback to v{number}")
-    release = replace(old, number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
+    release = old._replace(number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
     with build_log(release):
         write_release(release, config)
         tag_image(release)
@@ -2103,7 +2108,7 @@ def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> N
     current = read_current(app)
     if current and not is_stopped(app):
         begun = new_release(app, by=by, reason=reason)
-        release = replace(current, number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
+        release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
         with build_log(release):
             write_release(release, {**read_config("--global"), **config})
             tag_image(release)
@@ -2149,7 +2154,7 @@ def restart(app: str) -> None:
     if not current:
         raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
     remove_file(app_folder(app) / "STOPPED")
-    switch_to(replace(current, restart=current.restart + 1))
+    switch_to(current._replace(restart=current.restart + 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2178,7 +2183,7 @@ def write_key(key: Key) -> None:
                 raise DokkuError(f"That key is already known as {other.name}", f"dokku ssh-keys:remove {other.name}   removes it")
             if other.name == key.name and other.fingerprint != key.fingerprint:
                 raise DokkuError(f"{key.name} already names another key", "choose another name, or remove that key first")
-        write_json(ROOT / "keys" / key.name, asdict(key))
+        write_json(ROOT / "keys" / key.name, key._asdict())
         render_authorized_keys()
 
 
@@ -2219,8 +2224,7 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 # 16 Declaring: what a command is, said once beside its body
 # ---------------------------------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Arg:
+class Arg(NamedTuple):
     """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed."""
 
     name: str
@@ -2232,8 +2236,7 @@ class Arg:
     raw: bool = False
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command: its spellings, arguments, the capability it needs, and its body."""
 
     name: str
@@ -2773,6 +2776,7 @@ def say_log(quiet: bool, at: str, dyno: str, text: str) -> None:
 
 def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[str, str, str], None]) -> None:
     """Print lines as they come, those of processes that start later too, until the reader leaves or the app is gone."""
+    import threading
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
         with contextlib.suppress(OSError, DokkuError, importlib.import_module("docker").errors.APIError):
@@ -2892,12 +2896,13 @@ def ssh_keys_remove(name: str) -> None:
 @command("deploy:allow", APP, Arg("name", parse_key_name, many="?"))
 def deploy_allow(app: str, name: str | None) -> None:
     """Let a public key from standard input push one app and do nothing else."""
+    import hashlib
     public, fingerprint = parse_public_key(sys.stdin.read())
     known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
     if known and known.role != "deploy":
         raise DokkuError(f"That key is {known.name}, with the role {known.role}: it may push already")
     key = known or Key(name or f"deploy-{hashlib.sha256(public.encode()).hexdigest()[:12]}", public, fingerprint, "deploy", (), now())
-    write_key(replace(key, apps=tuple(sorted({*key.apps, app}))))
+    write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
     say(fingerprint)
 
 
@@ -3031,6 +3036,7 @@ def git_upload_pack(app: str) -> int:
 @command("git-hook", access="hook")
 def git_hook() -> None:
     """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
+    import threading
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
     signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
@@ -3118,7 +3124,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     row, began = COMMANDS[name], time.monotonic()
     if "--global" in words[1:] and APP_OR_GLOBAL in row.args:
         words = [words[0], *[word for word in words[1:] if word != "--global"]]
-        chosen = parse_arguments(replace(row, args=tuple(arg for arg in row.args if arg != APP_OR_GLOBAL)), words[1:]) | {"app": "--global"}
+        chosen = parse_arguments(row._replace(args=tuple(arg for arg in row.args if arg != APP_OR_GLOBAL)), words[1:]) | {"app": "--global"}
     else:
         chosen = parse_arguments(row, words[1:])
     app = chosen.get("app") or ""
@@ -3143,6 +3149,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command and give its exit code; the one place where errors are caught."""
+    import tempfile
     try:
         words = list(argv)
         if words[:1] == ["--as"]:

@@ -43,9 +43,10 @@ $library/venv/bin/python3 -c 'import docker, jinja2' 2>/dev/null || $library/ven
 rm -rf $library/templates.new && cp -r "$source/templates" $library/templates.new
 rm -rf $library/templates && mv $library/templates.new $library/templates
 cp "$source/dokku_py.py" $library/dokku_py.py.new && mv $library/dokku_py.py.new $library/dokku_py.py
-launcher() {
-    printf '#!%s/venv/bin/python3 -Es\nimport sys\nsys.path.insert(0, "%s")\nfrom dokku_py import main\nsys.exit(main(%s))\n' \
-        $library $library "$1" > "$2.new"
+packages=$($library/venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+launcher() {  # no `site`: a command starts a quarter faster without it
+    printf '#!/usr/bin/python3 -IS\nimport sys\nsys.path[:0] = ["%s", "%s"]\nfrom dokku_py import main\nsys.exit(main(%s))\n' \
+        $library "$packages" "$1" > "$2.new"
     chmod 755 "$2.new" && mv "$2.new" "$2"
 }
 launcher 'sys.argv[1:]' $library/dokku

@@ -39,8 +39,8 @@ def test_release_record_comes_back_as_it_was():
     written = release(checks=(d.Check(path="/h", command=("a", "b")),), formation={"web": 2})
     d.write_release(written, {"A": "b"})
     assert d.read_current("blog") is None
-    d.write_current(d.replace(written, restart=2))
-    assert d.read_current("blog") == d.replace(written, restart=2)
+    d.write_current(written._replace(restart=2))
+    assert d.read_current("blog") == written._replace(restart=2)
     assert d.read_current("blog").incarnation == "v3.2"
     assert d.release_config(written) == {"A": "b"}
     assert d.next_number("blog") == 4

@@ -88,6 +88,7 @@ RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
 LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
+CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
 QUARANTINE_SECONDS = 86400.0  # a push that is older than this has died
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
@@ -220,6 +221,12 @@ def transcript(log: Any) -> Iterator[None]:
         yield
     finally:
         TRANSCRIPT.reset(token)
+
+
+def trace(argv: Sequence[str]) -> None:
+    """Show a program about to be run, with --trace; secrets never stand in an argv."""
+    if inherited("DOKKU_TRACE"):
+        print(f"+ {shlex.join(argv)}", file=sys.stderr, flush=True)
 
 
 def say_json(value: Any) -> None:
@@ -670,6 +677,7 @@ def now() -> str:
 def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
         cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set."""
+    trace(argv)
     import subprocess
     given = stdin.encode() if isinstance(stdin, str) else stdin
     try:
@@ -694,6 +702,7 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_lin
     """
     import subprocess
     last: list[str] = []
+    trace(argv)
     process = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                env=None if env is None else dict(env))
     try:
@@ -816,6 +825,39 @@ def detach(work: Callable[[], None]) -> None:
         work()
     finally:
         os._exit(0)
+
+
+def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -> list[str]:
+    """Do work for each name in a process of its own, so many at a time; give the names whose work failed."""
+    running: dict[int, str] = {}
+    failed, waiting = [], list(names)
+    while waiting or running:
+        while waiting and len(running) < count:
+            name = waiting.pop(0)
+            running[fork_work(work, name)] = name
+        child, status = os.wait()
+        name = running.pop(child, "")
+        if status and name:
+            failed.append(name)
+    return failed
+
+
+def fork_work(work: Callable[[str], None], name: str) -> int:
+    """Begin work in a child; its exit code says whether it failed, its own lines say why."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        work(name)
+        code = 0
+    except DokkuError as error:
+        complain(error)
+    except Exception as error:
+        warn(f"{name}: {error}")
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def as_root(argv: Sequence[str]) -> list[str]:
@@ -1241,6 +1283,18 @@ def property_of(app: str, noun: str, key: str) -> str:
     """Give the value that takes effect: the app's, else the server's, else the default."""
     own = read_text(property_file(app, noun, key)).strip()
     return own or read_text(property_file("--global", noun, key)).strip() or PROPERTIES[noun, key].default
+
+
+def property_rows(app: str, noun: str) -> dict[str, str]:
+    """Give the rows that a noun's properties add to its report: the app's own value, the one in effect, the server's."""
+    rows = {}
+    for (owner, key), row in PROPERTIES.items():
+        if owner == noun:
+            server = read_text(property_file("--global", noun, key)).strip() or row.default
+            own = {} if app == "--global" else {f"{noun}-{key}": read_text(property_file(app, noun, key)).strip(),
+                                                f"{noun}-computed-{key}": property_of(app, noun, key)}
+            rows.update(own, **{f"{noun}-global-{key}": server})
+    return rows
 
 
 def write_property(app: str, noun: str, key: str, value: str) -> None:
@@ -2225,7 +2279,10 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
-    """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed."""
+    """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed.
+
+    `unknown` collects the options that nothing else takes.
+    """
 
     name: str
     parse: Callable[[str], Any] = str
@@ -2234,6 +2291,7 @@ class Arg(NamedTuple):
     switch: bool = False
     default: Any = None
     raw: bool = False
+    unknown: bool = False
 
 
 class Command(NamedTuple):
@@ -2267,8 +2325,8 @@ def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] = 
     return declare
 
 
-def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
-    """Read a command's words with one argparse parser built for it alone. Raises UsageError."""
+def parser_of(row: Command) -> Any:
+    """Build the argparse parser of one command."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -2283,13 +2341,32 @@ def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
             parser.add_argument(*arg.flags, dest=arg.name, action="store_true")
         elif arg.flags:
             parser.add_argument(*arg.flags, dest=arg.name, default=arg.default, action="append" if arg.many else "store")
-        else:
+        elif not arg.unknown:
             parser.add_argument(arg.name, nargs=argparse.REMAINDER if arg.raw else arg.many or None, default=arg.default)
+    return parser
+
+
+def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
+    """Read a command's words with one argparse parser built for it alone. Raises UsageError."""
+    import argparse
+    parser = parser_of(row)
     try:
-        found = vars(parser.parse_args(list(words)))
+        raw = any(arg.raw for arg in row.args)  # argparse can't mix those with options that come later
+        known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
     except argparse.ArgumentError as error:
         raise UsageError(f"{row.name}: {error}", parser.format_usage().strip()) from None
+    collector = next((arg.name for arg in row.args if arg.unknown), None)
+    if unknown and not collector:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    found = {**vars(known), **({collector: unknown} if collector else {})}
     return {arg.name: parsed(arg, found[arg.name]) for arg in row.args}
+
+
+def usage_of(row: Command) -> str:
+    """Give the help of one command: its usage, and what its docstring promises."""
+    also = [spelling for spelling, name in ALIASES.items() if name == row.name]
+    text = "\n".join(line.strip() for line in (row.body.__doc__ or "").strip().splitlines())
+    return parser_of(row).format_usage().strip() + f"\n\n{text}" + (f"\n\nalso: {', '.join(also)}" if also else "")
 
 
 def parsed(arg: Arg, value: Any) -> Any:
@@ -2308,6 +2385,11 @@ def parse_app_or_global(text: str) -> str:
     return text if text == "--global" else parse_app(text)
 
 
+def parse_parallel(text: str) -> int:
+    """Accept how many apps to work on at once; -1 is one per processor."""
+    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
+
+
 APP = Arg("app", parse_app)
 MAYBE_APP = Arg("app", parse_app, many="?")
 APP_OR_GLOBAL = Arg("app", parse_app_or_global)
@@ -2316,11 +2398,112 @@ KEYS = Arg("keys", parse_config_key, many="+")
 DOMAINS = Arg("domains", parse_domain, many="+")
 NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
 MERGED = Arg("merged", flags=("--merged",), switch=True)
+PARALLEL = Arg("parallel", parse_parallel, ("--parallel",), default="1")
 ALL = Arg("everything", flags=("--all", "-A"), switch=True)
 FORCE = Arg("force", flags=("--force", "-f"), switch=True)
 FORMAT = Arg("style", flags=("--format",), default="text")
 
+FACTS: dict[str, Callable[[str], dict[str, str]]] = {}  # noun -> what its report says beside the properties
+LABELS = {"apps": "app"}  # nouns whose rows carry another prefix
+
+
+def facts(noun: str) -> Callable[[Any], Any]:
+    """Declare the function that gives a noun's facts of an app, or of the server for `--global`: flag -> value."""
+    def declare(body: Callable[[str], dict[str, str]]) -> Callable[[str], dict[str, str]]:
+        FACTS[noun] = body
+        return body
+    return declare
+
+
+def report_rows(noun: str, app: str) -> dict[str, str]:
+    """Give the rows of a noun's report: flag -> value."""
+    return {**(FACTS[noun](app) if noun in FACTS else {}), **property_rows(app, noun)}
+
+
+def say_report(noun: str, app: str, flag: str, style: str) -> None:
+    """Print a noun's report: as text, one bare value for a flag, or JSON whose keys lack the noun."""
+    rows, prefix = report_rows(noun, app), LABELS.get(noun, noun)
+    if flag and flag.removeprefix("--") not in rows:
+        raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
+    if flag:
+        return say(rows[flag.removeprefix("--")])
+    if style == "json":
+        return say_json({name.removeprefix(f"{prefix}-"): value for name, value in rows.items()})
+    milestone(f"{app.removeprefix('--')} {prefix} information")
+    for name, value in rows.items():
+        detail(f"{name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip())
+    return None
+
+
+def report(noun: str, app: str | None, flags: list[str], style: str, caller: Caller) -> None:
+    """Print the report of one app, of the server with --global, or of every app the caller may see."""
+    if len(flags) > 1:
+        raise UsageError(f"{noun}:report takes one flag, not {' '.join(flags)}")
+    if app:
+        require_subject(app)
+    found = [app] if app else visible_apps(caller)
+    if not found:
+        warn("You haven't deployed any applications yet")
+    for name in found:
+        say_report(noun, name, "".join(flags), style)
+
+
+def visible_apps(caller: Caller) -> list[str]:
+    """List the apps that a caller may see."""
+    return [app for app in apps() if may(caller, "view", app)]
+
+
+def change_property(noun: str, app: str, key: str, value: str) -> None:
+    """Set or clear a property; one that nginx reads takes effect at once, and is put back when nginx refuses it."""
+    def change(name: str) -> None:
+        """Write it, and have nginx serve the app with it."""
+        old = read_text(property_file(app, noun, key)).strip()
+        write_property(app, noun, key, value)
+        try:
+            if noun == "nginx":
+                each_app(None if app == "--global" else app, app == "--global", render_vhost)
+        except DokkuError:
+            write_property(app, noun, key, old)
+            raise
+    require_subject(app)
+    change(app) if app == "--global" else under_lock(f"{noun}:set", change)(app)
+
+
+def declare_reports() -> None:
+    """Declare NOUN:set for every noun that has properties, and NOUN:report for those and the nouns that have facts."""
+    owners = {noun for noun, _ in PROPERTIES}
+    for noun in sorted(owners):
+        def set_one(app: str, key: str, value: list[str], noun: str = noun) -> None:
+            """Set a property of an app, or of the server with --global; without a value it is cleared."""
+            change_property(noun, app, key, " ".join(value))
+            step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(value)}")
+        command(f"{noun}:set", APP_OR_GLOBAL, Arg("key"), Arg("value", many="*"), access="configure")(set_one)
+    for noun in sorted({*owners, *FACTS}):
+        def report_one(app: str | None, flags: list[str], style: str, caller: Caller, noun: str = noun) -> None:
+            """Print what is set and what is so, for one app or all; --NAME prints one bare value."""
+            report(noun, app, flags, style, caller)
+        command(f"{noun}:report", APP_OR_GLOBAL._replace(many="?"), Arg("flags", unknown=True), FORMAT, access="view")(report_one)
+
+
 # --- apps ---
+
+
+@facts("apps")
+def apps_facts(app: str) -> dict[str, str]:
+    """Say where an app is and what it was last deployed from."""
+    if app == "--global":
+        return {}
+    current = read_current(app)
+    return {"app-created-at": read_text(app_folder(app) / "CREATED").strip(), "app-deploy-source": "git-push" if current and current.commit else "",
+            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": "false"}
+
+
+@command("report", MAYBE_APP, access="view")
+def report_command(app: str | None, caller: Caller) -> None:
+    """Print every report, of one app or all."""
+    for name in [require_app(app)] if app else visible_apps(caller):
+        for noun in sorted({*FACTS, *(owner for owner, _ in PROPERTIES)}):
+            say_report(noun, name, "", "text")
 
 
 @command("apps:create", APP, access="create", also=("create",))
@@ -2335,17 +2518,21 @@ def apps_create(app: str) -> None:
 def create_app(app: str) -> None:
     """Make the record of an app, its repository, and a vhost that answers 502 until something runs."""
     make_folder(app_folder(app))
+    write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
     ensure_repository(app)
     render_vhost(app)
 
 
 @command("apps:list", FORMAT, access="view", also=("list",))
-def apps_list(style: str) -> None:
+def apps_list(style: str, caller: Caller) -> None:
     """List the apps."""
+    found = visible_apps(caller)
     if style == "json":
-        return say_json(apps())
+        return say_json(found)
+    if not found:
+        return warn("You haven't deployed any applications yet")
     milestone("My Apps")
-    for app in apps():
+    for app in found:
         say(app)
     return None
 
@@ -2517,8 +2704,17 @@ def change_config(app: str, config: Mapping[str, str], no_restart: bool, caller:
 # --- domains ---
 
 
-@command("domains:report", APP, access="view", also=("domains", "domains:get"))
-def domains_report(app: str) -> None:
+@facts("domains")
+def domains_facts(app: str) -> dict[str, str]:
+    """Say under which domains an app is served."""
+    server = read_lines(ROOT / "VHOST")
+    own = {} if app == "--global" else {"domains-app-enabled": str(not (app_folder(app) / "NO_VHOST").exists()).lower(),
+                                        "domains-app-vhosts": " ".join(domains_of(app))}
+    return {**own, "domains-global-enabled": str(bool(server)).lower(), "domains-global-vhosts": " ".join(server)}
+
+
+@command("domains:get", APP, access="view", also=("domains",))
+def domains_get(app: str) -> None:
     """Print the domains of an app."""
     for domain in domains_of(require_app(app)):
         say(domain)
@@ -2616,6 +2812,25 @@ def domains_clear_global() -> None:
 # --- processes, releases, logs ---
 
 
+@facts("ps")
+def ps_facts(app: str) -> dict[str, str]:
+    """Say which processes of an app run."""
+    if app == "--global":
+        return {}
+    current, found = read_current(app), sorted(containers_of(app), key=lambda row: row.dyno)
+    live = [row for row in found if current and row.incarnation == current.incarnation]
+    running = "false" if not any(row.running for row in live) else "true" if all(row.running for row in live) else "mixed"
+    return {"deployed": str(bool(current)).lower(), "processes": str(len(live)), "ps-can-scale": "true", "running": running,
+            **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
+
+
+@facts("git")
+def git_facts(app: str) -> dict[str, str]:
+    """Say which commit an app runs."""
+    current = None if app == "--global" else read_current(app)
+    return {"git-sha": current.commit, "git-last-updated-at": current.at} if current else {}
+
+
 @command("ps:scale", APP, Arg("counts", parse_scale, many="*"), access="operate")
 def ps_scale(app: str, counts: list[tuple[str, int]]) -> None:
     """Print how many of each process type run, or set it."""
@@ -2633,21 +2848,21 @@ def ps_scale(app: str, counts: list[tuple[str, int]]) -> None:
             raise
 
 
-def each_app(app: str | None, everything: bool, work: Callable[[str], None]) -> None:
+def each_app(app: str | None, everything: bool, work: Callable[[str], None], parallel: int = 1) -> None:
     """Do work for one app, or for all with --all; one app's failure does not keep it from the others."""
     if bool(app) == everything:
         raise UsageError("Name one app, or give --all")
-    failed = []
-    for name in [require_app(app)] if app else apps():
-        try:
-            work(name)
-        except DokkuError as error:
-            if app:
-                raise
-            complain(error)
-            failed.append(name)
+    if app:
+        return work(require_app(app))
+
+    def apart(name: str) -> None:
+        """Do it for one app, with a connection of its own to the engine."""
+        engine.cache_clear()
+        work(name)
+    failed = in_parallel(apps(), apart, parallel)
     if failed:
         raise DokkuError(f"Failed for: {', '.join(failed)}")
+    return None
 
 
 def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], None]:
@@ -2660,26 +2875,26 @@ def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], Non
     return held
 
 
-@command("ps:restart", ALL, MAYBE_APP, access="operate", also=("restart",))
-def ps_restart(everything: bool, app: str | None) -> None:
+@command("ps:restart", ALL, PARALLEL, MAYBE_APP, access="operate", also=("restart",))
+def ps_restart(everything: bool, parallel: int, app: str | None) -> None:
     """Replace an app's processes by new ones without dropping a request."""
-    each_app(app, everything, under_lock("ps:restart", restart))
+    each_app(app, everything, under_lock("ps:restart", restart), parallel)
 
 
-@command("ps:stop", ALL, MAYBE_APP, access="operate", also=("stop",))
-def ps_stop(everything: bool, app: str | None) -> None:
+@command("ps:stop", ALL, PARALLEL, MAYBE_APP, access="operate", also=("stop",))
+def ps_stop(everything: bool, parallel: int, app: str | None) -> None:
     """End an app's processes; nginx answers 502 for it until ps:start."""
-    each_app(app, everything, under_lock("ps:stop", stop_app))
+    each_app(app, everything, under_lock("ps:stop", stop_app), parallel)
 
 
-@command("ps:start", ALL, MAYBE_APP, access="operate", also=("start",))
-def ps_start(everything: bool, app: str | None) -> None:
+@command("ps:start", ALL, PARALLEL, MAYBE_APP, access="operate", also=("start",))
+def ps_start(everything: bool, parallel: int, app: str | None) -> None:
     """Start an app that ps:stop stopped; one that runs is left alone."""
-    each_app(app, everything, under_lock("ps:start", start_app))
+    each_app(app, everything, under_lock("ps:start", start_app), parallel)
 
 
-@command("ps:rebuild", ALL, MAYBE_APP, access="deploy", also=("rebuild",))
-def ps_rebuild(everything: bool, app: str | None, caller: Caller) -> None:
+@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, access="deploy", also=("rebuild",))
+def ps_rebuild(everything: bool, parallel: int, app: str | None, caller: Caller) -> None:
     """Build and deploy the commit of the deploy branch again."""
     def rebuild(name: str) -> None:
         """Deploy what HEAD of the repository names."""
@@ -2687,13 +2902,13 @@ def ps_rebuild(everything: bool, app: str | None, caller: Caller) -> None:
         if commit == ZERO:
             raise NotFound(f"{name} has no commit yet", f"git push dokku@SERVER:{name} main   sends one")
         deploy(name, commit, caller.name, "rebuild")
-    each_app(app, everything, under_lock("ps:rebuild", rebuild))
+    each_app(app, everything, under_lock("ps:rebuild", rebuild), parallel)
 
 
 @command("ps:restore", MAYBE_APP, access="operate")
 def ps_restore(app: str | None) -> None:
     """Make Docker and nginx agree with what is on record, for one app or all."""
-    each_app(app, not app, converge)
+    each_app(app, not app, converge, CONVERGE_AT_ONCE)
 
 
 @command("ps:inspect", APP, access="operate")
@@ -2705,10 +2920,10 @@ def ps_inspect(app: str) -> None:
     say(json.dumps(found, indent=2))
 
 
-@command("proxy:build-config", ALL, MAYBE_APP, access="operate")
-def proxy_build_config(everything: bool, app: str | None) -> None:
+@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
+def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
     """Render an app's nginx configuration again and have nginx serve it."""
-    each_app(app, everything, under_lock("proxy:build-config", render_vhost))
+    each_app(app, everything, under_lock("proxy:build-config", render_vhost), parallel)
 
 
 @command("nginx:show-config", APP, access="view")
@@ -2726,6 +2941,18 @@ def releases(app: str) -> None:
               release_status(app, number, current)] for number, row in rows]
     if table:
         say_table(table)
+
+
+@command("releases:info", APP, Arg("number", parse_release_name), FORMAT, access="view")
+def releases_info(app: str, number: int, style: str) -> None:
+    """Print what is on record of one release; config by its names only."""
+    release = read_release(require_app(app), number)
+    if not release:
+        raise NotFound(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
+    rows = {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
+            "commit": release.commit, "image": release.image, "config": " ".join(sorted(release_config(release))),
+            **{f"process {kind}": words for kind, words in sorted(release.procfile.items())}}
+    say_json(rows) if style == "json" else say_table([[f"{key}:", value] for key, value in rows.items()])
 
 
 @command("rollback", APP, Arg("number", parse_release_name, many="?"), access="deploy")
@@ -2887,6 +3114,14 @@ def ssh_keys_list() -> None:
         say(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"')
 
 
+@command("access:info", Arg("name"))
+def access_info(name: str) -> None:
+    """Print what is on record of one key, found by its name or whole fingerprint."""
+    key = find_key(name)
+    say_table([[f"{field}:", value] for field, value in (("name", key.name), ("fingerprint", key.fingerprint), ("role", key.role),
+                                                        ("apps", " ".join(key.apps) or "all"), ("added", key.added))])
+
+
 @command("ssh-keys:remove", Arg("name"), also=("access:remove",))
 def ssh_keys_remove(name: str) -> None:
     """Shut a key out, by its name or whole fingerprint."""
@@ -2906,6 +3141,24 @@ def deploy_allow(app: str, name: str | None) -> None:
     say(fingerprint)
 
 
+@command("deploy:list", APP)
+def deploy_list(app: str) -> None:
+    """List the keys that may push an app and do nothing else."""
+    for key in read_keys():
+        if key.role == "deploy" and require_app(app) in key.apps:
+            say(f"{key.fingerprint} {key.name}")
+
+
+@command("deploy:revoke", APP, Arg("name"))
+def deploy_revoke(app: str, name: str) -> None:
+    """Take one app from a deploy key; a key without an app left is shut out."""
+    key = find_key(name)
+    if app not in key.apps:
+        raise NotFound(f"{key.name} is not a deploy key of {app}", f"dokku deploy:list {app}   lists them")
+    left = tuple(other for other in key.apps if other != app)
+    write_key(key._replace(apps=left)) if left else drop_key(key.name)
+
+
 # --- the server ---
 
 
@@ -2915,27 +3168,54 @@ def version(json: bool) -> None:
     say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}")
 
 
-@command("help", Arg("noun", many="?"), access="anyone")
-def help_command(noun: str | None) -> None:
-    """List the commands, or those of one noun."""
-    rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not noun or name.partition(":")[0] == noun)]
+@command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")
+def help_command(word: str | None, every: bool) -> None:
+    """List the commands, those of one noun, or explain one command."""
+    row = COMMANDS.get(ALIASES.get(word or "", word or ""))
+    if row and row.access != "hook" and not commands_of(word or ""):
+        return say(usage_of(row))
+    rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not word or name in commands_of(word))]
     if not rows:
-        raise NotFound(f"There is no command {shown(noun or '')}", "dokku help   lists all")
+        raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
     say(f"dokku_py {VERSION}")
     for row in rows:
-        say(f"    {row.name:20} {row.summary}")
+        say(f"    {row.name:24} {row.summary}")
+    return None
 
 
-@command("images:build", Arg("name"), access="admin")
-def images_build(name: str) -> None:
-    """Build the base image `debian` of this host's release from Debian's packages."""
-    if name != "debian":
-        raise UsageError(f"There is no recipe for {shown(name)}", "there is: debian")
+def commands_of(noun: str) -> list[str]:
+    """List the commands of a noun."""
+    return [name for name in COMMANDS if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in COMMANDS))]
+
+
+RECIPES = ("debian",)
+
+
+@command("images:build", FORCE, Arg("name"))
+def images_build(force: bool, name: str) -> None:
+    """Make the base image `debian` of this host's release, and its -slim, from Debian's packages; --force makes it anew."""
+    if name not in RECIPES:
+        raise UsageError(f"There is no recipe for {shown(name)}", f"there is: {', '.join(RECIPES)}")
     release = parse_environment(read_text(Path("/etc/os-release")))
     reference = f"{release['ID']}:{release['VERSION_CODENAME']}"
+    if not force and inspect_image(reference):
+        return detail(f"{reference} is there already; --force makes it anew")
     step(f"Building {reference} from this host's package sources")
-    pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "-", reference])
-    detail(f"{reference} is ready")
+    label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
+    identity = pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", reference]).strip()
+    engine().tag(identity, release["ID"], f"{release['VERSION_CODENAME']}-slim")
+    detail(f"{reference} and {reference}-slim are ready")
+    return None
+
+
+@command("images:list", access="admin")
+def images_list() -> None:
+    """List the images this product made: base images and the releases of apps, with their sizes."""
+    found = {row["Id"]: row for filters in ({"label": [f"{key}={value}" for key, value in OURS.items()]}, {"reference": "dokku/*"})
+             for row in engine().images(filters=filters)}
+    rows = sorted((tag, f"{row['Size'] // 2**20} MB") for row in found.values() for tag in row["RepoTags"] or ())
+    if rows:
+        say_table(rows)
 
 
 @command("setup", local=True, access="local")
@@ -3008,7 +3288,7 @@ def boot() -> None:
     prepare_as_root()
     quarantine_vhosts()
     setup()
-    each_app(None, True, converge)
+    each_app(None, True, converge, CONVERGE_AT_ONCE)
 
 
 # --- internal: git ---
@@ -3097,36 +3377,72 @@ def caller_of(name: str) -> Caller:
     return Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
 
 
-GLOBAL_WORDS = ("--quiet", "--trace", "--force", "--global")
+GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
 
 
-def take_global_words(words: list[str]) -> list[str]:
-    """Put the words that may stand before a command behind it; --quiet and --trace take effect at once."""
-    moved: list[str] = []
-    while words and (words[0] in GLOBAL_WORDS or words[0] == "--app"):
-        word = words.pop(0)
-        if word == "--app":
-            moved.append(words.pop(0) if words else "")
-        elif word in ("--force", "--global"):
-            moved.append(word)
-        if word == "--quiet":
-            os.environ["DOKKU_QUIET_OUTPUT"] = "1"
-    return [*words[:1], *moved, *words[1:]]
+def take_leading_words(words: list[str]) -> list[str]:
+    """Put the global words that stand before a command behind it."""
+    count = 0
+    while count < len(words) and words[count] in GLOBAL_WORDS:
+        count += 2 if words[count] == "--app" else 1
+    return [*words[count:count + 1], *words[:count], *words[count + 1:]]
+
+
+def take_global_words(row: Command, words: Sequence[str]) -> list[str]:
+    """Take out the words that every command knows and this one does not declare; `--app X` becomes the first word.
+
+    What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
+    """
+    declared = {flag for arg in row.args for flag in arg.flags} | {"--global"}
+    raw, kept, app, rest = any(arg.raw for arg in row.args), [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--" or (raw and not word.startswith("-")):
+            kept += [word, *rest]
+            break
+        if word == "--app" and rest:
+            app = [rest.pop(0)]
+        elif word in GLOBAL_WORDS and word not in declared:
+            os.environ[GLOBAL_WORDS[word]] = "1"
+        else:
+            kept.append(word)
+    return [*app, *kept]
+
+
+def wants_help(row: Command, words: Sequence[str]) -> bool:
+    """Say whether the words ask what a command does."""
+    asked = words[:1] if any(arg.raw for arg in row.args) else words
+    return "--help" in asked or ("-h" in asked and row.access != "hook")
+
+
+def find_command(word: str) -> Command | None:
+    """Find a command by any of its spellings; nothing for a noun alone and for NOUN:help."""
+    row = COMMANDS.get(ALIASES.get(word, word))
+    if not row and not commands_of(word.removesuffix(":help")):
+        close = nearest(word, [*COMMANDS, *ALIASES])
+        raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
+    return row
+
+
+def read_words(row: Command, words: list[str]) -> dict[str, Any]:
+    """Read a command's words; --global stands in the app's place."""
+    words = take_global_words(row, words)
+    takes_global = next((arg for arg in row.args if arg.parse is parse_app_or_global), None)
+    if "--global" in words and takes_global:
+        less = row._replace(args=tuple(arg for arg in row.args if arg is not takes_global))
+        return parse_arguments(less, [word for word in words if word != "--global"]) | {"app": "--global"}
+    return parse_arguments(row, words)
 
 
 def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     """Find the command, check access, check the words, run the body; note it in events."""
-    words = take_global_words(words) or ["help"]
-    name = ALIASES.get(words[0], words[0])
-    if name not in COMMANDS:
-        close = nearest(words[0], [*COMMANDS, *ALIASES])
-        raise UsageError(f"{shown(words[0])} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
-    row, began = COMMANDS[name], time.monotonic()
-    if "--global" in words[1:] and APP_OR_GLOBAL in row.args:
-        words = [words[0], *[word for word in words[1:] if word != "--global"]]
-        chosen = parse_arguments(row._replace(args=tuple(arg for arg in row.args if arg != APP_OR_GLOBAL)), words[1:]) | {"app": "--global"}
-    else:
-        chosen = parse_arguments(row, words[1:])
+    words = take_leading_words(words) or ["help"]
+    row = find_command(words[0])
+    if not row:
+        return help_command(words[0].removesuffix(":help"), False) or 0
+    if wants_help(row, words[1:]):
+        return say(usage_of(row)) or 0
+    chosen, began = read_words(row, words[1:]), time.monotonic()
     app = chosen.get("app") or ""
     if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
         raise AccessDenied
@@ -3176,6 +3492,8 @@ def main(argv: Sequence[str]) -> int:
         complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {path}"))
         return 70
 
+
+declare_reports()
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

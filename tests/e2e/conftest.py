@@ -103,7 +103,7 @@ class Person:
         assert done.returncode == 0, f"{words}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def refused(self, *words, code, stdin=""):
+    def refused(self, *words, code=1, stdin=""):
         """Expect a refusal with that exit code, said without a traceback; give what stood on standard error."""
         done = self.ssh(*words, stdin=stdin)
         assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}{done.stderr}"
@@ -312,6 +312,14 @@ def new_app(admin, tmp_path):
 def switch(new_app):
     """One app whose behaviour is switched by config vars; not pushed yet."""
     return new_app()
+
+
+@pytest.fixture
+def bare(new_app):
+    """One app that was created and never pushed."""
+    app = new_app()
+    app.ok("apps:create")
+    return app
 
 
 PROCFILE = "web: exec perl /server.pl\nworker: echo worker-says-hello; exec sleep 1000\nclock: exec sleep 1000\n"

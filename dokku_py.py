@@ -1436,17 +1436,28 @@ def ensure_network() -> str:
     Its lower half is ours to allot, its upper half Docker's; containers on it can't reach each other, nginx on the
     host reaches them all (enable_icc=false).
     """
+    if subnet := our_subnet():
+        return subnet
+    with server_lock("network"):
+        return our_subnet() or make_network(SUBNET or free_subnet())
+
+
+def our_subnet() -> str:
+    """Give the subnet of the product's network, when it is there."""
+    found = (network for network in engine().networks(names=[NETWORK]) if network["Name"] == NETWORK)
+    return next((network["IPAM"]["Config"][0]["Subnet"] for network in found), "")
+
+
+def make_network(text: str) -> str:
+    """Make the product's network on a subnet, and give that back."""
     import ipaddress
-    for network in engine().networks(names=[NETWORK]):
-        if network["Name"] == NETWORK:
-            return network["IPAM"]["Config"][0]["Subnet"]
-    subnet = ipaddress.ip_network(SUBNET or free_subnet())
+    subnet = ipaddress.ip_network(text)
     types = importlib.import_module("docker").types
-    pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
+    pool = types.IPAMPool(subnet=text, iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
     with engine_errors(f"The network {NETWORK} can't be made"):
         engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
                                 options={"com.docker.network.bridge.enable_icc": "false"})
-    return str(subnet)
+    return text
 
 
 def free_subnet() -> str:
@@ -3202,7 +3213,7 @@ def images_build(force: bool, name: str) -> None:
         return detail(f"{reference} is there already; --force makes it anew")
     step(f"Building {reference} from this host's package sources")
     label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
-    identity = pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", reference]).strip()
+    identity = pipe(as_root([str(Path(__file__).parent / "templates/images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", reference]).strip()
     engine().tag(identity, release["ID"], f"{release['VERSION_CODENAME']}-slim")
     detail(f"{reference} and {reference}-slim are ready")
     return None
@@ -3229,7 +3240,7 @@ def setup() -> None:
     major = re.search(r"nginx/(\d+)\.(\d+)", run(["/usr/sbin/nginx", "-v"]).stderr.decode())
     modern = bool(major) and (int(major[1]), int(major[2])) >= (1, 19)
     install_vhost(SERVER_CONF, render("server.conf.j2", reject_handshake=modern))
-    worker_processes() or reload_nginx()
+    reload_nginx()  # its own configuration may be new
 
 
 def prepare_as_root() -> None:

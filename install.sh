@@ -1,24 +1,74 @@
 #!/bin/sh
-# Install or upgrade dokku_py on Debian or Ubuntu, as root:  ./install.sh [--domain NAME] [--key FILE] [--demo]
+# Install, upgrade or remove dokku_py on Debian or Ubuntu, as root.
+#   ./install.sh [--domain NAME] [--key FILE] [--demo]      from a checkout
+#   ... | DOKKU_PY_SOURCE=<git URL or directory> sh         piped; arguments after  sh -s --
+#   ./install.sh --uninstall [--purge]                      data under /var/lib/dokku stays unless --purge
 set -eu
-library=/usr/lib/dokku-py root=/var/lib/dokku domain= key= demo=
+library=/usr/lib/dokku-py root=/var/lib/dokku domain= key= demo= uninstall= purge= fetched=
+usage="usage: install.sh [--domain NAME] [--key FILE] [--demo] | --uninstall [--purge]"
 doing="reading the arguments"
-trap '[ $? = 0 ] || echo " !     install.sh failed while $doing; mend what stands above and run it again" >&2' EXIT
+ended() {
+    code=$?
+    [ -z "$fetched" ] || rm -rf "$fetched"
+    [ $code = 0 ] || echo " !     install.sh failed while $doing; mend what stands above and run it again" >&2
+}
+trap ended EXIT
 say() { doing=$1; echo "-----> $1"; }
 while [ $# -gt 0 ]; do
     case $1 in
-        --domain) domain=$2; shift 2 ;;
-        --key) key=$2; shift 2 ;;
-        --demo) demo=yes; shift ;;
-        *) echo "usage: install.sh [--domain NAME] [--key FILE] [--demo]" >&2; exit 2 ;;
+        --domain) domain=${2:?$usage}; shift ;;
+        --key) key=${2:?$usage}; shift; [ -f "$key" ] || { echo " !     there is no file $key" >&2; exit 2; } ;;
+        --demo) demo=yes ;;
+        --uninstall) uninstall=yes ;;
+        --purge) purge=yes ;;
+        *) echo "$usage" >&2; exit 2 ;;
     esac
+    shift
 done
-[ "$(id -u)" = 0 ] || { echo "run it as root: sudo ./install.sh" >&2; exit 1; }
+[ -z "$purge" ] || [ -n "$uninstall" ] || { echo "$usage" >&2; exit 2; }
+[ "$(id -u)" = 0 ] || { echo " !     run it as root: sudo ./install.sh" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+engine() { docker -H unix:///var/run/docker.sock "$@"; }
+
+if [ -n "$uninstall" ]; then
+    say "removing the containers and the network (images and data stay without --purge)"
+    if engine version >/dev/null 2>&1; then
+        engine ps -aq --filter label=com.dokku.managed-by=dokku_py | xargs -r docker -H unix:///var/run/docker.sock rm -f >/dev/null
+        engine network rm dokku >/dev/null 2>&1 || true
+        [ -z "$purge" ] || engine images -q 'dokku/*' | sort -u | xargs -r docker -H unix:///var/run/docker.sock rmi -f >/dev/null
+    fi
+    say "removing the program and what it put on the host"
+    rm -rf $library /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py \
+        /etc/cron.d/dokku-py /etc/systemd/system/dokku-boot.service /etc/systemd/system/multi-user.target.wants/dokku-boot.service
+    nginx -s reload 2>/dev/null || true
+    if [ -n "$purge" ]; then
+        say "removing the user dokku and $root"
+        pkill -u dokku || true
+        userdel dokku 2>/dev/null || true
+        rm -rf $root
+    else
+        [ ! -f $root/.ssh/authorized_keys ] || sed -i '/command="\/usr\/bin\/dokku /d' $root/.ssh/authorized_keys
+        echo "       $root and the user dokku are kept; install.sh takes them up again, --uninstall --purge removes them"
+    fi
+    echo "=====> dokku_py is removed; Docker, nginx and Debian's packages are left alone"
+    exit 0
+fi
+
 source=$(cd "$(dirname "$0")" && pwd)
+if [ ! -f "$source/dokku_py.py" ] || [ -n "${DOKKU_PY_SOURCE:-}" ]; then
+    say "fetching the program"
+    : "${DOKKU_PY_SOURCE:?name a git URL or a directory to install from, or run install.sh in a checkout}"
+    source=$DOKKU_PY_SOURCE
+    if [ ! -d "$source" ] || [ ! -f "$source/dokku_py.py" ]; then
+        have git || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq git ca-certificates >/dev/null; }
+        fetched=$(mktemp -d)
+        git clone --quiet --depth 1 -- "$source" "$fetched/source"
+        source=$fetched/source
+    fi
+fi
 
 say "installing Debian packages"
 missing=
-have() { command -v "$1" >/dev/null 2>&1; }
 have dockerd || missing="$missing docker.io"
 have nginx || missing="$missing nginx-light"
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
@@ -27,6 +77,10 @@ have ip || missing="$missing iproute2"
 /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 if [ -n "$missing" ]; then
     apt-get update -qq
+    # Newer releases ship Docker's client and BuildKit apart from the engine.
+    case $missing in *docker.io*) for package in docker-cli docker-buildx; do
+        apt-cache show $package >/dev/null 2>&1 && missing="$missing $package"
+    done ;; esac
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing ca-certificates iptables >/dev/null
 fi
@@ -37,48 +91,58 @@ usermod -p '*' -aG docker dokku
 chmod 755 $root
 
 say "copying the program to $library"
-mkdir -p $library/hooks
+mkdir -p $library/versions
 [ -x $library/venv/bin/python3 ] || /usr/bin/python3 -m venv $library/venv
-$library/venv/bin/python3 -c 'import docker, jinja2' 2>/dev/null || $library/venv/bin/pip install --quiet docker==7.2.0 jinja2==3.1.6
-rm -rf $library/templates.new && cp -r "$source/templates" $library/templates.new
-rm -rf $library/templates && mv $library/templates.new $library/templates
-cp "$source/dokku_py.py" $library/dokku_py.py.new && mv $library/dokku_py.py.new $library/dokku_py.py
+[ "$($library/venv/bin/python3 -c 'import docker, jinja2; print(docker.__version__, jinja2.__version__)' 2>/dev/null)" = "7.2.0 3.1.6" ] \
+    || $library/venv/bin/pip install --quiet docker==7.2.0 jinja2==3.1.6
 packages=$($library/venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# Each version has a folder of its own and `current` names one: a running command keeps its version, a killed upgrade changes nothing.
+version=$library/versions/$(cat "$source/dokku_py.py" "$source/install.sh" $(find "$source/templates" -type f | sort) | sha256sum | cut -c1-12)
+new=$(mktemp -d $library/versions/.new.XXXXXX)
+cp -r "$source/dokku_py.py" "$source/templates" "$new"
 launcher() {  # no `site`: a command starts a quarter faster without it
     printf '#!/usr/bin/python3 -IS\nimport sys\nsys.path[:0] = ["%s", "%s"]\nfrom dokku_py import main\nsys.exit(main(%s))\n' \
-        $library "$packages" "$1" > "$2.new"
-    chmod 755 "$2.new" && mv "$2.new" "$2"
+        $library/current "$packages" "$1" > "$2"
+    chmod 755 "$2"
 }
-launcher 'sys.argv[1:]' $library/dokku
-launcher '["git-hook"]' $library/hooks/pre-receive
-chown -R root:root $library && chmod -R go-w $library
-env -u PYTHONDONTWRITEBYTECODE $library/venv/bin/python3 -m compileall -q $library/dokku_py.py $library/venv/lib
-ln -sf $library/dokku /usr/bin/dokku
+mkdir "$new/hooks"
+launcher 'sys.argv[1:]' "$new/dokku"
+launcher '["git-hook"]' "$new/hooks/pre-receive"
+chmod -R go=rX "$new"
+old=$(readlink $library/current || true)
+[ "$old" = "$version" ] || rm -rf "$version"
+[ -d "$version" ] && rm -rf "$new" || mv "$new" "$version"
+env -u PYTHONDONTWRITEBYTECODE /usr/bin/python3 -m compileall -q "$version/dokku_py.py" "$packages"
+ln -sfn "$version" $library/current.new && mv -T $library/current.new $library/current
+ln -sfn $library/current/dokku /usr/bin/dokku.new && mv -T /usr/bin/dokku.new /usr/bin/dokku
+for folder in $library/versions/* $library/versions/.new.*; do
+    [ "$folder" = "$version" ] || [ "$folder" = "$old" ] || rm -rf "$folder"
+done
 
 say "installing what the host needs: sudoers, nginx include, cron, logrotate"
-visudo -cqf $library/templates/host/sudoers
-install -m 440 $library/templates/host/sudoers /etc/sudoers.d/dokku-py
-install -m 644 $library/templates/host/nginx.conf /etc/nginx/conf.d/dokku.conf
-install -m 644 $library/templates/host/logrotate /etc/logrotate.d/dokku-py
+visudo -cqf $library/current/templates/host/sudoers
+install -m 440 $library/current/templates/host/sudoers /etc/sudoers.d/dokku-py
+install -m 644 $library/current/templates/host/nginx.conf /etc/nginx/conf.d/dokku.conf
+install -m 644 $library/current/templates/host/logrotate /etc/logrotate.d/dokku-py
 if [ "$(readlink /etc/nginx/sites-enabled/default 2>/dev/null)" = /etc/nginx/sites-available/default ]; then
     rm /etc/nginx/sites-enabled/default
     echo "       removed the distribution's own default site (it claims every name)"
 fi
 printf '# dokku_py: finish what a killed process left, judge new releases.\n* * * * * root /usr/bin/dokku tick 2>&1 | logger -t dokku\n' > /etc/cron.d/dokku-py
 if [ -d /run/systemd/system ]; then
-    install -m 644 $library/templates/host/dokku-boot.service /etc/systemd/system/dokku-boot.service
+    install -m 644 $library/current/templates/host/dokku-boot.service /etc/systemd/system/dokku-boot.service
     systemctl daemon-reload && systemctl enable --quiet dokku-boot.service docker nginx
 else
     printf '@reboot root /usr/bin/dokku boot\n' >> /etc/cron.d/dokku-py
 fi
 
 say "starting docker, sshd and cron"
-if ! docker -H unix:///var/run/docker.sock version >/dev/null 2>&1; then
+if ! engine version >/dev/null 2>&1; then
     # The init script raises its file limit and gives up where that is not allowed.
     service docker start >/dev/null 2>&1 || start-stop-daemon --start --background --no-close --exec /usr/sbin/dockerd \
         --pidfile /var/run/docker-ssd.pid --make-pidfile -- -p /var/run/docker.pid >> /var/log/docker.log 2>&1
     tries=0
-    until docker -H unix:///var/run/docker.sock version >/dev/null 2>&1; do
+    until engine version >/dev/null 2>&1; do
         tries=$((tries + 1)); [ $tries -lt 60 ] || { tail -5 /var/log/docker.log >&2; exit 1; }
         sleep 1
     done
@@ -94,6 +158,7 @@ dokku setup
 for file in ${key:-/root/.ssh/*.pub}; do
     [ ! -f "$file" ] || dokku ssh-keys:add "$(basename "$file" .pub)" - < "$file" || true
 done
+dokku ps:restore >/dev/null
 dokku ssh-keys:list | grep -q . || echo " !     no key yet: add yours with  dokku ssh-keys:add NAME < key.pub"
 echo "=====> dokku_py is installed: git push dokku@$(hostname -f):APP main"
 [ -z "$demo" ] || sh "$source/tests/demo"

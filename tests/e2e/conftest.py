@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-APPS = Path(__file__).parent.parent / "apps"
+ROOT = Path(__file__).parent.parent.parent
+APPS = ROOT / "tests" / "apps"
 HELLO = APPS / "hello"
 SWITCH = APPS / "switch"
 STATE = Path("/var/lib/dokku")

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import fcntl
 import functools
 import importlib
@@ -1901,7 +1902,8 @@ def build_log(release: Release) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
+            with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
+                mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
             untag_image(f"dokku/{release.app}:{release.name}")
             raise
 
@@ -1972,7 +1974,8 @@ def urls_of(app: str) -> list[str]:
 def keep_last_words(container: Container) -> list[str]:
     """Keep what a process printed last for logs:failed; give the lines."""
     lines = logs_of(container.id, 1000)
-    write_text(app_folder(container.app) / "FAILED" / container.dyno, "\n".join(lines) + "\n", secret=True)
+    with contextlib.suppress(OSError):
+        write_text(app_folder(container.app) / "FAILED" / container.dyno, "\n".join(lines) + "\n", secret=True)
     return lines
 
 
@@ -3495,6 +3498,9 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("docker", "requests", "urllib3"):
             complain(DokkuError(f"Docker went away or refused: {error}", "see whether it runs: sudo service docker status; then try again"))
+            return 1
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
+            complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}", "make room (df -h), then do it again; nothing was lost"))
             return 1
         import traceback
         handle, path = tempfile.mkstemp(prefix="dokku-crash-", suffix=".log")

@@ -88,7 +88,7 @@ fi
 say "making the user dokku and its home $root"
 id dokku >/dev/null 2>&1 || useradd --system --create-home --home-dir $root --shell /bin/bash dokku
 usermod -p '*' -aG docker dokku
-chmod 755 $root
+chown dokku:dokku $root && chmod 755 $root  # it may be a disk that was mounted there
 
 say "copying the program to $library"
 mkdir -p $library/versions
@@ -161,4 +161,5 @@ done
 dokku ps:restore >/dev/null
 dokku ssh-keys:list | grep -q . || echo " !     no key yet: add yours with  dokku ssh-keys:add NAME < key.pub"
 echo "=====> dokku_py is installed: git push dokku@$(hostname -f):APP main"
+doing="pushing the demo app"
 [ -z "$demo" ] || sh "$source/tests/demo"

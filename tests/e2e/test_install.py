@@ -1,5 +1,6 @@
 """install.sh on a machine where nothing is installed: a bare Debian container with a Docker Engine of its own."""
 
+import subprocess
 import uuid
 
 import pytest
@@ -9,13 +10,23 @@ CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE")
 ANSWERS = "curl -sS --fail --max-time 20 --resolve hello.fresh.local:80:127.0.0.1 http://hello.fresh.local"
 
 
+def release_image(release):
+    """Make a bare root file system of another Debian release, from the sources this host uses."""
+    recipe = (ROOT / "templates/images/debian/rootfs").read_text().replace(". /etc/os-release", f". /etc/os-release; VERSION_CODENAME={release}")
+    if not docker("images", "--quiet", f"debian:{release}"):
+        done = subprocess.run(["sh", "-c", recipe], capture_output=True, check=True)
+        subprocess.run([*DOCKER, "import", "-", f"debian:{release}"], input=done.stdout, check=True, stdout=subprocess.DEVNULL)
+    return f"debian:{release}"
+
+
 @pytest.fixture
-def machine(server):
+def machine(server, request):
     """Give a function that runs shell words in a bare container and expects them to succeed."""
+    image = release_image(request.param) if hasattr(request, "param") else base_image()
     name = f"t-machine-{uuid.uuid4().hex[:8]}"
     docker("run", "--detach", "--name", name, *(word for cap in CAPABILITIES for word in ("--cap-add", cap)),
            "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--volume", f"{ROOT}:/src:ro",
-           "--volume", "/sys/fs/cgroup:/sys/fs/cgroup", "--tmpfs", "/run", "--volume", f"{name}:/var/lib/docker", base_image(), "sleep", "1800")
+           "--volume", "/sys/fs/cgroup:/sys/fs/cgroup", "--tmpfs", "/run", "--env", "DOCKER_ALLOW_IPV6_ON_IPV4_INTERFACE=1", "--volume", f"{name}:/var/lib/docker", image, "sleep", "1800")
 
     def shell(words):
         done = sh(*DOCKER, "exec", name, "sh", "-c", words)
@@ -54,3 +65,34 @@ def test_a_bare_machine_is_installed_upgraded_and_cleaned(machine):
 def test_bad_arguments_change_nothing(words):
     done = sh("sh", ROOT / "install.sh", *words.split())
     assert done.returncode == 2 and "-----> " not in done.stdout
+
+
+@pytest.mark.parametrize("machine", ["trixie"], indirect=True)
+def test_the_next_debian_release(machine):
+    out = machine("sh /src/install.sh --domain fresh.local --demo 2>&1")
+    assert "Hello from dokku_py" in out and "Building hello v1" in out
+
+
+def test_a_full_disk_leaves_the_old_release_serving(machine):
+    """The state root is a small file system that runs full during a build, and is full before the next."""
+    machine("mkdir -p /var/lib/dokku && mount -t tmpfs -o size=700m tmpfs /var/lib/dokku && chmod 755 /var/lib/dokku && "
+            "sh /src/install.sh --domain fresh.local --demo 2>&1")
+    machine("ssh-keygen -q -t ed25519 -N '' -f /root/key && dokku ssh-keys:add me - < /root/key.pub && cp -r /src/tests/apps/hello /root/hello && cd /root/hello && "
+            "git init -q -b main && git config user.email t@t && git config user.name t && git add -A && git commit -qm x")
+    push = ("cd /root/hello && git commit -q --allow-empty -m again && GIT_SSH_COMMAND='ssh -i /root/key -o StrictHostKeyChecking=no' "
+            "git push -f dokku@127.0.0.1:hello HEAD:main > /root/out 2>&1; echo $?")
+    machine("printf 'FROM debian:bookworm\\nRUN sleep 4\\nCOPY server.pl /server.pl\\nEXPOSE 8080\\nCMD [\"perl\", \"/server.pl\"]\\n' > /root/hello/Dockerfile; "
+            "cd /root/hello && git add -A && git commit -qm slow")
+    fill = "(until grep -q 'RUN sleep' /root/out; do sleep .1; done; dd if=/dev/zero of=/var/lib/dokku/fill bs=1M) >/dev/null 2>&1 & "
+    assert machine(f"rm -f /root/out; {fill} {push}").strip() != "0"
+    said = machine("cat /root/out")
+    assert "no space left on device" in said.lower() and "Traceback" not in said and "bug" not in said, said
+    assert machine(ANSWERS).strip() == "Hello from dokku_py"
+    assert machine(push).strip() != "0"
+    assert machine(ANSWERS).strip() == "Hello from dokku_py"
+    machine("rm /var/lib/dokku/fill; dd if=/dev/zero of=/var/lib/dokku/fill bs=1M count=300 2>/dev/null")
+    assert machine(push).strip() != "0" and "MB are free in /var/lib/dokku; a build needs 512" in machine("cat /root/out")
+    machine("rm /var/lib/dokku/fill")
+    assert machine(push).strip() == "0", machine("cat /root/out")
+    assert machine("dokku releases hello | head -1").split()[-1] == "live"
+    assert machine("flock -n /var/lib/dokku/apps/hello/lock true && ls -d /var/lib/dokku/apps/hello/tree.* 2>/dev/null || true") == ""

@@ -38,6 +38,7 @@ import contextvars
 import errno
 import fcntl
 import functools
+import gc
 import importlib
 import json
 import os
@@ -99,6 +100,12 @@ SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 def inherited(name: str, default: str = "") -> str:
     """Read a variable that our own parent process set for us."""
     return os.environ.get(name, default)
+
+
+def import_ahead(name: str) -> None:
+    """Begin to import a module in a thread, while we wait for something else."""
+    import threading
+    threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
 
 
 def docker_command() -> str:
@@ -1843,7 +1850,7 @@ def wait_until_healthy(release: Release, container: Container) -> None:
     """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
     port = port_of(release)
     for check in checks_for(release, container):
-        began, attempt, pause = time.monotonic(), 0, 0.05
+        began, attempt, pause = time.monotonic(), 0, 0.005
         time.sleep(check.delay)
         while True:
             time.sleep(check.uptime)
@@ -1930,6 +1937,7 @@ def switch_to(release: Release) -> None:
     """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
     try:
         step("Starting processes and checking them")
+        import_ahead("jinja2")
         started = start_missing(release)
         for container in started:
             wait_until_healthy(release, container)
@@ -3330,10 +3338,9 @@ def git_upload_pack(app: str) -> int:
 @command("git-hook", access="hook")
 def git_hook() -> None:
     """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
-    import threading
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
     signal.signal(signal.SIGTERM, leave)
-    threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
+    import_ahead("docker")
     try:
         receive(app, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
@@ -3510,7 +3517,16 @@ def main(argv: Sequence[str]) -> int:
         return 70
 
 
+def front_door(argv: Sequence[str]) -> NoReturn:
+    """Run one command and leave at once: taking the interpreter down takes longer than most commands."""
+    gc.set_threshold(100_000)  # imports make many objects and no garbage
+    code = main(argv)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
 declare_reports()
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    front_door(sys.argv[1:])

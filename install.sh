@@ -101,7 +101,7 @@ version=$library/versions/$(cat "$source/dokku_py.py" "$source/install.sh" $(fin
 new=$(mktemp -d $library/versions/.new.XXXXXX)
 cp -r "$source/dokku_py.py" "$source/templates" "$new"
 launcher() {  # no `site`: a command starts a quarter faster without it
-    printf '#!/usr/bin/python3 -IS\nimport sys\nsys.path[:0] = ["%s", "%s"]\nfrom dokku_py import main\nsys.exit(main(%s))\n' \
+    printf '#!/usr/bin/python3 -IS\nimport sys\nsys.path[:0] = ["%s", "%s"]\nfrom dokku_py import front_door\nfront_door(%s)\n' \
         $library/current "$packages" "$1" > "$2"
     chmod 755 "$2"
 }
@@ -155,9 +155,17 @@ pgrep -x cron >/dev/null || service cron start >/dev/null
 say "preparing the state tree, the network and nginx"
 dokku setup
 [ -s $root/VHOST ] && [ -z "$domain" ] || dokku domains:set-global "${domain:-$(hostname -f)}"
+admit() { dokku ssh-keys:add "$1" - || true; }  # a key that is known already is fine
 for file in ${key:-/root/.ssh/*.pub}; do
-    [ ! -f "$file" ] || dokku ssh-keys:add "$(basename "$file" .pub)" - < "$file" || true
+    [ ! -f "$file" ] || admit "$(basename "$file" .pub)" < "$file"
 done
+if [ -z "$key" ] && [ -f /root/.ssh/authorized_keys ]; then  # who may log in as root is an administrator
+    number=0
+    grep -oE '(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+' /root/.ssh/authorized_keys | while read -r line; do
+        number=$((number + 1))
+        echo "$line" | admit "root-$number" 2>/dev/null
+    done
+fi
 dokku ps:restore >/dev/null
 dokku ssh-keys:list | grep -q . || echo " !     no key yet: add yours with  dokku ssh-keys:add NAME < key.pub"
 echo "=====> dokku_py is installed: git push dokku@$(hostname -f):APP main"

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""Measure the installed product against the cost of its parts, in one run on one machine: only the ratios mean something.
+
+    sudo tests/bench/run [rounds]
+
+Each row: what was done, the product's median, the median of the floor (the same work done by hand), their ratio,
+and the ratio aimed at. The exit code is 0 whatever comes out: machines are noisy, people judge.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "e2e"), str(Path(__file__).parent.parent.parent)]
+import dokku_py  # noqa: E402
+from conftest import DOCKER, DOMAIN, HELLO, App, Person, ask, base_image, docker, sh  # noqa: E402
+
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+
+
+def median(work, rounds=ROUNDS):
+    """Time some work so many times, each after the machine came to rest; give the median in seconds."""
+    times = []
+    for _ in range(rounds):
+        while list(Path("/var/lib/dokku/apps").glob("*/RETIRING")):
+            time.sleep(0.1)
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def ran(*argv, **options):
+    """Run a program that must succeed."""
+    done = sh(*argv, **options)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def row(what, product, floor, goal):
+    """Print one line of the table."""
+    print(f"| {what} | {product * 1000:.0f} | {floor * 1000:.0f} | {product / floor:.2f} | {goal} |", flush=True)
+
+
+def answers(host, text=None):
+    """Wait until nginx gives that app's answer."""
+    while True:
+        try:
+            status, body = ask(host)
+            if status == 200 and (text is None or body == text):
+                return
+        except OSError:
+            pass
+        time.sleep(0.005)
+
+
+def cli_rows(app):
+    """Latency of commands that change nothing."""
+    floor = median(lambda: subprocess.run(["/usr/bin/python3", "-c", "pass"], check=True), 30)
+    for words in (["version"], ["apps:list"], ["config", app.name], ["help"], ["ps:report", app.name]):
+        row(f"`dokku {words[0]}` / `python3 -c pass`", median(lambda words=words: ran("dokku", *words), 30), floor, 4)
+    ssh = ["ssh", *app.person.options, "dokku@127.0.0.1"]
+    row("`ssh dokku@host version` / the same command without ssh", median(lambda: ran(*ssh, "version")), median(lambda: ran("dokku", "version")), "-")
+
+
+class Floor:
+    """The parts of a deploy, done by hand."""
+
+    def __init__(self, app, folder):
+        self.app, self.folder = app, folder
+        self.image = docker("inspect", "--format", "{{.Image}}", f"{app.name}.web.1")
+        self.port = 2022
+        ran("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "host")
+        (folder / "keys").write_text(app.person.public)
+        self.sshd = subprocess.Popen(["/usr/sbin/sshd", "-D", "-p", str(self.port), "-h", folder / "host", "-o", f"AuthorizedKeysFile={folder / 'keys'}",
+                                      "-o", "StrictModes=no", "-o", "PidFile=none", "-o", "PermitRootLogin=yes"], stderr=subprocess.DEVNULL)
+        ran("git", "init", "-q", "--bare", folder / "floor.git")
+        self.git = {**app.person.environment()}
+        time.sleep(0.5)
+
+    def push(self):
+        self.app.git("commit", "-q", "--allow-empty", "-m", "x")
+        ran("git", "push", "-q", f"ssh://root@127.0.0.1:{self.port}{self.folder}/floor.git", "main", cwd=self.app.work, env=self.git)
+
+    def build(self):
+        ran(*DOCKER, "build", "-q", self.app.work, env={**os.environ, "DOCKER_BUILDKIT": "1"})
+
+    def start(self):
+        """Create and start through the API on the same network, wait until it listens, test and reload nginx.
+
+        A reload counts until the old workers no longer accept: only then is the new configuration the one served.
+        Removing the container is not counted.
+        """
+        client = self.client
+        began = time.perf_counter()
+        identity = client.create_container(self.image, environment={"PORT": "8080"}, host_config=client.create_host_config(init=True, network_mode="dokku"))["Id"]
+        client.start(identity)
+        address = client.inspect_container(identity)["NetworkSettings"]["Networks"]["dokku"]["IPAddress"]
+        while True:
+            try:
+                import socket
+                socket.create_connection((address, 8080), 1).close()
+                break
+            except OSError:
+                time.sleep(0.005)
+        ran("nginx", "-t", "-q")
+        old = set(dokku_py.worker_processes())
+        ran("nginx", "-s", "reload")
+        while old & set(dokku_py.worker_processes()):
+            time.sleep(0.005)
+        spent = time.perf_counter() - began
+        client.remove_container(identity, force=True)
+        return spent
+
+    @property
+    def client(self):
+        import docker as sdk
+        self.kept = getattr(self, "kept", None) or sdk.APIClient(base_url="unix:///var/run/docker.sock", version="auto")
+        return self.kept
+
+    def start_median(self):
+        return statistics.median(self.start() for _ in range(ROUNDS))
+
+    def end(self):
+        self.sshd.terminate()
+
+
+def deploy_rows(app, folder):
+    """A push, a config change and a rollback against their parts."""
+    floor = Floor(app, folder)
+    try:
+        start = floor.start_median()
+        parts = median(floor.push) + median(floor.build) + start
+    finally:
+        floor.end()
+    row("push of an empty commit -> live / its parts", median(lambda: (app.push(), answers(app.host))), parts, 1.5)
+    count = iter(range(1000))
+
+    def change():
+        value = f"n{next(count)}"
+        ran("dokku", "config:set", app.name, f"GREETING={value}")
+        answers(app.host, value)
+
+    row("`config:set` -> live / create, start, ready, reload", median(change), start, 1.5)
+    row("`rollback` -> live / create, start, ready, reload", median(lambda: ran("dokku", "rollback", app.name)), start, 1.5)
+    row("`ps:restart` -> live / create, start, ready, reload", median(lambda: ran("dokku", "ps:restart", app.name)), start, 1.5)
+
+
+def main():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        person = Person(folder)
+        ran("dokku", "ssh-keys:add", "bench", "-", stdin=person.public)
+        old = ran("dokku", "--quiet", "domains:report", "--global", "--domains-global-vhosts").split()
+        ran("dokku", "domains:set-global", DOMAIN)
+        app = App(person, folder, HELLO)
+        print(f"{base_image()}, {os.cpu_count()} processors, median of {ROUNDS}\n\n| what | ms | floor, ms | ratio | goal |\n|---|--:|--:|--:|--:|")
+        try:
+            app.deploy()
+            cli_rows(app)
+            deploy_rows(app, folder)
+        finally:
+            ran("dokku", "--force", "apps:destroy", app.name)
+            ran("dokku", "ssh-keys:remove", "bench")
+            ran("dokku", "domains:set-global", *old)
+
+
+if __name__ == "__main__":
+    main()

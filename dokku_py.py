@@ -177,7 +177,7 @@ class ToolFailed(DokkuError):
     """Another program failed; carries its words and its exit code."""
 
     def __init__(self, argv: Sequence[str], code: int, output: str, hint: str = "") -> None:
-        last = [line for line in output.strip().splitlines() if line.strip()][-5:]
+        last = [line if len(line) <= 300 else f"{line[:300]}..." for line in output.strip().splitlines() if line.strip()][-5:]
         super().__init__(f"{Path(argv[0]).name} {argv[1] if len(argv) > 1 else ''} failed ({code}): {' / '.join(last)}", hint)
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
@@ -476,6 +476,41 @@ def parse_restart_policy(text: str) -> str:
     return text
 
 
+PHASES = ("build", "deploy", "run")
+# Options that stay inside the container or the build; every other reaches the host and is for administrators.
+HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
+    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
+    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
+REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
+                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
+                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
+
+
+def parse_docker_option(text: str) -> str:
+    """Accept one option of docker run or docker build, with its value."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = []
+    if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
+        raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
+    if instead := REFUSED_OPTIONS.get(words[0].partition("=")[0]):
+        raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
+    return shlex.join(words)
+
+
+def parse_phases(text: str) -> list[str]:
+    """Accept phases, separated by commas: build, deploy, run."""
+    if bad := next((phase for phase in text.split(",") if phase not in PHASES), None):
+        raise UsageError(f"{shown(bad)} is not a phase", f"one or more of: {','.join(PHASES)}")
+    return text.split(",")
+
+
+def is_harmless(option: str) -> bool:
+    """Say whether an option stays inside the container or the build."""
+    return option.split()[0].partition("=")[0] in HARMLESS_OPTIONS
+
+
 def parse_public_key(text: str) -> tuple[str, str]:
     """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it.
 
@@ -587,6 +622,11 @@ def parse_checks_file(text: str) -> tuple[Check, ...]:
                        wait=settings["WAIT"]) for path, content in checks)
 
 
+def parse_base_images(dockerfile: str) -> list[str]:
+    """List the images that a Dockerfile starts from (Dockerfile reference, FROM); build arguments are not expanded."""
+    return re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", dockerfile, re.MULTILINE | re.IGNORECASE)
+
+
 def quote_value(value: str) -> str:
     """Write a config value so that it stays on one line and can be repaired with an editor."""
     return json.dumps(value, ensure_ascii=False)
@@ -683,16 +723,21 @@ def now() -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
-        cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set."""
+        cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set.
+
+    `timeout` is in seconds; a program that takes longer is killed and counts as failed with 124, as timeout(1) has it.
+    """
     trace(argv)
     import subprocess
     given = stdin.encode() if isinstance(stdin, str) else stdin
     try:
         done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
-                              env=None if env is None else dict(env), cwd=cwd, check=False)
+                              env=None if env is None else dict(env), cwd=cwd, check=False, timeout=timeout)
     except FileNotFoundError:
         raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
+    except subprocess.TimeoutExpired as late:
+        done = subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", f"it took longer than {timeout:g} s".encode())
     if check and done.returncode:
         raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
     return done
@@ -1199,6 +1244,18 @@ def wanted_dynos(release: Release) -> list[str]:
     return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) for index in range(1, count + 1)]
 
 
+def docker_options_of(app: str, phase: str, process: str = "") -> list[str]:
+    """Give the words that `docker-options:add` added for a phase (build, deploy, run), and for one process type in it."""
+    wanted = (phase, f"{phase}.{process}")
+    return [word for name, option in read_docker_options(app) if name in wanted for word in shlex.split(option)]
+
+
+def read_docker_options(app: str) -> list[tuple[str, str]]:
+    """Read what `docker-options:add` added: (phase or phase.process, option), in that order."""
+    rows = (line.partition(" ")[::2] for line in read_lines(app_folder(app) / "DOCKER_OPTIONS"))
+    return [(phase, option) for phase, option in rows]
+
+
 def is_stopped(app: str) -> bool:
     """Say whether `ps:stop` stopped the app."""
     return (app_folder(app) / "STOPPED").exists()
@@ -1521,13 +1578,16 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str], 
                      **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv."""
     client = engine()
-    host_config = client.create_host_config(init=True, log_config={"type": "json-file", "config": LOG_OPTIONS}, **host)
+    words = docker_options_of(release.app, "run" if kind == "run" else "deploy", dyno.rpartition(".")[0])
+    chosen, reach = translate_options(tuple(words)) if words else ({}, {})
+    host_config = client.create_host_config(init=True, log_config={"type": "json-file", "config": LOG_OPTIONS}, **host) | reach
     endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
-    environment = process_environment(release, config, dyno)
+    environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | process_environment(release, config, dyno)
+    wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
+                                            networking_config=client.create_networking_config({NETWORK: endpoint}))
+    fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
-        return client.create_container(
-            release.image, command, name=name or f"{release.app}.{dyno}.{release.incarnation}", labels={**container_labels(release, dyno, kind), **(labels or {})},
-            environment=environment, **(options or {}), host_config=host_config, networking_config=client.create_networking_config({NETWORK: endpoint}))["Id"]
+        return client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation}")["Id"]
 
 
 def start_container(identity: str) -> None:
@@ -1602,6 +1662,21 @@ def tag_image(release: Release) -> None:
         engine().tag(release.image, f"dokku/{release.app}", tag)
 
 
+def tag_as(identity: str, reference: str) -> None:
+    """Give an image one more name."""
+    name, _, tag = reference.partition(":")
+    engine().tag(identity, name, tag)
+
+
+def pull_image(reference: str) -> bool:
+    """Pull an image; say whether a registry gave it."""
+    docker = importlib.import_module("docker")
+    name, _, tag = reference.partition(":")
+    with contextlib.suppress(docker.errors.APIError):
+        engine().pull(name, tag=tag or "latest")
+    return bool(inspect_image(reference))
+
+
 def untag_image(reference: str) -> None:
     """Take a name from an image; the last name takes the image along, unless a container uses it."""
     docker = importlib.import_module("docker")
@@ -1615,25 +1690,52 @@ def exposed_port(image: Mapping[str, Any]) -> int:
     return ports[0] if ports else DEFAULT_PORT
 
 
-def build_environment(config: Mapping[str, str]) -> dict[str, str]:
+def build_environment() -> dict[str, str]:
     """Choose the builder: BuildKit where this client can, the classic one otherwise.
 
-    A client of 23 or later needs the buildx plugin and fails with DOCKER_BUILDKIT=1 without it. `config` holds the
-    values of build arguments: they travel in the environment, so that no process list shows them.
+    A client of 23 or later needs the buildx plugin and fails with DOCKER_BUILDKIT=1 without it.
     """
     major = re.search(r"version (\d+)", output_of([docker_command(), "--version"], check=False))
     modern = bool(major) and int(major[1]) >= 23
     base = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DOCKER_", "SSH_"))}
-    return {**config, **base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
+    return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
 
 
-def build_with_dockerfile(app: str, tree: Path, arguments: Mapping[str, str]) -> str:
+def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
     """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
     with scratch_folder(app_folder(app), "tree.") as folder:
-        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}",
-                *(word for key in sorted(arguments) for word in ("--build-arg", key)), str(tree)]
-        stream(argv, env=build_environment(arguments))
+        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
+        stream(argv, env=build_environment())
         return read_text(folder / "id").strip()
+
+
+EMPTY_IMAGE = "dokku/empty:latest"
+
+
+@functools.cache
+def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError.
+
+    A container is created with and without them, never started, and the two are compared: so every option means what
+    it means to Docker, and a wrong one is refused in Docker's own words.
+    """
+    if not inspect_image(EMPTY_IMAGE):
+        run([docker_command(), "import", "-", EMPTY_IMAGE], stdin=b"\0" * 1024)  # two blocks of zeros: an empty tar
+    plain, wanted = created_facts(()), created_facts(options)
+    config, host = ({key: value for key, value in wanted[part].items() if value != plain[part].get(key)} for part in ("Config", "HostConfig"))
+    return config, host
+
+
+def created_facts(options: Sequence[str]) -> dict[str, Any]:
+    """Give what Docker makes of the options of a container."""
+    try:
+        identity = output_of([docker_command(), "create", "--hostname", "h", *options, EMPTY_IMAGE, "true"])
+    except ToolFailed as error:
+        raise UsageError(f"Docker refuses {' '.join(options)}: {error.output.strip().splitlines()[0]}", "see docker run --help") from None
+    try:
+        return inspect_container(identity)
+    finally:
+        remove_container(identity)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1768,13 +1870,44 @@ def start_missing(release: Release) -> list[Container]:
 # 12 Builders: a tree becomes an image
 # ---------------------------------------------------------------------------------------------------------------------
 
+def own_base_images() -> tuple[str, str]:
+    """Name the base images that this host can make from its own package sources: its release, and -slim."""
+    facts = parse_environment(read_text(Path("/etc/os-release")))
+    name = f"{facts['ID']}:{facts['VERSION_CODENAME']}"
+    return name, f"{name}-slim"
+
+
+def ensure_base_images(dockerfile: str) -> None:
+    """Make the base image that a Dockerfile starts from when neither this host nor a registry has it, and we can."""
+    if set(parse_base_images(dockerfile)) & set(own_base_images()):
+        make_base_image()
+
+
+def make_base_image(anew: bool = False) -> None:
+    """Make sure that the base image of this host's release is there: found, else pulled, else built; `anew` builds it.
+
+    Nobody else builds it at the same time.
+    """
+    full, slim = own_base_images()
+    with server_lock("images"):
+        if not anew and all(inspect_image(name) or pull_image(name) for name in (full, slim)):
+            return detail(f"{full} is there; --force makes it anew")
+        step(f"Building {full} from this host's package sources")
+        label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
+        identity = pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", full]).strip()
+        tag_as(identity, slim)
+        detail(f"{full} and {slim} are ready")
+    return None
+
+
 def build_image(release: Release, tree: Path) -> Release:
     """Build a tree; give the release with its image and the port that the image exposes."""
     if not (tree / "Dockerfile").is_file():
         raise DokkuError("There is no Dockerfile at the top of the tree", "add one and push again")
     with build_slot():
         require_disk()
-        image = build_with_dockerfile(release.app, tree, {})
+        ensure_base_images(read_tree_file(tree, "Dockerfile"))
+        image = build_with_dockerfile(release.app, tree, docker_options_of(release.app, "build"))
     return release._replace(image=image, port=exposed_port(inspect_image(image)))
 
 
@@ -1826,6 +1959,22 @@ def ask_port(address: str, port: int, timeout: float) -> str:
         return f"nothing listens on port {port} ({error.strerror or error})"
 
 
+def ask_command(container: Container, check: Check) -> str:
+    """Run a check's command in a process' container; give what is wrong, or nothing."""
+    done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
+    printed = (done.stdout + done.stderr).decode(errors="replace").strip()
+    return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else ""
+
+
+def ask_once(container: Container, port: int, check: Check) -> str:
+    """Ask once what a check asks for; give what is wrong, or nothing."""
+    if check.command:
+        return ask_command(container, check)
+    if not container.address:
+        return ""
+    return ask_path(container.address, check.port or port, check) if check.path else ask_port(container.address, check.port or port, check.timeout)
+
+
 def process_trouble(container: Container) -> str:
     """Say how a process has ended, or nothing while it runs as it was started."""
     facts = inspect_container(container.id)
@@ -1858,8 +2007,7 @@ def wait_until_healthy(release: Release, container: Container) -> None:
             if trouble:
                 raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
             attempt += 1
-            wrong = "" if not container.address else ask_path(container.address, check.port or port, check) if check.path \
-                else ask_port(container.address, check.port or port, check.timeout)
+            wrong = ask_once(container, port, check)
             if not wrong:
                 break
             spent = time.monotonic() - began
@@ -3044,6 +3192,74 @@ def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[s
             return
 
 
+# --- docker options ---
+
+
+PROCESSES = Arg("processes", parse_process_type, ("--process",), many="*")
+
+
+def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[str]:
+    """Name what options are kept under: each phase, or each phase of each process type."""
+    return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
+
+
+def change_docker_options(app: str, rows: list[tuple[str, str]], caller: Caller) -> None:
+    """Keep an app's options, after Docker has read those that are new; what reaches the host needs an administrator."""
+    with locked(app, "docker-options"):
+        new = [row for row in rows if row not in read_docker_options(app)]
+        if any(not is_harmless(option) for _, option in new) and not may(caller, "admin"):
+            raise AccessDenied
+        for name, option in new:
+            if not name.startswith("build"):
+                translate_options(tuple(shlex.split(option)))
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", [f"{name} {option}" for name, option in rows])
+
+
+@command("docker-options:add", PROCESSES, APP, Arg("phases", parse_phases), Arg("words", raw=True), access="configure")
+def docker_options_add(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
+    """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
+    option = parse_docker_option(" ".join(words))
+    added = [(name, option) for name in phase_names(phases, processes)]
+    change_docker_options(require_app(app), list(dict.fromkeys([*read_docker_options(app), *added])), caller)
+
+
+@command("docker-options:remove", PROCESSES, APP, Arg("phases", parse_phases), Arg("words", raw=True), access="configure")
+def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
+    """Take an option away."""
+    option, rows = parse_docker_option(" ".join(words)), read_docker_options(require_app(app))
+    gone = {(name, option) for name in phase_names(phases, processes)}
+    if not gone & set(rows):
+        raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
+    change_docker_options(app, [row for row in rows if row not in gone], caller)
+
+
+@command("docker-options:clear", PROCESSES, APP, Arg("phases", parse_phases, many="?"), access="configure")
+def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None, caller: Caller) -> None:
+    """Take every option away, or those of some phases."""
+    gone = phase_names(phases or PHASES, processes)
+    rows = [row for row in read_docker_options(require_app(app)) if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)]
+    change_docker_options(app, rows, caller)
+
+
+@command("docker-options:list", APP, Arg("process", parse_process_type, ("--process",)), Arg("phase", parse_phases, ("--phase",), default="deploy"), access="view")
+def docker_options_list(app: str, process: str | None, phase: list[str]) -> None:
+    """List the options of one phase."""
+    wanted = phase_names(phase, [process] if process else None)
+    for name, option in read_docker_options(require_app(app)):
+        if name in wanted:
+            say(option)
+
+
+@facts("docker-options")
+def docker_options_facts(app: str) -> dict[str, str]:
+    """Say which options of Docker an app has, by phase."""
+    if app == "--global":
+        return {}
+    rows = read_docker_options(app)
+    names = dict.fromkeys([*PHASES, *(name for name, _ in rows)])
+    return {f"docker-options-{name.replace('.', '-')}": " ".join(option for other, option in rows if other == name) for name in names}
+
+
 # --- one-offs ---
 
 
@@ -3215,19 +3431,13 @@ RECIPES = ("debian",)
 
 @command("images:build", FORCE, Arg("name"))
 def images_build(force: bool, name: str) -> None:
-    """Make the base image `debian` of this host's release, and its -slim, from Debian's packages; --force makes it anew."""
+    """Make the base image `debian` of this host's release, and its -slim, from the host's own package sources.
+
+    One that is there, or that a registry gives, is taken as it is, unless --force.
+    """
     if name not in RECIPES:
         raise UsageError(f"There is no recipe for {shown(name)}", f"there is: {', '.join(RECIPES)}")
-    release = parse_environment(read_text(Path("/etc/os-release")))
-    reference = f"{release['ID']}:{release['VERSION_CODENAME']}"
-    if not force and inspect_image(reference):
-        return detail(f"{reference} is there already; --force makes it anew")
-    step(f"Building {reference} from this host's package sources")
-    label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
-    identity = pipe(as_root([str(Path(__file__).parent / "templates/images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", reference]).strip()
-    engine().tag(identity, release["ID"], f"{release['VERSION_CODENAME']}-slim")
-    detail(f"{reference} and {reference}-slim are ready")
-    return None
+    make_base_image(force)
 
 
 @command("images:list", access="admin")

@@ -33,7 +33,7 @@ engine() { docker -H unix:///var/run/docker.sock "$@"; }
 if [ -n "$uninstall" ]; then
     say "removing the containers and the network (images and data stay without --purge)"
     if engine version >/dev/null 2>&1; then
-        engine ps -aq --filter label=com.dokku.managed-by=dokku_py | xargs -r docker -H unix:///var/run/docker.sock rm -f >/dev/null
+        engine ps -aq --filter label=com.dokku.container-type --filter label=com.dokku.managed-by=dokku_py | xargs -r docker -H unix:///var/run/docker.sock rm -f >/dev/null
         engine network rm dokku >/dev/null 2>&1 || true
         [ -z "$purge" ] || engine images -q 'dokku/*' | sort -u | xargs -r docker -H unix:///var/run/docker.sock rmi -f >/dev/null
     fi

@@ -79,6 +79,9 @@ SUBNET = os.environ.get("DOKKU_SUBNET", "")  # empty: the first of SUBNETS that 
 SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
 
 BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
+TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it something is wrong
+BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildkit/memory.limit_in_bytes"),) if path.parents[2].is_dir()),
+                   Path("/sys/fs/cgroup/docker/buildkit/memory.max"))  # cgroup v1, else v2
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 RELEASES_KEPT = 50  # records in `releases`
 FAILURE_LINES = 50  # log lines shown when a process fails
@@ -2027,6 +2030,7 @@ def deploy(app: str, commit: str, by: str, reason: str = "push") -> None:
 
     Until go_live nothing the world can see has changed; record is the commit point; what follows is tidying.
     """
+    tell_of_rollback(app)
     release = new_release(app, commit=commit, by=by, reason=reason)
     with build_log(release):
         with checkout(app, commit) as tree:
@@ -2040,6 +2044,17 @@ def deploy(app: str, commit: str, by: str, reason: str = "push") -> None:
     milestone("Application deployed:")
     for url in urls_of(app):
         detail(url)
+
+
+def tell_of_rollback(app: str) -> None:
+    """Say at the head of a push that an earlier release was rolled back by itself, until a push has gone well since."""
+    for number in reversed(release_numbers(app)):
+        status, record = read_text(release_folder(app, number) / "STATUS").strip(), read_release(app, number)
+        if status.startswith("rolled back"):
+            return warn(f"v{number} was {status}; dokku logs:failed {app}   shows its last words")
+        if record and record.reason == "push" and not status:
+            return None
+    return None
 
 
 def new_release(app: str, **facts: Any) -> Release:
@@ -2192,14 +2207,34 @@ def probation_file(app: str) -> Path:
     return app_folder(app) / "PROBATION"
 
 
+def is_minded(app: str) -> bool:
+    """Say whether a minder of the app lives: it holds a lock as long as it does."""
+    lock = try_lock(app_folder(app) / "minder")
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 def mind(app: str) -> None:
-    """See a switch to its end, detached: retire the old processes, and watch the new ones through their probation."""
+    """See a switch to its end, detached: retire the old processes, and watch the new ones through their probation.
+
+    One minder at a time: what is put on record while it ends is seen by itself, once more, after it gave up its lock.
+    """
     engine.cache_clear()  # the connection of the process we were forked from is closed here
-    tidy = False
-    while app_exists(app) and (read_lines(retiring_file(app)) or probation_file(app).exists() or not tidy):
-        mind_once(app)
-        tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
-        time.sleep(1.0 if tidy else 0.1)
+    while app_exists(app) and (lock := try_lock(app_folder(app) / "minder")) is not None:
+        tidy = False
+        while app_exists(app) and (is_unsettled(app) or not tidy):
+            mind_once(app)
+            tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
+            time.sleep(1.0 if tidy else 0.1)
+        os.close(lock)
+        if not is_unsettled(app):
+            break
+
+
+def is_unsettled(app: str) -> bool:
+    """Say whether a switch of the app has not come to its end: old processes retire, or new ones are watched."""
+    return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
 
 
 def mind_once(app: str) -> None:
@@ -2253,13 +2288,18 @@ def end_probation(bad: Release, container: Container, previous: int) -> None:
                      note=f"{bad.name}: {container.dyno} kept crashing")
 
 
+def free_unheld_addresses(app: str) -> None:
+    """Take back the addresses that no container of the app holds. Only under the lock."""
+    held = {(row.incarnation, row.dyno) for row in containers_of(app)}
+    free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
+
+
 def release_addresses(app: str) -> bool:
     """Take back the addresses that no container of the app holds; not while a deploy runs: says whether it was done."""
     lock = try_lock(app_folder(app) / "lock") if app_exists(app) else None
     if lock is None:
         return False
-    held = {(row.incarnation, row.dyno) for row in containers_of(app)}
-    free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
+    free_unheld_addresses(app)
     os.close(lock)
     return True
 
@@ -2287,28 +2327,77 @@ def remove_strays(app: str) -> None:
         go_live(current)  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
         remove_container(container.id)
+    free_unheld_addresses(app)
     for folder in app_folder(app).glob("tree.*"):
         remove_folder(folder)
     remove_quarantines(app)
 
 
+class Disagreement(NamedTuple):
+    """Something in which Docker, nginx or the files of an app differ from what is on record, and what mends it."""
+
+    app: str
+    what: str
+    mend: Callable[[], Any]
+
+
+def disagreements(app: str) -> Iterator[Disagreement]:
+    """Find what differs from the record of an app, in the order in which it must be mended.
+
+    Each is found after what came before it was mended, or not: `converge` mends them one by one, `doctor` only reads.
+    """
+    found, current = functools.partial(Disagreement, app), read_current(app)
+    if read_lines(retiring_file(app)) and not is_minded(app):
+        yield found("old processes wait for a minder that died", functools.partial(detach, functools.partial(mind, app)))
+    if strays := stray_things(app):
+        yield found(f"left over from something that was killed: {', '.join(strays)}", functools.partial(remove_strays, app))
+    if current and not inspect_image(current.image):
+        yield found(f"the image of {current.name} is gone; only a push or a rollback brings one", lambda: None)
+    elif current and is_stopped(app):
+        if any(row.running for row in containers_of(app)):
+            yield found("processes run although it was stopped", functools.partial(stop_processes, app))
+    elif current:
+        yield from process_disagreements(app, current)
+    if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
+        yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
+    if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app):
+        yield found("nginx does not serve what is on record", functools.partial(render_vhost, app))
+
+
+def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
+    """Find what differs between the processes that should run and those that do."""
+    running = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.running}
+    if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
+        yield Disagreement(app, f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
+    if any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
+        yield Disagreement(app, "processes without their short names", functools.partial(name_current, current))
+
+
+def stray_things(app: str) -> list[str]:
+    """Name what a killed command left of an app: processes, trees, addresses."""
+    current, rows = read_current(app), containers_of(app)
+    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
+    strays = [row.name for row in rows if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
+    held = {(row.incarnation, row.dyno) for row in rows}
+    addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
+    return [*strays, *(path.name for path in app_folder(app).glob("tree.*")), *(f"address {address}" for address in addresses)]
+
+
 def converge(app: str) -> None:
-    """Make Docker and nginx agree with what is on record for an app, and finish what a killed retirement left."""
+    """Make Docker and nginx agree with what is on record for an app, by the least that does it."""
     with locked(app, "converge"):
-        if read_lines(retiring_file(app)):
-            detach(functools.partial(mind, app))
-        remove_strays(app)
-        current = read_current(app)
-        if current and not is_stopped(app):
-            start_missing(current)
-        elif current:
-            stop_processes(app)
-        render_vhost(app)
+        for difference in disagreements(app):
+            difference.mend()
+
+
+def vhost_text(app: str) -> str:
+    """Render the vhost of an app as it stands in state."""
+    return render("vhost.conf.j2", **vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app))._asdict())
 
 
 def render_vhost(app: str) -> list[Worker]:
     """Have nginx serve an app as it stands in state; give the old workers. Only under the app's lock: state is moving otherwise."""
-    return install_vhost(f"{app}.conf", render("vhost.conf.j2", **vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app))._asdict()))
+    return install_vhost(f"{app}.conf", vhost_text(app))
 
 
 def rollback(app: str, number: int, by: str) -> Release:
@@ -3486,17 +3575,66 @@ def fence_builds() -> None:
     BuildKit of engine 20.10 ignores a limit given to the build (tried); cgroup v1 and v2 name the file differently.
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    path = Path("/sys/fs/cgroup") / ("docker/buildkit/memory.max" if unified else "memory/docker/buildkit/memory.limit_in_bytes")
     with contextlib.suppress(OSError):
-        make_folder(path.parent)
-        path.write_text(str(int(total * BUILD_MEMORY_SHARE)))
+        make_folder(BUILD_FENCE.parent)
+        BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
+
+
+def server_disagreements() -> Iterator[Disagreement]:
+    """Find what is wrong with the server itself, with the command that mends what we do not mend ourselves."""
+    found = functools.partial(Disagreement, "server", mend=lambda: None)
+    for path, reason in ((NGINX_TEST_CONF, "dokku setup"), (Path("/etc/nginx/conf.d/dokku.conf"), "install.sh")):
+        if not path.exists():
+            yield found(what=f"{path} is missing: run {reason} again as root")
+    if not worker_processes():
+        yield Disagreement("server", "nginx does not run", reload_nginx)
+    if time.time() - float(read_text(ROOT / "TICKED", "0")) > TICK_SECONDS:
+        yield found(what="tick has not run for minutes, so nothing is retired late or rolled back: start cron (service cron start)")
+    limit = read_text(BUILD_FENCE).strip()
+    if not limit.isdigit() or int(limit) > 2**60:
+        yield found(what="builds have no memory fence (it comes with the first build; dokku boot as root sets it)")
+    try:
+        require_disk()
+    except DokkuError as error:
+        yield found(what=error.message)
+
+
+def examine(app: str) -> list[Disagreement]:
+    """List what differs from the record of an app; one that is being changed right now is left out, and said."""
+    lock = try_lock(app_folder(app) / "lock")
+    if lock is None:
+        warn(f"{app} is being changed right now and was not looked at: {read_text(app_folder(app) / 'lock').strip()}")
+        return []
+    try:
+        return list(disagreements(app))
+    finally:
+        os.close(lock)
+
+
+@command("doctor", Arg("fix", flags=("--fix",), switch=True), FORMAT, MAYBE_APP, access="operate")
+def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
+    """List what differs from the record, for the server and its apps; --fix mends it. The exit code is 1 while something is left."""
+    server = list(server_disagreements()) if not app and may(caller, "admin") else []
+    if fix:
+        for row in server:
+            row.mend()
+        each_app(app, not app, converge, CONVERGE_AT_ONCE)
+        return doctor(False, style, app, caller)
+    rows = [*server, *(row for name in ([require_app(app)] if app else visible_apps(caller)) for row in examine(name))]
+    if style == "json":
+        say_json([{"app": row.app, "what": row.what} for row in rows])
+    else:
+        for row in rows:
+            say(f"{row.app}: {row.what}")
+        say(f"dokku doctor {app or ''} --fix   mends what can be mended".replace("  --", " --") if rows else "All is as it should be.")
+    return 1 if rows else 0
 
 
 @command("tick", local=True, access="local")
 def tick() -> None:
     """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
     become_owner(ROOT)
+    write_text(ROOT / "TICKED", f"{int(time.time())}\n")
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])

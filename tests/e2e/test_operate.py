@@ -46,6 +46,9 @@ def test_a_release_that_crash_loops_after_its_checks_is_rolled_back(switch):
 
     wait_until(die_or_rolled_back, 90)
     wait_until(lambda: "rolled back: web.1 kept crashing" in switch.ok("releases"))
+    assert "v2 was rolled back: web.1 kept crashing" in switch.deploy(Dockerfile=(switch.work / "Dockerfile").read_text().replace("bad", "better"))
+    assert "was rolled back" not in switch.deploy()
+    switch.ok("rollback", "v1")
     assert switch.image() == good
     switch.settle()
     assert switch.get() == (200, HELLO_TEXT)

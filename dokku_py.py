@@ -464,6 +464,76 @@ def parse_seconds(text: str) -> str:
     return text
 
 
+def parse_path(text: str) -> str:
+    """Accept a path: no `..`, no blanks, nothing a shell or nginx would read as more than a path."""
+    if not re.fullmatch(r"[A-Za-z0-9._/@+-]{1,255}", text) or ".." in text.split("/"):
+        raise UsageError(f"{shown(text)} is not a path", "use letters, digits and . _ / @ + -, without ..")
+    return text
+
+
+def parse_line(text: str) -> str:
+    """Accept one line of printable text."""
+    if not text.isprintable() or len(text) > 1000:
+        raise UsageError(f"{shown(text)} is not one line of text")
+    return text
+
+
+def parse_label(text: str) -> str:
+    """Accept the name of a label."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", text):
+        raise UsageError(f"{shown(text)} can't be the name of a label")
+    return text
+
+
+def parse_port(text: str) -> int:
+    """Accept a TCP port."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
+        raise UsageError(f"{shown(text)} is not a port", "give a number of 1 to 65535")
+    return int(text)
+
+
+def parse_ip(text: str) -> str:
+    """Accept an IP address."""
+    import ipaddress
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        raise UsageError(f"{shown(text)} is not an IP address") from None
+
+
+def parse_upstream(text: str) -> str:
+    """Accept address:port."""
+    address, _, port = text.rpartition(":")
+    return f"{parse_ip(address)}:{parse_port(port)}"
+
+
+def parse_nginx_word(text: str) -> str:
+    """Accept a name in nginx's configuration."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+        raise UsageError(f"{shown(text)} can't be a name in nginx's configuration")
+    return text
+
+
+def parse_nginx_variable(text: str) -> str:
+    """Accept a word or variables of nginx, such as $remote_addr or $proxy_add_x_forwarded_for."""
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]*(?:\$[a-z0-9_]+[A-Za-z0-9_.:-]*)*", text) or len(text) > 200:
+        raise UsageError(f"{shown(text)} can't be the value of a header", "write a word or a variable of nginx, such as $remote_addr")
+    return text
+
+
+def parse_buffers(text: str) -> str:
+    """Accept the number and size of buffers as nginx writes them: 8 16k."""
+    count, _, size = text.partition(" ")
+    return f"{parse_count(count)} {parse_size(size)}"
+
+
+def parse_log_path(text: str) -> str:
+    """Accept where nginx logs to: off, or a file in its own folder of logs."""
+    if text != "off" and (parse_path(text) != text or Path(text).parent != NGINX_LOGS):
+        raise UsageError(f"{shown(text)} is not a place for logs", f"off, or a file in {NGINX_LOGS}")
+    return text
+
+
 def parse_switch(text: str) -> str:
     """Accept on or off, true or false."""
     word = {"on": "true", "true": "true", "yes": "true", "off": "false", "false": "false", "no": "false"}.get(text.lower())
@@ -1319,26 +1389,110 @@ def require_disk() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Property(NamedTuple):
-    """A setting: which noun it belongs to, its default, and the parser that accepts a value."""
+    """A setting: which noun it belongs to, its default, the parser that accepts a value, who may set it."""
 
     noun: str
     key: str
     default: str
     parse: Callable[[str], Any] = str
     summary: str = ""
+    access: str = "configure"
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Give a parser that accepts these words only."""
+    def parse_word(text: str) -> str:
+        """Accept one of a few words."""
+        if text not in words:
+            raise UsageError(f"{shown(text)} is not possible here", f"one of: {', '.join(words)}")
+        return text
+    return parse_word
 
 
 PROPERTIES = {(row.noun, row.key): row for row in (
+    Property("app-json", "appjson-path", "app.json", parse_path, "where app.json stands in the tree"),
+    Property("apps", "disable-autocreation", "false", parse_switch, "a push does not make an app that does not exist", "admin"),
+    Property("builder", "build-dir", "", parse_path, "the folder of the tree that is built; empty: all of it"),
+    Property("builder", "selected", "", one_of("dockerfile"), "the builder to use; empty: what the tree asks for"),
+    Property("builder", "skip-cleanup", "false", parse_switch, "keep every image of the app instead of the last few"),
+    Property("builder-dockerfile", "dockerfile-path", "Dockerfile", parse_path, "where the Dockerfile stands in the built folder"),
+    Property("builds", "retention", "50", parse_count, "how many releases stay on record"),
+    Property("checks", "attempts", "", parse_count, "how often a check is asked when it does not say itself"),
+    Property("checks", "default-wait", "10", parse_count, "seconds that a process with skipped checks must stay up"),
+    Property("checks", "timeout", "", parse_count, "seconds one attempt may take when the check does not say itself"),
+    Property("checks", "wait", "", parse_count, "seconds between two attempts when the check does not say itself"),
     Property("checks", "wait-to-retire", "60", parse_count, "seconds that old processes may go on serving after a switch"),
+    Property("cron", "mailfrom", "", parse_line, "who cron's mails come from", "admin"),
+    Property("cron", "mailto", "", parse_line, "who gets what the app's cron jobs print", "admin"),
+    Property("cron", "maintenance", "false", parse_switch, "run none of the app's cron jobs"),
+    Property("git", "archive-max-files", "10000", parse_count, "the most files an archive may hold"),
+    Property("git", "archive-max-size", "1g", parse_size, "the most bytes an archive may unpack to"),
     Property("git", "deploy-branch", "", parse_branch, "the branch that deploys; empty: main or master, whichever was pushed first"),
+    Property("git", "keep-git-dir", "false", parse_switch, "leave the folder .git in the tree that is built"),
     Property("git", "rev-env-var", "GIT_REV", parse_config_key, "the variable that holds the commit"),
-    Property("nginx", "client-max-body-size", "1m", parse_size, "the largest request body"),
+    Property("git", "source-image", "", parse_line, "the image the app is made of instead of a build"),
+    Property("letsencrypt", "dns-provider", "", parse_line, "lego's name of the DNS provider, for wildcards"),
+    Property("letsencrypt", "email", "", parse_line, "whom the authority may write to"),
+    Property("letsencrypt", "graceperiod", "2592000", parse_count, "seconds before the end of a certificate at which it is renewed"),
+    Property("letsencrypt", "server", "default", parse_line, "the authority: default, staging or a directory URL"),
+    Property("logs", "app-label-alias", "", parse_label, "one more label that carries the app's name, for log shippers"),
+    Property("logs", "max-size", "10m", parse_size, "the size at which a container's log starts anew"),
+    Property("network", "attach-post-create", "", parse_line, "networks a container joins before it starts"),
+    Property("network", "attach-post-deploy", "", parse_line, "networks a container joins once it serves"),
+    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the app's port on every address of the host", "admin"),
+    Property("network", "initial-network", "", parse_line, "the network a container starts in"),
+    Property("network", "static-web-listener", "", parse_upstream, "an address:port that nginx forwards to instead of the app's processes"),
+    Property("network", "tld", "", parse_domain, "the ending of the names by which processes find each other"),
+    Property("nginx", "access-log-format", "", parse_nginx_word, "the name of a log_format; empty: nginx's own"),
+    Property("nginx", "access-log-path", "", parse_log_path, "where requests are logged; off: nowhere", "admin"),
+    Property("nginx", "allow-template", "false", parse_switch, "render nginx.conf.j2 of the pushed tree as the app's vhost", "admin"),
+    Property("nginx", "bind-address-ipv4", "", parse_ip, "the IPv4 address to listen on; empty: all"),
+    Property("nginx", "bind-address-ipv6", "::", parse_ip, "the IPv6 address to listen on"),
+    Property("nginx", "client-body-timeout", "60s", parse_seconds, "how long nginx waits for the next bytes of a request's body"),
+    Property("nginx", "client-header-timeout", "60s", parse_seconds, "how long nginx waits for a request's header"),
+    Property("nginx", "client-max-body-size", "1m", parse_size, "the largest request body; 0: any"),
+    Property("nginx", "disable-custom-config", "false", parse_switch, "leave out the files of the app's nginx.conf.d", "admin"),
+    Property("nginx", "error-log-path", "", parse_log_path, "where nginx writes what went wrong; off: nowhere", "admin"),
+    Property("nginx", "hsts", "true", parse_switch, "tell browsers to come by https only, once there is a certificate"),
+    Property("nginx", "hsts-include-subdomains", "true", parse_switch, "say so for the names below as well"),
+    Property("nginx", "hsts-max-age", "15724800", parse_count, "for how many seconds"),
+    Property("nginx", "hsts-preload", "false", parse_switch, "allow browsers to know it beforehand"),
+    Property("nginx", "keepalive-timeout", "75s", parse_seconds, "how long an idle connection of a client stays open"),
+    Property("nginx", "lingering-timeout", "5s", parse_seconds, "how long nginx waits for what a client still sends after the answer"),
+    Property("nginx", "nginx-conf-sigil-path", "nginx.conf.j2", parse_path, "where the vhost template stands in the tree (see allow-template)"),
+    Property("nginx", "proxy-buffer-size", "8k", parse_size, "the buffer for an answer's header"),
+    Property("nginx", "proxy-buffering", "on", one_of("on", "off"), "collect the app's answer before it goes to the client"),
+    Property("nginx", "proxy-buffers", "8 8k", parse_buffers, "number and size of the buffers for an answer"),
+    Property("nginx", "proxy-busy-buffers-size", "16k", parse_size, "how much of them may be on its way to the client"),
     Property("nginx", "proxy-connect-timeout", "60s", parse_seconds, "how long nginx waits to reach the app"),
+    Property("nginx", "proxy-keepalive", "", parse_count, "how many idle connections to the app each worker keeps; empty: none"),
     Property("nginx", "proxy-read-timeout", "60s", parse_seconds, "how long nginx waits for the app's next bytes"),
     Property("nginx", "proxy-send-timeout", "60s", parse_seconds, "how long nginx waits to send to the app"),
+    Property("nginx", "send-timeout", "60s", parse_seconds, "how long nginx waits to send to a client"),
+    Property("nginx", "underscore-in-headers", "off", one_of("on", "off"), "accept request headers with _ in their names"),
+    Property("nginx", "x-forwarded-for-value", "$remote_addr", parse_nginx_variable, "what the app reads as X-Forwarded-For"),
+    Property("nginx", "x-forwarded-port-value", "$server_port", parse_nginx_variable, "what the app reads as X-Forwarded-Port"),
+    Property("nginx", "x-forwarded-proto-value", "$scheme", parse_nginx_variable, "what the app reads as X-Forwarded-Proto"),
+    Property("nginx", "x-forwarded-ssl", "", parse_nginx_variable, "what the app reads as X-Forwarded-Ssl; empty: not sent"),
+    Property("proxy", "proxy-port", "", parse_port, "the http port of an app without port maps; empty: 80, or its own when it has no domain"),
+    Property("proxy", "proxy-ssl-port", "", parse_port, "the https port of an app without port maps; empty: 443"),
+    Property("proxy", "type", "nginx", one_of("nginx"), "what stands in front of the app"),
     Property("ps", "auto-rollback", "true", parse_switch, "roll back a release that crash-loops in its first minute"),
+    Property("ps", "dockerfile-start-cmd", "", parse_line, "the command of web when a Dockerfile built it and no Procfile names one"),
+    Property("ps", "procfile-path", "Procfile", parse_path, "where the Procfile stands in the tree"),
     Property("ps", "restart-policy", "unless-stopped", parse_restart_policy, "what Docker does when a process ends"),
+    Property("ps", "restore", "true", parse_switch, "start the app when the server starts"),
+    Property("ps", "start-cmd", "", parse_line, "the command of web when no Procfile names one"),
     Property("ps", "stop-timeout-seconds", "30", parse_count, "seconds between SIGTERM and SIGKILL"),
+    Property("registry", "image-repo", "", parse_line, "the name under which the app's images are pushed"),
+    Property("registry", "image-repo-template", "", parse_line, "that name for every app, with {{ .AppName }} in it", "admin"),
+    Property("registry", "push-extra-tags", "", parse_line, "more tags to push, separated by commas"),
+    Property("registry", "push-on-release", "false", parse_switch, "push each release's image"),
+    Property("registry", "server", "", parse_line, "the registry to push to"),
+    Property("scheduler", "selected", "docker-local", one_of("docker-local"), "where processes run"),
+    Property("scheduler", "shell", "/bin/sh", parse_path, "the shell that runs the lines of a Procfile, in the container"),
+    Property("scheduler-docker-local", "init-process", "true", parse_switch, "run a small init as process 1 that reaps children"),
+    Property("scheduler-docker-local", "parallel-schedule-count", "", parse_count, "how many processes of an app start at once; empty: all"),
 )}
 
 
@@ -2732,8 +2886,10 @@ def declare_reports() -> None:
     """Declare NOUN:set for every noun that has properties, and NOUN:report for those and the nouns that have facts."""
     owners = {noun for noun, _ in PROPERTIES}
     for noun in sorted(owners):
-        def set_one(app: str, key: str, value: list[str], noun: str = noun) -> None:
+        def set_one(app: str, key: str, value: list[str], caller: Caller, noun: str = noun) -> None:
             """Set a property of an app, or of the server with --global; without a value it is cleared."""
+            if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
+                raise AccessDenied
             change_property(noun, app, key, " ".join(value))
             step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(value)}")
         command(f"{noun}:set", APP_OR_GLOBAL, Arg("key"), Arg("value", many="*"), access="configure")(set_one)

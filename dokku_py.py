@@ -82,15 +82,15 @@ BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
 TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it something is wrong
 BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildkit/memory.limit_in_bytes"),) if path.parents[2].is_dir()),
                    Path("/sys/fs/cgroup/docker/buildkit/memory.max"))  # cgroup v1, else v2
+UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
-RELEASES_KEPT = 50  # records in `releases`
 FAILURE_LINES = 50  # log lines shown when a process fails
 START_SECONDS = 60.0  # a web process without checks of its own listens within this
 STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
 PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
 PROBATION_RESTARTS = 3  # this many restarts in probation are a crash loop
 RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
-LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
+LOG_OPTIONS = {"max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
@@ -271,7 +271,8 @@ ZERO = "0" * 40
 class Check(NamedTuple):
     """How a process shows that it is fit: a path that answers, a port that listens, or staying up.
 
-    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first.
+    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first. Startup and
+    readiness checks decide about a release before it serves, liveness checks about a process that serves.
     """
 
     process: str = "web"
@@ -279,11 +280,21 @@ class Check(NamedTuple):
     content: str = ""
     command: tuple[str, ...] = ()
     uptime: float = 0.0
-    attempts: int = 0  # 0: as many as fit in START_SECONDS
+    attempts: float = 0  # 0: as many as fit in START_SECONDS; UNSET: as the properties say
     timeout: float = 5.0
     wait: float = 0.0  # 0: polls fast, backing off
     delay: float = 0.0
     port: int = 0
+    kind: str = "startup"
+    scheme: str = "http"
+    headers: tuple[tuple[str, str], ...] = ()
+    listening: bool = False
+
+    def settled(self, defaults: Mapping[str, str]) -> Check:
+        """Fill in what the check leaves open: what the properties say, else three patient attempts where something is asked."""
+        asks = bool(self.path or self.command)
+        builtin = {"attempts": 3 if asks else 0, "timeout": 5, "wait": 5 if asks else 0}
+        return self._replace(**{key: float(defaults[key] or value) for key, value in builtin.items() if getattr(self, key) == UNSET})
 
 
 class Release(NamedTuple):
@@ -304,6 +315,7 @@ class Release(NamedTuple):
     formation: Mapping[str, int] = {}
     checks: tuple[Check, ...] = ()
     port: int = DEFAULT_PORT
+    scripts: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -485,6 +497,13 @@ def parse_label(text: str) -> str:
     return text
 
 
+def parse_tag(text: str) -> str:
+    """Accept a name for an image that is none of our own."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", text) or re.fullmatch(r"v[0-9]+|latest", text):
+        raise UsageError(f"{shown(text)} can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
+    return text
+
+
 def parse_port(text: str) -> int:
     """Accept a TCP port."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
@@ -584,6 +603,23 @@ def is_harmless(option: str) -> bool:
     return option.split()[0].partition("=")[0] in HARMLESS_OPTIONS
 
 
+RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
+WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
+
+
+def parse_resource(text: str) -> str:
+    """Accept an amount of cpu or memory: 0.5, 512m, 2g."""
+    if not re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,3})?(?:[bkmg]|[kmg]b)?", text.lower()):
+        raise UsageError(f"{shown(text)} is not an amount", "write for example  --cpu 0.5  or  --memory 512m")
+    return text.lower()
+
+
+def bytes_of(amount: str) -> int:
+    """Give an amount of memory in bytes; without a unit it is in MiB, as dokku has it."""
+    number, unit = re.fullmatch(r"([0-9.]+)([bkmg]?)b?", amount).groups()  # type: ignore[union-attr]
+    return int(float(number) * {"b": 1, "k": 2**10, "m": 2**20, "": 2**20, "g": 2**30}[unit])
+
+
 def parse_public_key(text: str) -> tuple[str, str]:
     """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it.
 
@@ -642,30 +678,52 @@ def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], wh
 
 
 def parse_healthchecks(app_json: Mapping[str, Any]) -> tuple[Check, ...]:
-    """Read the startup checks of app.json: `healthchecks: {type: [{...}]}`."""
+    """Read the checks of app.json: `healthchecks: {type: [{...}]}`."""
     checks = []
     for process_type, rows in member(app_json, "healthchecks", dict, "app.json", {}).items():
         parse_process_type(process_type)
         for row in rows if isinstance(rows, list) else [rows]:
             if not isinstance(row, dict):
                 raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
-            if row.get("type", "startup") == "startup":
-                checks.append(parse_healthcheck(process_type, row))
+            checks.append(parse_healthcheck(process_type, row))
     return tuple(checks)
 
 
 def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
-    """Read one startup check of app.json; the members are those dokku documents."""
-    number = functools.partial(member, row, kind=(int, float), what="app.json healthchecks")
-    path = member(row, "path", str, "app.json healthchecks", "")
-    command = member(row, "command", list, "app.json healthchecks", [])
+    """Read one check of app.json; the members are those dokku documents."""
+    what = "app.json healthchecks"
+    number = functools.partial(member, row, kind=(int, float), what=what)
+    path, kind, scheme = (member(row, key, str, what, default) for key, default in (("path", ""), ("type", "startup"), ("scheme", "http")))
+    if kind not in ("startup", "readiness", "liveness") or scheme.lower() not in ("http", "https"):
+        raise DokkuError(f"app.json: a healthcheck can't be of the type {shown(kind)} with the scheme {shown(scheme)}",
+                         "types: startup, readiness, liveness; schemes: http, https")
     if path and not re.fullmatch(r"/[!-~]*", path):
         raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
-    return Check(process=process_type, path=path, content=member(row, "content", str, "app.json healthchecks", ""),
-                 command=tuple(str(word) for word in command), uptime=float(number("uptime", default=0)),
-                 attempts=max(0, int(number("attempts", default=3 if path or command else 0))),
-                 timeout=float(number("timeout", default=5)), wait=float(number("wait", default=5 if path or command else 0)),
-                 delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)))
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=parse_check_headers(row),
+                 content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
+                 uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
+                 wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
+                 listening=row.get("listening") is True)
+
+
+def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Read the header fields that a check sends: a list of {name, value}."""
+    found = [(header.get("name"), header.get("value")) for header in member(row, "httpHeaders", list, "app.json healthchecks", []) if isinstance(header, dict)]
+    if bad := next((pair for pair in found if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
+        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
+    return tuple(found)
+
+
+SCRIPTS = ("predeploy", "postdeploy", "first")
+
+
+def parse_scripts(app_json: Mapping[str, Any]) -> dict[str, str]:
+    """Read the commands that app.json wants around a deploy: dokku's own each time, Heroku's postdeploy after the first."""
+    scripts = member(app_json, "scripts", dict, "app.json", {})
+    own = member(scripts, "dokku", dict, "app.json scripts", {})
+    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in SCRIPTS[:2]}
+    found["first"] = member(scripts, "postdeploy", str, "app.json scripts", "")
+    return {key: command for key, command in found.items() if command}
 
 
 def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
@@ -679,20 +737,24 @@ def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
 
 
 def parse_checks_file(text: str) -> tuple[Check, ...]:
-    """Read a CHECKS file: WAIT, TIMEOUT and ATTEMPTS settings, then `/path expected content` a line."""
-    settings = {"WAIT": 5.0, "TIMEOUT": 30.0, "ATTEMPTS": 5.0}
+    """Read a CHECKS file: WAIT, TIMEOUT and ATTEMPTS settings, then `[scheme:][//host]/path expected content` a line."""
+    settings = {"WAIT": float(UNSET), "TIMEOUT": 30.0, "ATTEMPTS": float(UNSET)}
     checks = []
     for line in text.splitlines():
         if setting := re.fullmatch(r"\s*(WAIT|TIMEOUT|ATTEMPTS)\s*=\s*([0-9]{1,6}(?:\.[0-9]+)?)\s*", line):
             settings[setting[1]] = float(setting[2])
         elif line.strip() and not line.lstrip().startswith("#"):
             address, _, content = line.strip().partition(" ")
-            path = re.sub(r"^(?:https?:)?//[^/]*", "", address) or "/"
-            if not re.fullmatch(r"/[!-~]*", path):
+            parts = re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)
+            if not parts:
                 raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
-            checks.append((path, content.strip()))
-    return tuple(Check(path=path, content=content, attempts=int(settings["ATTEMPTS"]) or 1, timeout=settings["TIMEOUT"],
-                       wait=settings["WAIT"]) for path, content in checks)
+            checks.append(Check(path=parts[3] or "/", scheme=parts[1] or "http", content=content.strip(), headers=(("Host", parts[2]),) if parts[2] else ()))
+    return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"], wait=settings["WAIT"]) for check in checks)
+
+
+def parse_scale_file(text: str) -> dict[str, int]:
+    """Read a DOKKU_SCALE file: `type=count` a line."""
+    return dict(parse_scale(line.strip()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
 def parse_base_images(dockerfile: str) -> list[str]:
@@ -966,6 +1028,15 @@ def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -
         if status and name:
             failed.append(name)
     return failed
+
+
+def at_once(work: Callable[[str], Any], names: Sequence[str], count: int) -> list[Any]:
+    """Do work that waits on others for each name, so many at a time, in threads; give the results in order. The first error is raised."""
+    if len(names) < 2 or count < 2:
+        return [work(name) for name in names]
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, names))
 
 
 def fork_work(work: Callable[[str], None], name: str) -> int:
@@ -1249,8 +1320,9 @@ def read_release(app: str, number: int) -> Release | None:
     record = read_json(release_folder(app, number) / "release.json")
     if not record:
         return None
-    checks = tuple(Check(**{**check, "command": tuple(check["command"])}) for check in record.pop("checks"))
-    return Release(**{**record, "checks": checks})
+    checks = tuple(Check(**{**check, "command": tuple(check["command"]), "headers": tuple(map(tuple, check.get("headers", ())))})
+                   for check in record.pop("checks"))
+    return Release(**{**record, "app": app, "checks": checks})
 
 
 def write_release(release: Release, config: Mapping[str, str]) -> None:
@@ -1307,14 +1379,52 @@ def read_scale(app: str) -> dict[str, int]:
 
 
 def scale_of(app: str, release: Release) -> dict[str, int]:
-    """Say how many of each process type should run: ps:scale first, then app.json, then one web and none else."""
+    """Say how many of each process type should run: ps:scale first, then app.json or DOKKU_SCALE, then one web and none else."""
     wanted = {"web": 1, **release.formation, **read_scale(app)}
     return {kind: wanted.get(kind, 0) for kind in {"web": "", **release.procfile} if kind != "release"}
 
 
 def wanted_dynos(release: Release) -> list[str]:
-    """List the processes that should run: web.1, web.2, worker.1."""
-    return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) for index in range(1, count + 1)]
+    """List the processes that should run: web.1, web.2, worker.1; none of a type that was stopped by itself."""
+    stopped = read_lines(stopped_types_file(release.app))
+    return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) if kind not in stopped for index in range(1, count + 1)]
+
+
+def stopped_types_file(app: str) -> Path:
+    """Locate the list of the process types that `ps:stop` stopped while the rest of the app runs."""
+    return app_folder(app) / "STOPPED_TYPES"
+
+
+def read_check_modes(app: str) -> dict[str, str]:
+    """Read for which process types checks are disabled or skipped; `_all_` stands for every one."""
+    return dict(line.partition(" ")[::2] for line in read_lines(app_folder(app) / "CHECKS_OFF"))
+
+
+def check_mode(app: str, process_type: str) -> str:
+    """Say whether the checks of a process type are enabled, skipped or disabled."""
+    modes = read_check_modes(app)
+    return modes.get(process_type) or modes.get("_all_") or "enabled"
+
+
+def read_resources(app: str) -> dict[tuple[str, str, str], str]:
+    """Read what `resource:limit` and `resource:reserve` set: (limit or reserve, process type, resource) -> amount."""
+    rows = (line.split() for line in read_lines(app_folder(app) / "RESOURCES"))
+    return {(row[0], row[1], row[2]): row[3] for row in rows if len(row) == 4}
+
+
+def resource_of(app: str, kind: str, process_type: str, resource: str) -> str:
+    """Give the amount for a process type: its own, else the app's."""
+    rows = read_resources(app)
+    return rows.get((kind, process_type, resource)) or rows.get((kind, "_default_", resource), "")
+
+
+def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
+    """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind."""
+    import shutil
+    left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
+    beside = ROOT / "apps" / f".{new}.{time.time_ns()}"
+    shutil.copytree(app_folder(old), beside, ignore=left, symlinks=True)
+    rename_file(beside, app_folder(new))
 
 
 def docker_options_of(app: str, phase: str, process: str = "") -> list[str]:
@@ -1698,9 +1808,15 @@ def free_subnet() -> str:
 OURS = {"com.dokku.managed-by": "dokku_py"}
 
 
+def log_config(app: str) -> dict[str, Any]:
+    """Bound the log of a container: three files of the app's size."""
+    return {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(app, "logs", "max-size")}}
+
+
 def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[str, str]:
     """Give the labels that identify a container; nothing else does."""
-    return {**OURS, "com.dokku.app-name": release.app, "com.dokku.process-type": dyno.rpartition(".")[0], "com.dokku.dyno": dyno,
+    alias = property_of(release.app, "logs", "app-label-alias")
+    return {**OURS, **({alias: release.app} if alias else {}), "com.dokku.app-name": release.app, "com.dokku.process-type": dyno.rpartition(".")[0], "com.dokku.dyno": dyno,
             "com.dokku.container-type": kind, "com.dokku.release": release.name, "com.dokku.incarnation": release.incarnation}
 
 
@@ -1727,19 +1843,35 @@ def process_environment(release: Release, config: Mapping[str, str], dyno: str) 
 def process_command(release: Release, process_type: str) -> list[str] | None:
     """Give the command of a process type; None is the image's own."""
     command = release.procfile.get(process_type)
-    return ["/bin/sh", "-c", command] if command else None
+    if process_type == "web" and not command:
+        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
+    return shell_command(release.app, command) if command else None
 
 
-def create_container(release: Release, dyno: str, *, config: Mapping[str, str], address: str = "", command: list[str] | None = None,
+def shell_command(app: str, command: str) -> list[str]:
+    """Give the words that run a line in a container of the app."""
+    return [property_of(app, "scheduler", "shell"), "-c", command]
+
+
+def resource_limits(app: str, process_type: str) -> dict[str, Any]:
+    """Give what `resource:limit` and `resource:reserve` mean to Docker."""
+    limit, reserve = (functools.partial(resource_of, app, kind, process_type) for kind in ("limit", "reserve"))
+    wanted = {"mem_limit": limit("memory"), "memswap_limit": limit("memory-swap"), "mem_reservation": reserve("memory")}
+    cpu = {"nano_cpus": int(float(limit("cpu")) * 10**9)} if limit("cpu") else {}
+    return {**{key: bytes_of(amount) for key, amount in wanted.items() if amount}, **cpu}
+
+
+def create_container(release: Release, dyno: str, *, config: Mapping[str, str] | None, address: str = "", command: list[str] | None = None,
                      kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
                      **host: Any) -> str:
-    """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv."""
+    """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
     client = engine()
     words = docker_options_of(release.app, "run" if kind == "run" else "deploy", dyno.rpartition(".")[0])
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
-    host_config = client.create_host_config(init=True, log_config={"type": "json-file", "config": LOG_OPTIONS}, **host) | reach
+    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
+                                            **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
     endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
-    environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | process_environment(release, config, dyno)
+    environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
@@ -1753,11 +1885,38 @@ def start_container(identity: str) -> None:
         engine().start(identity)
 
 
+def exec_lines(identity: str, command: list[str], environment: Mapping[str, str], what: str) -> Iterator[str]:
+    """Run a command in a running container and give its lines as they come. Raises DokkuError when it fails."""
+    begun = engine().exec_create(identity, command, environment=dict(environment))["Id"]
+    rest = b""
+    for chunk in engine().exec_start(begun, stream=True):
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace").rstrip("\r") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
+    if code := engine().exec_inspect(begun)["ExitCode"]:
+        raise DokkuError(f"The {what} command ended with exit code {code}")
+
+
+def commit_container(identity: str, image: str) -> str:
+    """Make an image of a container as it stands, that starts as its own image did; give its id."""
+    config = inspect_image(image)["Config"]
+    start = [f"{word.upper()} {json.dumps(config.get(word) or [])}" for word in ("Entrypoint", "Cmd")]
+    labels = [f"LABEL {key}=" for key in inspect_container(identity)["Config"]["Labels"] if key.startswith("com.dokku.") and key not in OURS]
+    return engine().commit(identity, changes=[*start, *labels])["Id"]
+
+
 def stop_container(identity: str, grace: int) -> None:
     """End a container: SIGTERM, and SIGKILL after the grace (seconds). One that is gone is fine."""
     docker = importlib.import_module("docker")
     with contextlib.suppress(docker.errors.NotFound):
         engine().stop(identity, timeout=grace)
+
+
+def restart_container(identity: str, grace: int) -> None:
+    """End a container as `stop_container` does, and start it again."""
+    with engine_errors("A container can't be restarted"):
+        engine().restart(identity, timeout=grace)
 
 
 def remove_container(identity: str) -> None:
@@ -1787,6 +1946,12 @@ def inspect_or_nothing(ask: Callable[[str], dict[str, Any]], reference: str) -> 
 def inspect_container(identity: str) -> dict[str, Any]:
     """Give what Docker knows of a container; nothing when it is gone."""
     return inspect_or_nothing(engine().inspect_container, identity)
+
+
+def address_of(identity: str) -> str:
+    """Give the address that Docker gave a container on our network."""
+    networks = inspect_container(identity).get("NetworkSettings", {}).get("Networks", {})
+    return (networks.get(NETWORK) or {}).get("IPAddress", "")
 
 
 def inspect_image(reference: str) -> dict[str, Any]:
@@ -1832,6 +1997,12 @@ def pull_image(reference: str) -> bool:
     with contextlib.suppress(docker.errors.APIError):
         engine().pull(name, tag=tag or "latest")
     return bool(inspect_image(reference))
+
+
+def tags_of(app: str) -> list[str]:
+    """List the names under which the app's images are kept: v12, latest, and those of tag:add."""
+    found = engine().images(name=f"dokku/{app}")
+    return sorted(name.rpartition(":")[2] for row in found for name in row["RepoTags"] or () if name.startswith(f"dokku/{app}:"))
 
 
 def untag_image(reference: str) -> None:
@@ -2011,16 +2182,18 @@ def start_missing(release: Release) -> list[Container]:
     """Start what should run and does not: containers that ended are started again, missing ones created."""
     subnet = ensure_network()
     have = {container.dyno: container for container in containers_of(release.app) if container.incarnation == release.incarnation}
-    started = []
-    for dyno in wanted_dynos(release):
-        container = have.get(dyno)
-        if container and not container.running:
+
+    def start(dyno: str) -> Container:
+        """Start one of them."""
+        if container := have.get(dyno):
             start_container(container.id)
-            started.append(container._replace(running=True))
-        elif not container:
-            detail(f"Starting {dyno} of {release.name}")
-            started.append(start_process(release, dyno, subnet))
-    return started
+            return container._replace(running=True)
+        return start_process(release, dyno, subnet)
+
+    missing = [dyno for dyno in wanted_dynos(release) if dyno not in have or not have[dyno].running]
+    for dyno in missing:
+        detail(f"Starting {dyno} of {release.name}")
+    return at_once(start, missing, int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2057,14 +2230,24 @@ def make_base_image(anew: bool = False) -> None:
     return None
 
 
-def build_image(release: Release, tree: Path) -> Release:
-    """Build a tree; give the release with its image and the port that the image exposes."""
-    if not (tree / "Dockerfile").is_file():
-        raise DokkuError("There is no Dockerfile at the top of the tree", "add one and push again")
+def build_folder(app: str, tree: Path) -> Path:
+    """Choose the folder of the tree that is built: all of it, or the one that builder build-dir names."""
+    folder = (tree / property_of(app, "builder", "build-dir")).resolve()
+    if not folder.is_dir() or not folder.is_relative_to(tree.resolve()):
+        raise DokkuError(f"There is no folder {property_of(app, 'builder', 'build-dir')} in the tree", f"dokku builder:set {app} build-dir   sets it back")
+    return folder
+
+
+def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
+    """Build a tree, without any cache when `anew`; give the release with its image and the port that the image exposes."""
+    name = property_of(release.app, "builder-dockerfile", "dockerfile-path")
+    if not (tree / name).is_file() or not (tree / name).resolve().is_relative_to(tree.resolve()):
+        raise DokkuError(f"There is no {name} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
+    options = [*docker_options_of(release.app, "build"), *(["--no-cache"] if anew else []), "--file", str(tree / name)]
     with build_slot():
         require_disk()
-        ensure_base_images(read_tree_file(tree, "Dockerfile"))
-        image = build_with_dockerfile(release.app, tree, docker_options_of(release.app, "build"))
+        ensure_base_images(read_tree_file(tree, name))
+        image = build_with_dockerfile(release.app, tree, options)
     return release._replace(image=image, port=exposed_port(inspect_image(image)))
 
 
@@ -2080,9 +2263,10 @@ def read_tree_file(tree: Path, name: str) -> str:
 
 def read_tree(release: Release, tree: Path) -> Release:
     """Read what the tree says of its processes: Procfile, app.json, CHECKS. Bad files are refused before the build."""
-    app_json = parse_json_object(read_tree_file(tree, "app.json") or "{}", "app.json")
-    checks = parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS"))
-    return release._replace(procfile=parse_procfile(read_tree_file(tree, "Procfile")), formation=parse_formation(app_json), checks=checks)
+    app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
+    return release._replace(procfile=parse_procfile(read_tree_file(tree, property_of(release.app, "ps", "procfile-path"))),
+                            formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json),
+                            checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2092,9 +2276,11 @@ def read_tree(release: Release, tree: Path) -> Release:
 def ask_path(address: str, port: int, check: Check) -> str:
     """Ask a path once; give what is wrong, or nothing."""
     import http.client
-    connection = http.client.HTTPConnection(address, port, timeout=check.timeout)
+    import ssl
+    connection = http.client.HTTPConnection(address, port, timeout=check.timeout) if check.scheme == "http" else http.client.HTTPSConnection(
+        address, port, timeout=check.timeout, context=ssl._create_unverified_context())  # noqa: S323 - it is our own container
     try:
-        connection.request("GET", check.path, headers={"User-Agent": "dokku_py"})
+        connection.request("GET", check.path, headers={"User-Agent": "dokku_py", **dict(check.headers)})
         answer = connection.getresponse()
         body = answer.read(2**20).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
@@ -2127,9 +2313,10 @@ def ask_once(container: Container, port: int, check: Check) -> str:
     """Ask once what a check asks for; give what is wrong, or nothing."""
     if check.command:
         return ask_command(container, check)
-    if not container.address:
+    if check.process != container.process_type or (check.process != "web" and not check.path and not check.listening):
         return ""
-    return ask_path(container.address, check.port or port, check) if check.path else ask_port(container.address, check.port or port, check.timeout)
+    address = container.address or address_of(container.id)
+    return ask_path(address, check.port or port, check) if check.path else ask_port(address, check.port or port, check.timeout)
 
 
 def process_trouble(container: Container) -> str:
@@ -2145,8 +2332,11 @@ def process_trouble(container: Container) -> str:
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
-    """List what a process must pass: its own checks, else listening for web and staying up for others."""
-    own = [check for check in release.checks if check.process == container.process_type]
+    """List what a process must pass before it serves: its own checks, else listening for web and staying up for others."""
+    defaults = {key: property_of(release.app, "checks", key) for key in ("attempts", "timeout", "wait")}
+    if check_mode(release.app, container.process_type) != "enabled":
+        return [Check(process="", uptime=float(property_of(release.app, "checks", "default-wait")))]
+    own = [check.settled(defaults) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
     if own:
         return own
     return [Check()] if container.process_type == "web" else [Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
@@ -2179,25 +2369,39 @@ def wait_until_healthy(release: Release, container: Container) -> None:
 # 14 Releases: deploy, bring up, retire, converge
 # ---------------------------------------------------------------------------------------------------------------------
 
-def deploy(app: str, commit: str, by: str, reason: str = "push") -> None:
+def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = False) -> None:
     """Make a pushed commit the running release, or leave everything as it was.
 
     Until go_live nothing the world can see has changed; record is the commit point; what follows is tidying.
     """
+    refuse_locked(app)
     tell_of_rollback(app)
     release = new_release(app, commit=commit, by=by, reason=reason)
     with build_log(release):
         with checkout(app, commit) as tree:
-            release = read_tree(release, tree)
+            folder = build_folder(app, tree)
+            release = read_tree(release, folder)
             step(f"Building {app} {release.name} from its Dockerfile")
-            release = build_image(release, tree)
+            release = run_predeploy(build_image(release, folder, anew))
         write_release(release, merged_config(app))
         tag_image(release)
-        run_release_task(release)
+        run_task(release, "release", release.procfile)
         switch_to(release)
+        run_postdeploy(release)
     milestone("Application deployed:")
     for url in urls_of(app):
         detail(url)
+
+
+def lock_file(app: str) -> Path:
+    """Locate the note that `apps:lock` leaves: who keeps deploys out, since when."""
+    return app_folder(app) / "LOCKED"
+
+
+def refuse_locked(app: str) -> None:
+    """Refuse to deploy an app that somebody locked."""
+    if lock_file(app).exists():
+        raise DokkuError(f"{app} is locked by {read_text(lock_file(app)).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
 
 
 def tell_of_rollback(app: str) -> None:
@@ -2232,13 +2436,13 @@ def build_log(release: Release) -> Iterator[None]:
             raise
 
 
-def run_release_task(release: Release) -> None:
-    """Run the Procfile's `release:` in a container of the new image. Raises DokkuError when it fails."""
-    if "release" not in release.procfile:
+def run_task(release: Release, name: str, commands: Mapping[str, str]) -> None:
+    """Run one of an app's own commands, when there is one, in a container of the new image. Raises DokkuError when it fails."""
+    if name not in commands:
         return
-    step("Running the release command")
+    step(f"Running the {name} command")
     ensure_network()
-    identity = create_container(release, "release.1", config=release_config(release), command=process_command(release, "release"), kind="release")
+    identity = create_container(release, f"{name}.1", config=release_config(release), command=shell_command(release.app, commands[name]), kind="release")
     try:
         start_container(identity)
         for line in engine().logs(identity, stream=True, follow=True):
@@ -2247,11 +2451,42 @@ def run_release_task(release: Release) -> None:
     finally:
         remove_container(identity)
     if code:
-        raise DokkuError(f"The release command ended with exit code {code}", "the old release goes on serving")
+        raise DokkuError(f"The {name} command ended with exit code {code}")
+
+
+def run_predeploy(release: Release) -> Release:
+    """Run app.json's predeploy in the new image and keep what it leaves behind; give the release with that image.
+
+    The command gets the config, the container never had it: so no secret is in the image that is made of it.
+    """
+    if not (command := release.scripts.get("predeploy")):
+        return release
+    step("Running the predeploy command")
+    ensure_network()
+    identity = create_container(release, "predeploy.1", config=None, kind="release", options={"entrypoint": ["/bin/sh", "-c", "read wait"], "stdin_open": True})
+    try:
+        start_container(identity)
+        environment = process_environment(release, merged_config(release.app), "predeploy.1")
+        for line in exec_lines(identity, shell_command(release.app, command), environment, "predeploy"):
+            detail(line)
+        return release._replace(image=commit_container(identity, release.image))
+    finally:
+        remove_container(identity)
+
+
+def run_postdeploy(release: Release) -> None:
+    """Run app.json's commands for after a deploy; the release is live by then, so a failure is told and changes nothing."""
+    first = not any(number < release.number and release_status(release.app, number, release) == "replaced" for number in release_numbers(release.app))
+    try:
+        run_task(release, "first", release.scripts if first else {})
+        run_task(release, "postdeploy", release.scripts)
+    except DokkuError as error:
+        complain(DokkuError(f"{error.message}; the release is live all the same"))
 
 
 def switch_to(release: Release) -> None:
     """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
+    stopped = stop_what_runs_alone(release)
     try:
         step("Starting processes and checking them")
         import_ahead("jinja2")
@@ -2263,6 +2498,8 @@ def switch_to(release: Release) -> None:
         workers = go_live(release)
     except BaseException:
         throw_away(release)
+        for container in stopped:
+            start_container(container.id)
         raise
     previous = read_current(release.app)
     write_current(release)
@@ -2272,6 +2509,16 @@ def switch_to(release: Release) -> None:
         keep_images(release.app)
     except DokkuError as error:  # it is live: what is left to tidy must not say that it failed
         complain(error)
+
+
+def stop_what_runs_alone(release: Release) -> list[Container]:
+    """Stop the old processes of types whose checks are disabled: those must never run twice at once. Gives them."""
+    grace = int(property_of(release.app, "ps", "stop-timeout-seconds"))
+    alone = [row for row in containers_of(release.app) if row.running and row.incarnation != release.incarnation
+             and check_mode(release.app, row.process_type) == "disabled"]
+    for container in alone:
+        stop_container(container.id, grace)
+    return alone
 
 
 def go_live(release: Release) -> list[Worker]:
@@ -2407,6 +2654,21 @@ def mind_once(app: str) -> None:
     judge_probation(app)
 
 
+def restart_unfit(app: str) -> None:
+    """Restart the processes of an app that fail their liveness checks."""
+    current = read_current(app)
+    checks = [check for check in current.checks if check.kind == "liveness"] if current and not is_stopped(app) else []
+    for container in containers_of(app) if current and checks else []:
+        own = current._replace(checks=tuple(check._replace(kind="startup") for check in checks if check.process == container.process_type))
+        if not own.checks or container.incarnation != current.incarnation or not container.running:
+            continue
+        try:
+            wait_until_healthy(own, container)
+        except DokkuError as error:
+            restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
+            record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
+
+
 def crash_looping(release: Release) -> Container | None:
     """Find a process of a release that keeps ending."""
     own = (row for row in containers_of(release.app) if row.incarnation == release.incarnation)
@@ -2460,6 +2722,8 @@ def release_addresses(app: str) -> bool:
 
 def keep_images(app: str) -> None:
     """Take the names from all but the last few distinct images, and drop the oldest records."""
+    if property_of(app, "builder", "skip-cleanup") == "true":
+        return
     numbers = release_numbers(app)
     images: list[str] = []
     for number in reversed(numbers):
@@ -2468,7 +2732,7 @@ def keep_images(app: str) -> None:
             images.append(record.image)
         if record and record.image in images[IMAGES_KEPT:]:
             untag_image(f"dokku/{app}:v{number}")
-    for number in numbers[:-RELEASES_KEPT]:
+    for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
         remove_folder(release_folder(app, number))
 
 
@@ -2738,6 +3002,34 @@ def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] = 
     return declare
 
 
+# Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
+LATER = frozenset("""acl backup builds:cancel builds:info builds:list builds:output builds:prune certs cleanup clone cron:list cron:resume cron:run
+    cron:suspend developer domains:redirect:get domains:redirect:set events events:list events:off events:on git:allow-host git:auth git:auth-status
+    git:from-archive git:from-image git:generate-deploy-key git:initialize git:load-image git:public-key git:status git:sync htpasswd http-auth
+    import:docker letsencrypt maintenance mariadb memcached mongo mongodb mysql network nginx:import-ssl postgres postgresql rabbitmq redirect redis
+    registry:login registry:logout repo run:list run:logs run:retire run:stop ssh ssl storage trace volume""".split())
+
+# What is refused for good, by command or noun, and what to use instead.
+REFUSED = {
+    "builder-herokuish": "apps are built by their Dockerfile or their language; see builder:set",
+    "builder-pack": "apps are built by their Dockerfile or their language; see builder:set",
+    "buildpacks": "apps are built by their Dockerfile or their language; see builder:set",
+    "manager": "run a newer checkout's install.sh to upgrade, and install.sh --uninstall to remove",
+    "plugin": "there are no plugins: everything is built in, and install.sh of a newer checkout upgrades it",
+}
+
+
+def why_unknown(word: str) -> DokkuError:
+    """Say why a word is no command: not yet there, refused for good, or mistyped."""
+    noun = word.partition(":")[0]
+    if refusal := REFUSED.get(noun):
+        return DokkuError(f"{word} is not part of this product", refusal)
+    if word in LATER or noun in LATER:
+        return DokkuError(f"{word} is not available in this version", "dokku help   lists what is")
+    close = nearest(word, [*COMMANDS, *ALIASES])
+    return UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
+
+
 def parser_of(row: Command) -> Any:
     """Build the argparse parser of one command."""
     import argparse
@@ -2746,7 +3038,7 @@ def parser_of(row: Command) -> Any:
         """A parser that raises our error instead of leaving the program."""
 
         def error(self, message: str) -> NoReturn:
-            raise UsageError(f"{row.name}: {message}", self.format_usage().strip())
+            raise UsageError(f"{row.name}: {message}", " ".join(self.format_usage().split()))
 
     parser = Parser(prog=f"dokku {row.name}", allow_abbrev=False, add_help=False, exit_on_error=False)
     for arg in row.args:
@@ -2767,7 +3059,7 @@ def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
         raw = any(arg.raw for arg in row.args)  # argparse can't mix those with options that come later
         known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
     except argparse.ArgumentError as error:
-        raise UsageError(f"{row.name}: {error}", parser.format_usage().strip()) from None
+        raise UsageError(f"{row.name}: {error}", short_usage(row)) from None
     collector = next((arg.name for arg in row.args if arg.unknown), None)
     if unknown and not collector:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -2776,10 +3068,22 @@ def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
 
 
 def usage_of(row: Command) -> str:
-    """Give the help of one command: its usage, and what its docstring promises."""
+    """Give the help of one command: its usage, and what its docstring promises; of NOUN:set, the properties as well."""
     also = [spelling for spelling, name in ALIASES.items() if name == row.name]
-    text = "\n".join(line.strip() for line in (row.body.__doc__ or "").strip().splitlines())
-    return parser_of(row).format_usage().strip() + f"\n\n{text}" + (f"\n\nalso: {', '.join(also)}" if also else "")
+    noun, _, verb = row.name.partition(":")
+    valid = [f"    {one.key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for one in PROPERTIES.values() if one.noun == noun and verb == "set"]
+    parts = [short_usage(row), "\n".join(doc_lines(row)), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
+    return "\n\n".join(part for part in parts if part)
+
+
+def short_usage(row: Command) -> str:
+    """Give the usage of a command on one line."""
+    return " ".join(parser_of(row).format_usage().split()).removeprefix("usage: ")
+
+
+def doc_lines(row: Command) -> list[str]:
+    """Give what a command's docstring promises, line by line."""
+    return [line.strip() for line in (row.body.__doc__ or "").strip().splitlines()]
 
 
 def parsed(arg: Arg, value: Any) -> Any:
@@ -2803,12 +3107,21 @@ def parse_parallel(text: str) -> int:
     return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
 
 
+DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
+
+
+def parse_document(text: str) -> str:
+    """Accept what `document` can render."""
+    return one_of(*DOCUMENTS)(text)
+
+
 APP = Arg("app", parse_app)
 MAYBE_APP = Arg("app", parse_app, many="?")
 APP_OR_GLOBAL = Arg("app", parse_app_or_global)
 PAIRS = Arg("pairs", parse_pair, many="+")
 KEYS = Arg("keys", parse_config_key, many="+")
 DOMAINS = Arg("domains", parse_domain, many="+")
+PROCESS = Arg("process", parse_process_type, many="?")
 NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
 MERGED = Arg("merged", flags=("--merged",), switch=True)
 PARALLEL = Arg("parallel", parse_parallel, ("--parallel",), default="1")
@@ -2910,7 +3223,7 @@ def apps_facts(app: str) -> dict[str, str]:
         return {}
     current = read_current(app)
     return {"app-created-at": read_text(app_folder(app) / "CREATED").strip(), "app-deploy-source": "git-push" if current and current.commit else "",
-            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": "false"}
+            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
 
 
 @command("report", MAYBE_APP, access="view")
@@ -2924,8 +3237,7 @@ def report_command(app: str | None, caller: Caller) -> None:
 @command("apps:create", APP, access="create", also=("create",))
 def apps_create(app: str) -> None:
     """Make an app, before its first push."""
-    if app_exists(app):
-        raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
+    require_free_name(app)
     create_app(app)
     step(f"Creating {app}... done")
 
@@ -2969,20 +3281,107 @@ def apps_destroy(app: str, force: bool) -> None:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
             raise DokkuError("That is not its name; nothing was removed")
+    destroy_app(app)
+    step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
+
+
+def destroy_app(app: str) -> None:
+    """Remove an app and everything that is its own: first what serves, last the record that it exists."""
     with locked(app, "apps:destroy"):
         remove_file(ROOT / "nginx" / f"{app}.conf")
         with server_lock("nginx"):
             reload_nginx()
         for container in [row for kind in ("deploy", "run", "release") for row in containers_of(app, kind)]:
             remove_container(container.id)
-        for number in release_numbers(app):
-            untag_image(f"dokku/{app}:v{number}")
-        untag_image(f"dokku/{app}:latest")
+        for tag in tags_of(app):
+            untag_image(f"dokku/{app}:{tag}")
         free_addresses(app, lambda incarnation, dyno: False)
         doomed = ROOT / "apps" / f".{app}.{time.time_ns()}"
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
-    step(f"Destroyed {app}")
+
+
+SKIP_DEPLOY = Arg("skip_deploy", flags=("--skip-deploy",), switch=True)
+NEW_APP = Arg("new", parse_app)
+
+
+def require_free_name(app: str) -> None:
+    """Refuse the name of an app that exists."""
+    if app_exists(app):
+        raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
+
+
+def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str]) -> None:
+    """Make a second app of one: its repository, config, settings, releases and images; running unless told not to."""
+    with locked(old, "copying"):
+        copy_app(old, new, leave_out)
+    with locked(new, "copying"):
+        if skip_deploy:
+            remove_file(app_folder(new) / "CURRENT")
+        current = read_current(new)
+        for number in release_numbers(new):
+            if (record := read_release(new, number)) and inspect_image(record.image):
+                tag_as(record.image, f"dokku/{new}:v{number}")
+        render_vhost(new)
+        if current and not is_stopped(new):
+            switch_to(current)
+
+
+def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
+    """Make a second app of one, or leave no trace of it."""
+    try:
+        duplicate_app(old, new, skip_deploy, leave_out)
+    except BaseException:
+        if app_exists(new):
+            destroy_app(new)
+        raise
+
+
+@command("apps:clone", SKIP_DEPLOY, Arg("ignore", flags=("--ignore-existing",), switch=True), APP, NEW_APP, access="create")
+def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
+    """Make a second app with the repository, config, settings and release of the first, under its own default domain.
+
+    --skip-deploy starts nothing; --ignore-existing is content when the new name is taken.
+    """
+    if app_exists(new) and ignore:
+        return detail(f"{new} exists already")
+    require_free_name(new)
+    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS"])
+    return step(f"Cloned {app} to {new}")
+
+
+@command("apps:rename", SKIP_DEPLOY, APP, NEW_APP, access="create")
+def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
+    """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
+    require_free_name(new)
+    duplicate_or_nothing(require_app(app), new, skip_deploy)
+    for key in read_keys():
+        if app in key.apps:
+            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
+    destroy_app(app)
+    step(f"Renamed {app} to {new}")
+
+
+@command("apps:lock", APP, access="deploy")
+def apps_lock(app: str, caller: Caller) -> None:
+    """Keep deploys of an app out until apps:unlock."""
+    write_text(lock_file(require_app(app)), f"{caller.name} since {now()}\n")
+    step("Deploy lock created")
+
+
+@command("apps:unlock", APP, access="deploy")
+def apps_unlock(app: str) -> None:
+    """Let deploys of an app in again."""
+    remove_file(lock_file(require_app(app)))
+    step("Deploy lock removed")
+
+
+@command("apps:locked", APP, access="view")
+def apps_locked(app: str) -> None:
+    """Say by the exit code whether deploys of an app are kept out."""
+    if not lock_file(require_app(app)).exists():
+        raise DokkuError("Deploy lock does not exist")
+    say("Deploy lock exists")
 
 
 @command("url", APP, access="view")
@@ -3236,7 +3635,7 @@ def ps_facts(app: str) -> dict[str, str]:
     live = [row for row in found if current and row.incarnation == current.incarnation]
     running = "false" if not any(row.running for row in live) else "true" if all(row.running for row in live) else "mixed"
     return {"deployed": str(bool(current)).lower(), "processes": str(len(live)), "ps-can-scale": "true", "running": running,
-            **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
+            "restore": property_of(app, "ps", "restore"), **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
 
 
 @facts("git")
@@ -3246,20 +3645,27 @@ def git_facts(app: str) -> dict[str, str]:
     return {"git-sha": current.commit, "git-last-updated-at": current.at} if current else {}
 
 
-@command("ps:scale", APP, Arg("counts", parse_scale, many="*"), access="operate")
-def ps_scale(app: str, counts: list[tuple[str, int]]) -> None:
-    """Print how many of each process type run, or set it."""
+@command("ps:scale", SKIP_DEPLOY, FORMAT, APP, Arg("counts", parse_scale, many="*"), access="operate")
+def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, int]]) -> None:
+    """Print how many of each process type run, or set it; --skip-deploy only writes it down."""
     current = read_current(require_app(app))
     if not counts:
-        return say_table([[f"{kind}:", str(count)] for kind, count in sorted((scale_of(app, current) if current else read_scale(app)).items())] or [[""]])
-    with locked(app, "ps:scale"):
+        wanted = scale_of(app, current) if current else read_scale(app)
+        return say_json(wanted) if style == "json" else say_table([[f"{kind}:", str(count)] for kind, count in sorted(wanted.items())] or [[""]])
+    lines = [f"{kind}={count}" for kind, count in sorted({**read_scale(app), **dict(counts)}.items())]
+    return change_processes(app, "ps:scale", app_folder(app) / "SCALE", lines, skip_deploy)
+
+
+def change_processes(app: str, purpose: str, path: Path, lines: list[str], skip_deploy: bool = False) -> None:
+    """Write down what decides which processes run, and have them run; what could not be started is not kept."""
+    with locked(app, purpose):
         remove_strays(app)
-        old = read_lines(app_folder(app) / "SCALE")
-        write_lines(app_folder(app) / "SCALE", [f"{kind}={count}" for kind, count in sorted({**read_scale(app), **dict(counts)}.items())])
+        old, current = read_lines(path), read_current(app)
+        write_lines(path, lines)
         try:
-            return switch_to(current) if current and not is_stopped(app) else None
+            return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
         except DokkuError:
-            write_lines(app_folder(app) / "SCALE", old)
+            write_lines(path, old)
             raise
 
 
@@ -3290,34 +3696,107 @@ def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], Non
     return held
 
 
-@command("ps:restart", ALL, PARALLEL, MAYBE_APP, access="operate", also=("restart",))
-def ps_restart(everything: bool, parallel: int, app: str | None) -> None:
-    """Replace an app's processes by new ones without dropping a request."""
-    each_app(app, everything, under_lock("ps:restart", restart), parallel)
+@command("ps:restart", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("restart",))
+def ps_restart(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
+    """Replace an app's processes by new ones without dropping a request.
+
+    Of one process type other than web, the containers themselves are restarted, one after the other.
+    """
+    if process in (None, "web"):
+        return each_app(app, everything, under_lock("ps:restart", restart), parallel)
+    with locked(require_app(str(app)), "ps:restart"):
+        for container in require_processes(str(app), process):
+            restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
+    return None
 
 
-@command("ps:stop", ALL, PARALLEL, MAYBE_APP, access="operate", also=("stop",))
-def ps_stop(everything: bool, parallel: int, app: str | None) -> None:
-    """End an app's processes; nginx answers 502 for it until ps:start."""
-    each_app(app, everything, under_lock("ps:stop", stop_app), parallel)
+def require_processes(app: str, process: str | None) -> list[Container]:
+    """List the app's containers of a process type, of one process, or all. Raises NotFound when there is none."""
+    if found := select_processes(app, process):
+        return sorted(found, key=lambda row: row.dyno)
+    raise NotFound(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
 
 
-@command("ps:start", ALL, PARALLEL, MAYBE_APP, access="operate", also=("start",))
-def ps_start(everything: bool, parallel: int, app: str | None) -> None:
-    """Start an app that ps:stop stopped; one that runs is left alone."""
-    each_app(app, everything, under_lock("ps:start", start_app), parallel)
+def change_stopped(app: str | None, process: str, stop: bool) -> None:
+    """Stop or start one process type of an app, and keep it so over deploys."""
+    path = stopped_types_file(require_app(str(app)))
+    if process not in (known := scale_of(str(app), read_current(str(app)) or Release(str(app), 0))):
+        raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
+    kept = [kind for kind in read_lines(path) if kind != process]
+    change_processes(str(app), "ps:stop" if stop else "ps:start", path, [*kept, *([process] if stop else [])])
 
 
-@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, access="deploy", also=("rebuild",))
-def ps_rebuild(everything: bool, parallel: int, app: str | None, caller: Caller) -> None:
-    """Build and deploy the commit of the deploy branch again."""
-    def rebuild(name: str) -> None:
-        """Deploy what HEAD of the repository names."""
-        commit = ref_of(name, "HEAD")
+@command("ps:stop", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("stop", "disable"))
+def ps_stop(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
+    """End an app's processes, or those of one type; nginx answers 502 for an app without web until ps:start."""
+    change_stopped(app, process, True) if process else each_app(app, everything, under_lock("ps:stop", stop_app), parallel)
+
+
+@command("ps:start", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("start", "enable"))
+def ps_start(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
+    """Start what ps:stop stopped; what runs is left alone."""
+    change_stopped(app, process, False) if process else each_app(app, everything, under_lock("ps:start", start_app), parallel)
+
+
+REF = Arg("ref", parse_branch, many="?")
+
+
+def rebuild(app: str | None, everything: bool, parallel: int, ref: str | None, caller: Caller, anew: bool = False) -> None:
+    """Build and deploy a commit of the repository again, of one app or all."""
+    def rebuild_one(name: str) -> None:
+        """Deploy what the ref names; without one, the deploy branch."""
+        commit = ref_of(name, f"{ref or 'HEAD'}^{{commit}}")
         if commit == ZERO:
-            raise NotFound(f"{name} has no commit yet", f"git push dokku@SERVER:{name} main   sends one")
-        deploy(name, commit, caller.name, "rebuild")
-    each_app(app, everything, under_lock("ps:rebuild", rebuild), parallel)
+            raise NotFound(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
+        deploy(name, commit, caller.name, "rebuild", anew)
+    each_app(app, everything, under_lock("ps:rebuild", rebuild_one), parallel)
+
+
+@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",))
+def ps_rebuild(everything: bool, parallel: int, app: str | None, ref: str | None, caller: Caller) -> None:
+    """Build and deploy the commit of the deploy branch again, or another one that the repository has."""
+    rebuild(app, everything, parallel, ref, caller)
+
+
+@command("rebuild:force", MAYBE_APP, REF, access="deploy")
+def rebuild_force(app: str | None, ref: str | None, caller: Caller) -> None:
+    """Build again without any cached layer, and deploy."""
+    rebuild(app, False, 1, ref, caller, anew=True)
+
+
+@command("rebuild:all")
+def rebuild_all(caller: Caller) -> None:
+    """Build and deploy every app again."""
+    rebuild(None, True, 1, None, caller)
+
+
+@command("rebuild:all:force")
+def rebuild_all_force(caller: Caller) -> None:
+    """Build every app again without any cached layer, and deploy."""
+    rebuild(None, True, 1, None, caller, anew=True)
+
+
+@command("ps:retire", access="operate")
+def ps_retire() -> None:
+    """End the old processes whose time to retire has come."""
+    each_app(None, True, mind_once)
+
+
+@command("status", MAYBE_APP, access="view")
+def status(app: str | None, caller: Caller) -> None:
+    """Say of an app, or of all, whether it runs."""
+    rows = [(name, ps_facts(name)) for name in ([require_app(app)] if app else visible_apps(caller))]
+    said = {"true": "running", "mixed": "partly running", "false": "not running"}
+    if rows:
+        say_table([[name, said[facts["running"]] if facts["deployed"] == "true" else "not deployed"] for name, facts in rows])
+
+
+@command("top", APP, Arg("words", raw=True), access="operate")
+def top(app: str, words: list[str]) -> None:
+    """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
+    for container in require_processes(require_app(app), None):
+        milestone(container.dyno)
+        say(output_of([docker_command(), "top", container.id, *words]))
 
 
 @command("ps:restore", MAYBE_APP, access="operate")
@@ -3370,9 +3849,18 @@ def releases_info(app: str, number: int, style: str) -> None:
     say_json(rows) if style == "json" else say_table([[f"{key}:", value] for key, value in rows.items()])
 
 
-@command("rollback", APP, Arg("number", parse_release_name, many="?"), access="deploy")
-def rollback_command(app: str, number: int | None, caller: Caller) -> None:
-    """Go back to an earlier release: its image and its config, without a build."""
+def release_named(app: str, word: str) -> int:
+    """Find a release by its name, or by a tag that tag:add gave its image."""
+    if word in tags_of(app) and not re.fullmatch(r"v[0-9]+", word):
+        identity = inspect_image(f"dokku/{app}:{word}")["Id"]
+        return next((number for number in reversed(release_numbers(app)) if (row := read_release(app, number)) and row.image == identity), 0)
+    return parse_release_name(word)
+
+
+@command("rollback", APP, Arg("word", many="?"), access="deploy")
+def rollback_command(app: str, word: str | None, caller: Caller) -> None:
+    """Go back to an earlier release, or to a tag: its image and its config, without a build."""
+    number = release_named(require_app(app), word) if word else None
     with locked(app, "rollback"):
         remove_strays(app)
         current = read_current(app)
@@ -3380,6 +3868,157 @@ def rollback_command(app: str, number: int | None, caller: Caller) -> None:
         if number is None and not earlier:
             raise NotFound(f"{app} has no earlier release", f"dokku releases {app}   lists them")
         rollback(app, earlier[-1] if number is None else number, caller.name)
+
+
+# --- checks ---
+
+
+PROCESS_TYPES = Arg("types", parse_process_type, many="*")
+
+
+@facts("checks")
+def checks_facts(app: str) -> dict[str, str]:
+    """Say for which process types checks are off."""
+    modes = {} if app == "--global" else read_check_modes(app)
+    return {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none" for mode in ("disabled", "skipped")}
+
+
+def change_check_modes(app: str, types: list[str], mode: str) -> None:
+    """Keep whether the checks of some process types, or of all, are on, skipped or off."""
+    with locked(require_app(app), "checks"):
+        kept = {kind: other for kind, other in read_check_modes(app).items() if types and kind not in types and kind != "_all_"}
+        wanted = {kind: mode for kind in types or ["_all_"]} if mode != "enabled" else {}
+        write_lines(app_folder(app) / "CHECKS_OFF", [f"{kind} {other}" for kind, other in {**kept, **wanted}.items()])
+    step(f"Checks {mode} for {', '.join(types) or 'every process type'} of {app}, from the next deploy on")
+
+
+@command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",))
+def checks_enable(app: str, types: list[str]) -> None:
+    """Check processes before they serve, and only then end the old ones; this is how every app begins."""
+    change_check_modes(app, types, "enabled")
+
+
+@command("checks:skip", APP, PROCESS_TYPES, access="configure")
+def checks_skip(app: str, types: list[str]) -> None:
+    """Ask nothing of new processes but to stay up for checks default-wait seconds."""
+    change_check_modes(app, types, "skipped")
+
+
+@command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",))
+def checks_disable(app: str, types: list[str]) -> None:
+    """End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile."""
+    change_check_modes(app, types, "disabled")
+
+
+@command("checks:run", APP, PROCESS_TYPES, access="operate")
+def checks_run(app: str, types: list[str]) -> None:
+    """Ask the checks of the processes that run."""
+    current = read_current(require_app(app))
+    for container in require_processes(app, None):
+        if current and container.incarnation == current.incarnation and (not types or container.process_type in types):
+            wait_until_healthy(current, container)
+            step(f"{container.dyno} is fit")
+
+
+@command("preboot:status", APP, access="view")
+def preboot_status(app: str) -> None:
+    """Say whether the old web processes serve until the new ones do."""
+    say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled")
+
+
+@command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure")
+def preboot_wait_time(app: str, seconds: int) -> None:
+    """Set how long processes with skipped checks must stay up (checks default-wait)."""
+    change_property("checks", app, "default-wait", str(seconds))
+
+
+@command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure")
+def preboot_cooldown_time(app: str, seconds: int) -> None:
+    """Set how long old processes may go on serving after a switch (checks wait-to-retire)."""
+    change_property("checks", app, "wait-to-retire", str(seconds))
+
+
+# --- resources ---
+
+
+AMOUNTS = tuple(Arg(name.replace("-", "_"), parse_resource, (f"--{name}",)) for name in RESOURCES)
+PROCESS_TYPE_OPTION = Arg("process", parse_process_type, ("--process-type",))
+
+
+def change_resources(kind: str, app: str, process: str | None, amounts: Mapping[str, str | None]) -> None:
+    """Keep the amounts that are given, or print what there is; they take effect with the next deploy or restart."""
+    given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
+    rows = read_resources(require_app(app))
+    if not given:
+        return say_report("resource", app, "", "text")
+    for name in set(given) & set(WITHOUT_EFFECT):
+        warn(f"{name} is kept, and has no effect with this scheduler")
+    rows.update({(kind, process or "_default_", name): amount for name, amount in given.items()})
+    return write_resources(app, rows)
+
+
+def write_resources(app: str, rows: Mapping[tuple[str, str, str], str]) -> None:
+    """Keep the resources of an app, after Docker could make sense of them."""
+    with locked(app, "resource"):
+        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted(rows.items())])
+    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+
+
+def declare_resources(kind: str) -> None:
+    """Declare resource:KIND and resource:KIND-clear; both kinds differ in their names only."""
+    def change(process: str | None, app: str, **amounts: str | None) -> None:
+        """Set the amounts of cpu and memory of a process type, or of all; without amounts, print them."""
+        change_resources(kind, app, process, amounts)
+
+    def clear(process: str | None, app: str) -> None:
+        """Take such amounts away, of a process type or of all."""
+        write_resources(app, {key: amount for key, amount in read_resources(require_app(app)).items() if key[0] != kind or (process and key[1] != process)})
+    command(f"resource:{kind}", PROCESS_TYPE_OPTION, *AMOUNTS, APP, access="configure")(change)
+    command(f"resource:{kind}-clear", PROCESS_TYPE_OPTION, APP, access="configure")(clear)
+
+
+declare_resources("limit")
+declare_resources("reserve")
+
+
+@facts("resource")
+def resource_facts(app: str) -> dict[str, str]:
+    """Say what every process type may use."""
+    rows = {} if app == "--global" else read_resources(app)
+    kinds = sorted({process for _, process, _ in rows} | {"_default_"})
+    return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
+
+
+# --- tags ---
+
+
+TAG = Arg("tag", parse_tag)
+
+
+@command("tag:add", APP, TAG, access="deploy")
+def tag_add(app: str, tag: str) -> None:
+    """Keep the image of the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
+    if not (current := read_current(require_app(app))):
+        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    tag_as(current.image, f"dokku/{app}:{tag}")
+
+
+@command("tag:list", APP, access="view")
+def tag_list(app: str) -> None:
+    """List the names under which the app's images are kept: its releases, and those of tag:add."""
+    for tag in tags_of(require_app(app)):
+        say(tag)
+
+
+@command("tag:rm", APP, TAG, access="deploy")
+def tag_rm(app: str, tag: str) -> None:
+    """Take a name from an image of the app."""
+    if tag not in tags_of(require_app(app)):
+        raise NotFound(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
+    untag_image(f"dokku/{app}:{tag}")
+
+
+# --- logs ---
 
 
 COLOURS = (36, 33, 32, 35, 31, 34)
@@ -3566,6 +4205,14 @@ def enter(container: str | None, app: str, process: str | None, words: list[str]
     return attend([docker_command(), "exec", "--interactive", *tty, best.id, *(words or shell)])
 
 
+@command("exec", APP, WORDS, access="run")
+def exec_command(app: str, words: list[str]) -> int:
+    """Run a command in the app's first web process."""
+    if not words:
+        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
+    return enter(None, app, None, words)
+
+
 @command("logs:failed", ALL, MAYBE_APP, access="operate")
 def logs_failed(everything: bool, app: str | None) -> None:
     """Print the last words of the processes that did not come up."""
@@ -3669,6 +4316,16 @@ def help_command(word: str | None, every: bool) -> None:
 def commands_of(noun: str) -> list[str]:
     """List the commands of a noun."""
     return [name for name in COMMANDS if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in COMMANDS))]
+
+
+@command("document", Arg("kind", parse_document), local=True, access="local")
+def document(kind: str) -> None:
+    """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
+    rows = [row for _, row in sorted(COMMANDS.items()) if row.access not in ("hook", "local")]
+    say(render(f"host/{DOCUMENTS[kind]}", version=VERSION, spellings=sorted([*(row.name for row in rows), *ALIASES]),
+               options={row.name: flags for row in rows if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
+               summaries={**{row.name: row.summary for row in rows}, **{also: COMMANDS[name].summary for also, name in ALIASES.items()}},
+               rows=[{"usage": short_usage(row), "text": doc_lines(row)} for row in rows]))
 
 
 RECIPES = ("debian",)
@@ -3794,7 +4451,10 @@ def tick() -> None:
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])
-    each_app(None, True, mind_once)
+    if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
+        each_app(None, True, mind_once)
+        each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
+        os.close(lock)
 
 
 def quarantine_vhosts() -> None:
@@ -3814,7 +4474,7 @@ def boot() -> None:
     prepare_as_root()
     quarantine_vhosts()
     setup()
-    each_app(None, True, converge, CONVERGE_AT_ONCE)
+    each_app(None, True, lambda app: converge(app) if property_of(app, "ps", "restore") == "true" else None, CONVERGE_AT_ONCE)
 
 
 # --- internal: git ---
@@ -3826,6 +4486,8 @@ def git_receive_pack(app: str, caller: Caller) -> int:
     if not app_exists(app):
         if not may(caller, "create", app):
             raise AccessDenied
+        if property_of("--global", "apps", "disable-autocreation") == "true":
+            raise NoSuchApp(app)
         create_app(app)
     lock = open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
@@ -3941,12 +4603,16 @@ def wants_help(row: Command, words: Sequence[str]) -> bool:
 
 
 def find_command(word: str) -> Command | None:
-    """Find a command by any of its spellings; nothing for a noun alone and for NOUN:help."""
+    """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
     row = COMMANDS.get(ALIASES.get(word, word))
     if not row and not commands_of(word.removesuffix(":help")):
-        close = nearest(word, [*COMMANDS, *ALIASES])
-        raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
+        raise why_unknown(word)
     return row
+
+
+def needs_words(row: Command) -> bool:
+    """Say whether a command has an argument that must be given."""
+    return any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in row.args)
 
 
 def read_words(row: Command, words: list[str]) -> dict[str, Any]:
@@ -3963,7 +4629,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     """Find the command, check access, check the words, run the body; note it in events."""
     words = take_leading_words(words) or ["help"]
     row = find_command(words[0])
-    if not row:
+    if not row or (len(words) == 1 and needs_words(row) and commands_of(words[0])):
         return help_command(words[0].removesuffix(":help"), False) or 0
     if wants_help(row, words[1:]):
         return say(usage_of(row)) or 0

@@ -920,11 +920,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
-    import tempfile
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
+
+    The name beside holds our process id: `remove_dead_writes` knows by it what a killed process left.
+    """
+    beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "w", errors="surrogateescape") as file:
             os.fchmod(handle, 0o600 if secret else 0o644)
             file.write(text)
@@ -932,9 +934,17 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
             os.fsync(handle)
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_dead_writes(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder and two levels below it."""
+    for path in (path for pattern in (".*.*", "*/.*.*", "*/*/.*.*") for path in folder.glob(pattern)):
+        writer = path.name.rpartition(".")[2]
+        if writer.isdigit() and path.is_file() and not read_text(Path("/proc") / writer / "cmdline"):  # a zombie has none either
+            remove_file(path)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -964,8 +974,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file that may not be there."""
-    path.unlink(missing_ok=True)
+    """Remove a file that may not be there, so that it is gone after a power cut too."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -975,14 +987,17 @@ def remove_folder(path: Path) -> None:
 
 
 def make_folder(path: Path, mode: int = 0o755) -> Path:
-    """Make sure that a folder exists."""
-    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    """Make sure that a folder exists, and still does after a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=mode, exist_ok=True)
+        sync_folder(path.parent)
     return path
 
 
 def rename_file(path: Path, target: Path) -> None:
     """Move a file or a folder to another name, in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     os.replace(path, target)
 
 
@@ -3279,7 +3294,7 @@ def fence_builds() -> None:
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     path = Path("/sys/fs/cgroup") / ("docker/buildkit/memory.max" if unified else "memory/docker/buildkit/memory.limit_in_bytes")
     with contextlib.suppress(OSError):
-        make_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)  # a kernel's file system, where flushing a folder fails
         path.write_text(str(int(total * BUILD_MEMORY_SHARE)))
 
 

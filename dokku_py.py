@@ -91,7 +91,6 @@ LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
-QUARANTINE_SECONDS = 86400.0  # a push that is older than this has died
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
@@ -750,15 +749,15 @@ def become(argv: Sequence[str]) -> NoReturn:
     os.execvp(argv[0], list(argv))
 
 
-def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: int) -> int:
+def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
     """Run git for an ssh client in a process group of its own, and end the group when the client goes away.
 
     A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we
-    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` is the
-    descriptor of the app's lock, handed down so that the lock lives until git has moved its refs.
+    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` are the
+    descriptors of locks, handed down so that they live until git has moved its refs.
     """
     import subprocess
-    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=[keep])
+    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=keep)
     while process.poll() is None:
         if reader_left(0.1):
             end_group(process)
@@ -1093,6 +1092,13 @@ def try_lock(path: Path) -> int | None:
         return None
 
 
+def share_lock(path: Path) -> int:
+    """Take a lock together with others who share it; give the descriptor, which holds it until closed here and in every child."""
+    descriptor = open_lock(path)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
@@ -1420,11 +1426,20 @@ def fetch_submodule(folder: Path, url: str, commit: str, path: str) -> None:
     fetch_submodules(folder, listing)
 
 
-def remove_quarantines(app: str) -> None:
-    """Remove what killed pushes left in the repository; a fresh one may belong to a push that arrives or waits right now."""
-    for folder in (repository_of(app) / "objects").glob("tmp_objdir-*"):
-        if time.time() - folder.stat().st_mtime > QUARANTINE_SECONDS:
-            remove_folder(folder)
+def begin_push(app: str) -> int:
+    """Note that a push lives, for as long as somebody holds the descriptor that this gives; first remove what killed ones left."""
+    remove_dead_pushes(app)
+    return share_lock(app_folder(app) / "pushes")
+
+
+def remove_dead_pushes(app: str) -> None:
+    """Remove git's quarantine and locks that killed pushes left in the repository; not while any push lives, arriving or waiting."""
+    lock = try_lock(app_folder(app) / "pushes")
+    if lock is not None:
+        repository = repository_of(app)
+        for path in (*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")):
+            remove_folder(path) if path.is_dir() else remove_file(path)
+        os.close(lock)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2156,7 +2171,7 @@ def remove_strays(app: str) -> None:
         remove_container(container.id)
     for folder in app_folder(app).glob("tree.*"):
         remove_folder(folder)
-    remove_quarantines(app)
+    remove_dead_pushes(app)
 
 
 def converge(app: str) -> None:
@@ -3338,10 +3353,10 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         if not may(caller, "create", app):
             raise AccessDenied
         create_app(app)
-    lock = open_lock(app_folder(app) / "lock")
+    repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", str(ensure_repository(app))],
-                     env=environment, keep=lock)
+    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", repository],
+                     env=environment, keep=[lock, alive])
 
 
 @command("git-upload-pack", APP, access="deploy")

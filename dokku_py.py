@@ -1198,10 +1198,11 @@ def mark_release(app: str, number: int, status: str) -> None:
 
 
 def release_status(app: str, number: int, current: Release | None) -> str:
-    """Say what became of a release."""
-    if current and current.number == number:
+    """Say what became of a release. Numbers only rise, so one above the live one has not been live."""
+    live = current.number if current else 0
+    if number == live:
         return "live"
-    return read_text(release_folder(app, number) / "STATUS").strip() or "replaced"
+    return read_text(release_folder(app, number) / "STATUS").strip() or ("replaced" if number < live else "unfinished")
 
 
 def read_scale(app: str) -> dict[str, int]:
@@ -1626,9 +1627,10 @@ def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tupl
             yield at, text
 
 
-def tag_image(release: Release) -> None:
-    """Name the image after its release and as the app's latest: names keep it from every clean-up."""
-    for tag in (release.name, "latest"):
+def tag_image(release: Release, tag: str) -> None:
+    """Name the image of a release: v12, and `latest` once it is live. Names keep it from every clean-up; one that is gone gets none."""
+    docker = importlib.import_module("docker")
+    with contextlib.suppress(docker.errors.NotFound):
         engine().tag(release.image, f"dokku/{release.app}", tag)
 
 
@@ -1637,6 +1639,13 @@ def untag_image(reference: str) -> None:
     docker = importlib.import_module("docker")
     with contextlib.suppress(docker.errors.APIError):
         engine().remove_image(reference)
+
+
+def drop_images(app: str, number: int) -> None:
+    """Take the name from a release's image, and remove those of the app that have no name: their builds ended before they got one."""
+    untag_image(f"dokku/{app}:v{number}")
+    for image in engine().images(filters={"dangling": True, "label": [f"com.dokku.app-name={app}"]}):
+        untag_image(image["Id"])
 
 
 def exposed_port(image: Mapping[str, Any]) -> int:
@@ -1916,7 +1925,7 @@ def deploy(app: str, commit: str, by: str, reason: str = "push") -> None:
             step(f"Building {app} {release.name} from its Dockerfile")
             release = build_image(release, tree)
         write_release(release, merged_config(app))
-        tag_image(release)
+        tag_image(release, release.name)
         run_release_task(release)
         switch_to(release)
     milestone("Application deployed:")
@@ -1941,7 +1950,7 @@ def build_log(release: Release) -> Iterator[None]:
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
                 mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
-            untag_image(f"dokku/{release.app}:{release.name}")
+            drop_images(release.app, release.number)
             raise
 
 
@@ -2050,7 +2059,8 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
 
 
 def name_current(release: Release) -> None:
-    """Give the processes of the running release their short names: APP.web.1."""
+    """Give the running release its short names: its image dokku/APP:latest, its processes APP.web.1."""
+    tag_image(release, "latest")
     for container in containers_of(release.app):
         if container.incarnation == release.incarnation and container.dyno in wanted_dynos(release):
             rename_container(container, f"{release.app}.{container.dyno}")
@@ -2161,16 +2171,24 @@ def keep_images(app: str) -> None:
 
 
 def remove_strays(app: str) -> None:
-    """Remove what a crash left: processes neither current nor retiring, trees, git's quarantine. Only under the lock."""
-    current = read_current(app)
+    """Remove what a crash left: processes neither wanted nor retiring, their addresses, unfinished releases, files. Only under the lock."""
+    current, rows = read_current(app), containers_of(app)
     retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
-    strays = [row for row in containers_of(app) if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
-    if strays and current:
-        go_live(current)  # nginx may have been switched to the strays before the crash
+    wanted = {(current.incarnation, dyno) for dyno in wanted_dynos(current)} if current else set()
+    strays = [row for row in rows if row.id not in retiring and (row.incarnation, row.dyno) not in wanted]
+    if strays:
+        render_vhost(app)  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
         remove_container(container.id)
+    held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
+    free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
+    for number in release_numbers(app):
+        if release_status(app, number, current) == "unfinished":
+            mark_release(app, number, "killed")
+            drop_images(app, number)
     for folder in app_folder(app).glob("tree.*"):
         remove_folder(folder)
+    remove_dead_writes(app_folder(app))
     remove_dead_pushes(app)
 
 
@@ -2183,6 +2201,7 @@ def converge(app: str) -> None:
         current = read_current(app)
         if current and not is_stopped(app):
             start_missing(current)
+            name_current(current)
         elif current:
             stop_processes(app)
         render_vhost(app)
@@ -2203,7 +2222,7 @@ def rollback(app: str, number: int, by: str) -> Release:
     release = old._replace(number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
     with build_log(release):
         write_release(release, config)
-        tag_image(release)
+        tag_image(release, release.name)
         switch_to(release)
     write_config(app, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
     return release
@@ -2217,7 +2236,7 @@ def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> N
         release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
         with build_log(release):
             write_release(release, {**read_config("--global"), **config})
-            tag_image(release)
+            tag_image(release, release.name)
             switch_to(release)
     write_config(app, config)
 

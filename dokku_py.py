@@ -1739,8 +1739,14 @@ def reload_nginx() -> list[Worker]:
     return old
 
 
+def clear_candidates() -> None:
+    """Remove what a killed test left: a bad candidate of one app would have nginx refuse all others. Only under nginx's lock."""
+    for leftover in (ROOT / "nginx" / "candidate").glob("*"):
+        remove_file(leftover)
+
+
 def test_candidate(name: str, text: str) -> None:
-    """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses."""
+    """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses. Only under nginx's lock."""
     candidate = ROOT / "nginx" / "candidate" / Path(name).name
     write_text(candidate, text)
     if name != SERVER_CONF:
@@ -1756,19 +1762,25 @@ def install_vhost(name: str, text: str) -> list[Worker]:
     """Make nginx serve a vhost: test the candidate, rename it into place, reload; give the old workers.
 
     A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
+    UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
     """
-    target, candidate = ROOT / "nginx" / name, ROOT / "nginx" / "candidate" / Path(name).name
+    folder = ROOT / "nginx"
+    target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
+        clear_candidates()
         old = read_text(target)
-        if old == text:
+        if old == text and not unseen.exists():
             return []
         test_candidate(name, text)
+        append_line(unseen, name)
         rename_file(candidate, target)
         try:
-            return reload_nginx()
+            workers = reload_nginx()
         except DokkuError:
             write_text(target, old) if old else remove_file(target)
             raise
+        remove_file(unseen)
+        return workers
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3344,13 +3356,15 @@ def tick() -> None:
 
 def quarantine_vhosts() -> None:
     """Move every vhost that nginx refuses out of its way, so that one app never keeps the others from serving."""
-    for path in sorted((ROOT / "nginx").glob("*.conf")):
-        try:
-            test_candidate(path.name, read_text(path))
-        except DokkuError as error:
-            rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
-            complain(error)
-        remove_file(ROOT / "nginx" / "candidate" / path.name)
+    with server_lock("nginx"):
+        for path in sorted((ROOT / "nginx").glob("*.conf")):
+            clear_candidates()
+            try:
+                test_candidate(path.name, read_text(path))
+            except DokkuError as error:
+                rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
+                complain(error)
+        clear_candidates()
 
 
 @command("boot", local=True, access="local")

@@ -1156,11 +1156,20 @@ def read_release(app: str, number: int) -> Release | None:
     return Release(**{**record, "checks": checks})
 
 
-def write_release(release: Release, config: Mapping[str, str]) -> None:
-    """Write the record of a release: what it is and the config it runs with."""
+def write_release(release: Release, config: Mapping[str, str], own: Mapping[str, str] | None = None) -> None:
+    """Write the record of a release: what it is and the config it runs with; `own` becomes the app's own config once it is live."""
     folder = make_folder(release_folder(release.app, release.number))
+    if own is not None:
+        write_text(folder / "CONFIG", render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
     write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0})
+
+
+def keep_config(release: Release) -> None:
+    """Make the config that a release brought the app's own, now that the release is live."""
+    brought = release_folder(release.app, release.number) / "CONFIG"
+    if brought.exists():
+        rename_file(brought, config_file(release.app))
 
 
 def release_config(release: Release) -> dict[str, str]:
@@ -2000,6 +2009,7 @@ def switch_to(release: Release) -> None:
         raise
     previous = read_current(release.app)
     write_current(release)
+    keep_config(release)
     remove_file(app_folder(release.app) / "STOPPED")
     try:
         retire(release, workers, begin_probation(release, previous))
@@ -2185,6 +2195,8 @@ def keep_images(app: str) -> None:
 def remove_strays(app: str) -> None:
     """Remove what a crash left: processes neither wanted nor retiring, their addresses, unfinished releases, files. Only under the lock."""
     current, rows = read_current(app), containers_of(app)
+    if current:
+        keep_config(current)
     retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
     wanted = {(current.incarnation, dyno) for dyno in wanted_dynos(current)} if current else set()
     strays = [row for row in rows if row.id not in retiring and (row.incarnation, row.dyno) not in wanted]
@@ -2233,24 +2245,24 @@ def rollback(app: str, number: int, by: str) -> Release:
     begun = new_release(app, by=by, reason=f"rollback to v{number}")
     release = old._replace(number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
     with build_log(release):
-        write_release(release, config)
+        write_release(release, config, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
         tag_image(release, release.name)
         switch_to(release)
-    write_config(app, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
     return release
 
 
 def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
     """Run an app with another config: the release is started and checked with it before the config is kept."""
     current = read_current(app)
-    if current and not is_stopped(app):
-        begun = new_release(app, by=by, reason=reason)
-        release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
-        with build_log(release):
-            write_release(release, {**read_config("--global"), **config})
-            tag_image(release, release.name)
-            switch_to(release)
-    write_config(app, config)
+    if not current or is_stopped(app):
+        return write_config(app, config)
+    begun = new_release(app, by=by, reason=reason)
+    release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
+    with build_log(release):
+        write_release(release, {**read_config("--global"), **config}, config)
+        tag_image(release, release.name)
+        switch_to(release)
+    return None
 
 
 def stop_app(app: str) -> None:
@@ -2737,20 +2749,22 @@ def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str,
     When the app does not come up with the new values, the old ones stay. With --encoded the values are base64.
     """
     pairs = [(key, parse_config_value(key, decode_value(key, value))) for key, value in pairs] if encoded else pairs
-    change_config(app, {**read_config(app), **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
+    change_config(app, lambda config: {**config, **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
 
 
 @command("config:unset", NO_RESTART, APP_OR_GLOBAL, KEYS, access="configure")
 def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) -> None:
     """Remove config vars and bring the app up without them."""
-    kept = {key: value for key, value in read_config(app).items() if key not in keys}
-    change_config(app, kept, no_restart, caller, "config:unset " + " ".join(keys))
+    def without(config: dict[str, str]) -> dict[str, str]:
+        """Leave the named ones out."""
+        return {key: value for key, value in config.items() if key not in keys}
+    change_config(app, without, no_restart, caller, "config:unset " + " ".join(keys))
 
 
 @command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure")
 def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
     """Remove every config var and bring the app up without them."""
-    change_config(app, {}, no_restart, caller, "config:clear")
+    change_config(app, lambda config: {}, no_restart, caller, "config:clear")
 
 
 @command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
@@ -2758,7 +2772,7 @@ def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
 def config_import(replace: bool, no_restart: bool, style: str, app: str, file: str, caller: Caller) -> None:
     """Set config vars from a file of KEY=VALUE lines or a JSON object; - is standard input; --replace drops all others."""
     given = parse_config_file(read_given(file, caller), style)
-    change_config(app, {**({} if replace else read_config(app)), **given}, no_restart, caller, "config:import " + " ".join(sorted(given)))
+    change_config(app, lambda config: {**({} if replace else config), **given}, no_restart, caller, "config:import " + " ".join(sorted(given)))
 
 
 def read_given(file: str | None, caller: Caller) -> str:
@@ -2772,13 +2786,15 @@ def read_given(file: str | None, caller: Caller) -> str:
     return read_text(Path(str(file)))
 
 
-def change_config(app: str, config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
-    """Keep a config, after the app came up with it unless told not to restart."""
+def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], no_restart: bool, caller: Caller, reason: str) -> None:
+    """Change a config and keep it, after the app came up with it unless told not to restart. It is read under the lock: nobody's change is lost."""
     require_subject(app)
     if app == "--global":
-        return write_config(app, config)
+        with server_lock("config"):
+            return write_config(app, change(read_config(app)))
     with locked(app, reason):
         remove_strays(app)
+        config = change(read_config(app))
         if no_restart or config == read_config(app):
             return write_config(app, config)
         return apply_config(app, config, caller.name, reason)
@@ -3348,6 +3364,9 @@ def fence_builds() -> None:
 def tick() -> None:
     """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
     become_owner(ROOT)
+    remove_dead_writes(ROOT)
+    for doomed in (ROOT / "apps").glob(".*"):  # of an apps:destroy that was killed at its end
+        remove_folder(doomed)
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])

@@ -94,7 +94,6 @@ LOG_OPTIONS = {"max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
-QUARANTINE_SECONDS = 86400.0  # a push that is older than this has died
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
@@ -930,15 +929,15 @@ def become(argv: Sequence[str]) -> NoReturn:
     os.execvp(argv[0], list(argv))
 
 
-def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: int) -> int:
+def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
     """Run git for an ssh client in a process group of its own, and end the group when the client goes away.
 
     A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we
-    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` is the
-    descriptor of the app's lock, handed down so that the lock lives until git has moved its refs.
+    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` are the
+    descriptors of locks, handed down so that they live until git has moved its refs.
     """
     import subprocess
-    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=[keep])
+    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=keep)
     while process.poll() is None:
         if reader_left(0.1):
             end_group(process)
@@ -1109,11 +1108,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
-    import tempfile
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
+
+    The name beside holds our process id: `remove_dead_writes` knows by it what a killed process left.
+    """
+    beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "w", errors="surrogateescape") as file:
             os.fchmod(handle, 0o600 if secret else 0o644)
             file.write(text)
@@ -1121,9 +1122,17 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
             os.fsync(handle)
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_dead_writes(folder: Path) -> None:
+    """Remove what killed processes left half written or half removed in a folder and two levels below it."""
+    for path in (path for pattern in (".*.*", "*/.*.*", "*/*/.*.*") for path in folder.glob(pattern)):
+        writer = path.name.rpartition(".")[2]
+        if writer.isdigit() and not read_text(Path("/proc") / writer / "cmdline"):  # a zombie has none either
+            remove_folder(path) if path.is_dir() and not path.is_symlink() else remove_file(path)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -1153,8 +1162,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file that may not be there."""
-    path.unlink(missing_ok=True)
+    """Remove a file that may not be there, so that it is gone after a power cut too."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -1164,14 +1175,17 @@ def remove_folder(path: Path) -> None:
 
 
 def make_folder(path: Path, mode: int = 0o755) -> Path:
-    """Make sure that a folder exists."""
-    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    """Make sure that a folder exists, and still does after a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=mode, exist_ok=True)
+        sync_folder(path.parent)
     return path
 
 
 def rename_file(path: Path, target: Path) -> None:
     """Move a file or a folder to another name, in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     os.replace(path, target)
 
 
@@ -1267,6 +1281,13 @@ def try_lock(path: Path) -> int | None:
         return None
 
 
+def share_lock(path: Path) -> int:
+    """Take a lock together with others who share it; give the descriptor, which holds it until closed here and in every child."""
+    descriptor = open_lock(path)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
@@ -1325,11 +1346,20 @@ def read_release(app: str, number: int) -> Release | None:
     return Release(**{**record, "app": app, "checks": checks})
 
 
-def write_release(release: Release, config: Mapping[str, str]) -> None:
-    """Write the record of a release: what it is and the config it runs with."""
+def write_release(release: Release, config: Mapping[str, str], own: Mapping[str, str] | None = None) -> None:
+    """Write the record of a release: what it is and the config it runs with; `own` becomes the app's own config once it is live."""
     folder = make_folder(release_folder(release.app, release.number))
+    if own is not None:
+        write_text(folder / "CONFIG", render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
     write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0})
+
+
+def keep_config(release: Release) -> None:
+    """Make the config that a release brought the app's own, now that the release is live."""
+    brought = release_folder(release.app, release.number) / "CONFIG"
+    if brought.exists():
+        rename_file(brought, config_file(release.app))
 
 
 def release_config(release: Release) -> dict[str, str]:
@@ -1367,10 +1397,11 @@ def mark_release(app: str, number: int, status: str) -> None:
 
 
 def release_status(app: str, number: int, current: Release | None) -> str:
-    """Say what became of a release."""
-    if current and current.number == number:
+    """Say what became of a release. Numbers only rise, so one above the live one has not been live."""
+    live = current.number if current else 0
+    if number == live:
         return "live"
-    return read_text(release_folder(app, number) / "STATUS").strip() or "replaced"
+    return read_text(release_folder(app, number) / "STATUS").strip() or ("replaced" if number < live else "unfinished")
 
 
 def read_scale(app: str) -> dict[str, int]:
@@ -1422,7 +1453,7 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind."""
     import shutil
     left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
-    beside = ROOT / "apps" / f".{new}.{time.time_ns()}"
+    beside = ROOT / "apps" / f".{new}.{os.getpid()}"
     shutil.copytree(app_folder(old), beside, ignore=left, symlinks=True)
     rename_file(beside, app_folder(new))
 
@@ -1729,11 +1760,20 @@ def fetch_submodule(folder: Path, url: str, commit: str, path: str) -> None:
     fetch_submodules(folder, listing)
 
 
-def remove_quarantines(app: str) -> None:
-    """Remove what killed pushes left in the repository; a fresh one may belong to a push that arrives or waits right now."""
-    for folder in (repository_of(app) / "objects").glob("tmp_objdir-*"):
-        if time.time() - folder.stat().st_mtime > QUARANTINE_SECONDS:
-            remove_folder(folder)
+def begin_push(app: str) -> int:
+    """Note that a push lives, for as long as somebody holds the descriptor that this gives; first remove what killed ones left."""
+    remove_dead_pushes(app)
+    return share_lock(app_folder(app) / "pushes")
+
+
+def remove_dead_pushes(app: str) -> None:
+    """Remove git's quarantine and locks that killed pushes left in the repository; not while any push lives, arriving or waiting."""
+    lock = try_lock(app_folder(app) / "pushes")
+    if lock is not None:
+        repository = repository_of(app)
+        for path in (*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")):
+            remove_folder(path) if path.is_dir() else remove_file(path)
+        os.close(lock)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1978,9 +2018,10 @@ def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tupl
             yield at, text
 
 
-def tag_image(release: Release) -> None:
-    """Name the image after its release and as the app's latest: names keep it from every clean-up."""
-    for tag in (release.name, "latest"):
+def tag_image(release: Release, tag: str) -> None:
+    """Name the image of a release: v12, and `latest` once it is live. Names keep it from every clean-up; one that is gone gets none."""
+    docker = importlib.import_module("docker")
+    with contextlib.suppress(docker.errors.NotFound):
         engine().tag(release.image, f"dokku/{release.app}", tag)
 
 
@@ -2010,6 +2051,13 @@ def untag_image(reference: str) -> None:
     docker = importlib.import_module("docker")
     with contextlib.suppress(docker.errors.APIError):
         engine().remove_image(reference)
+
+
+def drop_images(app: str, number: int) -> None:
+    """Take the name from a release's image, and remove those of the app that have no name: their builds ended before they got one."""
+    untag_image(f"dokku/{app}:v{number}")
+    for image in engine().images(filters={"dangling": True, "label": [f"com.dokku.app-name={app}"]}):
+        untag_image(image["Id"])
 
 
 def exposed_port(image: Mapping[str, Any]) -> int:
@@ -2130,8 +2178,14 @@ def reload_nginx() -> list[Worker]:
     return old
 
 
+def clear_candidates() -> None:
+    """Remove what a killed test left: a bad candidate of one app would have nginx refuse all others. Only under nginx's lock."""
+    for leftover in (ROOT / "nginx" / "candidate").glob("*"):
+        remove_file(leftover)
+
+
 def test_candidate(name: str, text: str) -> None:
-    """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses."""
+    """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses. Only under nginx's lock."""
     candidate = ROOT / "nginx" / "candidate" / Path(name).name
     write_text(candidate, text)
     if name != SERVER_CONF:
@@ -2147,19 +2201,25 @@ def install_vhost(name: str, text: str) -> list[Worker]:
     """Make nginx serve a vhost: test the candidate, rename it into place, reload; give the old workers.
 
     A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
+    UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
     """
-    target, candidate = ROOT / "nginx" / name, ROOT / "nginx" / "candidate" / Path(name).name
+    folder = ROOT / "nginx"
+    target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
+        clear_candidates()
         old = read_text(target)
-        if old == text:
+        if old == text and not unseen.exists():
             return []
         test_candidate(name, text)
+        append_line(unseen, name)
         rename_file(candidate, target)
         try:
-            return reload_nginx()
+            workers = reload_nginx()
         except DokkuError:
             write_text(target, old) if old else remove_file(target)
             raise
+        remove_file(unseen)
+        return workers
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2384,7 +2444,7 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
             step(f"Building {app} {release.name} from its Dockerfile")
             release = run_predeploy(build_image(release, folder, anew))
         write_release(release, merged_config(app))
-        tag_image(release)
+        tag_image(release, release.name)
         run_task(release, "release", release.procfile)
         switch_to(release)
         run_postdeploy(release)
@@ -2432,7 +2492,7 @@ def build_log(release: Release) -> Iterator[None]:
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
                 mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
-            untag_image(f"dokku/{release.app}:{release.name}")
+            drop_images(release.app, release.number)
             raise
 
 
@@ -2503,6 +2563,7 @@ def switch_to(release: Release) -> None:
         raise
     previous = read_current(release.app)
     write_current(release)
+    keep_config(release)
     remove_file(app_folder(release.app) / "STOPPED")
     try:
         retire(release, workers, begin_probation(release, previous))
@@ -2584,7 +2645,8 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
 
 
 def name_current(release: Release) -> None:
-    """Give the processes of the running release their short names: APP.web.1."""
+    """Give the running release its short names: its image dokku/APP:latest, its processes APP.web.1."""
+    tag_image(release, "latest")
     for container in containers_of(release.app):
         if container.incarnation == release.incarnation and container.dyno in wanted_dynos(release):
             rename_container(container, f"{release.app}.{container.dyno}")
@@ -2736,19 +2798,33 @@ def keep_images(app: str) -> None:
         remove_folder(release_folder(app, number))
 
 
-def remove_strays(app: str) -> None:
-    """Remove what a crash left: processes neither current nor retiring, trees, git's quarantine. Only under the lock."""
-    current = read_current(app)
+def sort_containers(app: str, current: Release | None, rows: Sequence[Container]) -> tuple[set[tuple[str, str]], list[Container]]:
+    """Give the (incarnation, dyno) pairs that should run, and the containers that are neither wanted nor retiring."""
     retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
-    strays = [row for row in containers_of(app) if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
-    if strays and current:
-        go_live(current)  # nginx may have been switched to the strays before the crash
+    wanted = {(current.incarnation, dyno) for dyno in wanted_dynos(current)} if current else set()
+    return wanted, [row for row in rows if row.id not in retiring and (row.incarnation, row.dyno) not in wanted]
+
+
+def remove_strays(app: str) -> None:
+    """Remove what a crash left: processes neither wanted nor retiring, their addresses, unfinished releases, files. Only under the lock."""
+    current, rows = read_current(app), containers_of(app)
+    if current:
+        keep_config(current)
+    wanted, strays = sort_containers(app, current, rows)
+    if strays:
+        render_vhost(app)  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
         remove_container(container.id)
-    free_unheld_addresses(app)
+    held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
+    free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
+    for number in release_numbers(app):
+        if release_status(app, number, current) == "unfinished":
+            mark_release(app, number, "killed")
+            drop_images(app, number)
     for folder in app_folder(app).glob("tree.*"):
         remove_folder(folder)
-    remove_quarantines(app)
+    remove_dead_writes(app_folder(app))
+    remove_dead_pushes(app)
 
 
 class Disagreement(NamedTuple):
@@ -2787,18 +2863,19 @@ def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
     running = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.running}
     if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
         yield Disagreement(app, f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
-    if any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
-        yield Disagreement(app, "processes without their short names", functools.partial(name_current, current))
+    latest = inspect_image(f"dokku/{app}:latest")
+    if latest.get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
+        yield Disagreement(app, "the image or processes lack their short names", functools.partial(name_current, current))
 
 
 def stray_things(app: str) -> list[str]:
     """Name what a killed command left of an app: processes, trees, addresses."""
     current, rows = read_current(app), containers_of(app)
-    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
-    strays = [row.name for row in rows if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
-    held = {(row.incarnation, row.dyno) for row in rows}
+    wanted, strays = sort_containers(app, current, rows)
+    held = wanted | {(row.incarnation, row.dyno) for row in rows}
     addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
-    return [*strays, *(path.name for path in app_folder(app).glob("tree.*")), *(f"address {address}" for address in addresses)]
+    unfinished = [f"release v{number}" for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]
+    return [*(row.name for row in strays), *(path.name for path in app_folder(app).glob("tree.*")), *(f"address {address}" for address in addresses), *unfinished]
 
 
 def converge(app: str) -> None:
@@ -2827,24 +2904,24 @@ def rollback(app: str, number: int, by: str) -> Release:
     begun = new_release(app, by=by, reason=f"rollback to v{number}")
     release = old._replace(number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
     with build_log(release):
-        write_release(release, config)
-        tag_image(release)
+        write_release(release, config, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
+        tag_image(release, release.name)
         switch_to(release)
-    write_config(app, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
     return release
 
 
 def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
     """Run an app with another config: the release is started and checked with it before the config is kept."""
     current = read_current(app)
-    if current and not is_stopped(app):
-        begun = new_release(app, by=by, reason=reason)
-        release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
-        with build_log(release):
-            write_release(release, {**read_config("--global"), **config})
-            tag_image(release)
-            switch_to(release)
-    write_config(app, config)
+    if not current or is_stopped(app):
+        return write_config(app, config)
+    begun = new_release(app, by=by, reason=reason)
+    release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
+    with build_log(release):
+        write_release(release, {**read_config("--global"), **config}, config)
+        tag_image(release, release.name)
+        switch_to(release)
+    return None
 
 
 def stop_app(app: str) -> None:
@@ -3296,7 +3373,7 @@ def destroy_app(app: str) -> None:
         for tag in tags_of(app):
             untag_image(f"dokku/{app}:{tag}")
         free_addresses(app, lambda incarnation, dyno: False)
-        doomed = ROOT / "apps" / f".{app}.{time.time_ns()}"
+        doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
 
@@ -3468,20 +3545,22 @@ def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str,
     When the app does not come up with the new values, the old ones stay. With --encoded the values are base64.
     """
     pairs = [(key, parse_config_value(key, decode_value(key, value))) for key, value in pairs] if encoded else pairs
-    change_config(app, {**read_config(app), **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
+    change_config(app, lambda config: {**config, **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
 
 
 @command("config:unset", NO_RESTART, APP_OR_GLOBAL, KEYS, access="configure")
 def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) -> None:
     """Remove config vars and bring the app up without them."""
-    kept = {key: value for key, value in read_config(app).items() if key not in keys}
-    change_config(app, kept, no_restart, caller, "config:unset " + " ".join(keys))
+    def without(config: dict[str, str]) -> dict[str, str]:
+        """Leave the named ones out."""
+        return {key: value for key, value in config.items() if key not in keys}
+    change_config(app, without, no_restart, caller, "config:unset " + " ".join(keys))
 
 
 @command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure")
 def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
     """Remove every config var and bring the app up without them."""
-    change_config(app, {}, no_restart, caller, "config:clear")
+    change_config(app, lambda config: {}, no_restart, caller, "config:clear")
 
 
 @command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
@@ -3489,7 +3568,7 @@ def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
 def config_import(replace: bool, no_restart: bool, style: str, app: str, file: str, caller: Caller) -> None:
     """Set config vars from a file of KEY=VALUE lines or a JSON object; - is standard input; --replace drops all others."""
     given = parse_config_file(read_given(file, caller), style)
-    change_config(app, {**({} if replace else read_config(app)), **given}, no_restart, caller, "config:import " + " ".join(sorted(given)))
+    change_config(app, lambda config: {**({} if replace else config), **given}, no_restart, caller, "config:import " + " ".join(sorted(given)))
 
 
 def read_given(file: str | None, caller: Caller) -> str:
@@ -3503,13 +3582,15 @@ def read_given(file: str | None, caller: Caller) -> str:
     return read_text(Path(str(file)))
 
 
-def change_config(app: str, config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
-    """Keep a config, after the app came up with it unless told not to restart."""
+def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], no_restart: bool, caller: Caller, reason: str) -> None:
+    """Change a config and keep it, after the app came up with it unless told not to restart. It is read under the lock: nobody's change is lost."""
     require_subject(app)
     if app == "--global":
-        return write_config(app, config)
+        with server_lock("config"):
+            return write_config(app, change(read_config(app)))
     with locked(app, reason):
         remove_strays(app)
+        config = change(read_config(app))
         if no_restart or config == read_config(app):
             return write_config(app, config)
         return apply_config(app, config, caller.name, reason)
@@ -4389,7 +4470,7 @@ def fence_builds() -> None:
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError):
-        make_folder(BUILD_FENCE.parent)
+        BUILD_FENCE.parent.mkdir(parents=True, exist_ok=True)  # a kernel's file system, where flushing a folder fails
         BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
 
 
@@ -4448,6 +4529,7 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
+    remove_dead_writes(ROOT)
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])
@@ -4459,13 +4541,15 @@ def tick() -> None:
 
 def quarantine_vhosts() -> None:
     """Move every vhost that nginx refuses out of its way, so that one app never keeps the others from serving."""
-    for path in sorted((ROOT / "nginx").glob("*.conf")):
-        try:
-            test_candidate(path.name, read_text(path))
-        except DokkuError as error:
-            rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
-            complain(error)
-        remove_file(ROOT / "nginx" / "candidate" / path.name)
+    with server_lock("nginx"):
+        for path in sorted((ROOT / "nginx").glob("*.conf")):
+            clear_candidates()
+            try:
+                test_candidate(path.name, read_text(path))
+            except DokkuError as error:
+                rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
+                complain(error)
+        clear_candidates()
 
 
 @command("boot", local=True, access="local")
@@ -4489,10 +4573,10 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         if property_of("--global", "apps", "disable-autocreation") == "true":
             raise NoSuchApp(app)
         create_app(app)
-    lock = open_lock(app_folder(app) / "lock")
+    repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", str(ensure_repository(app))],
-                     env=environment, keep=lock)
+    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", repository],
+                     env=environment, keep=[lock, alive])
 
 
 @command("git-upload-pack", APP, access="deploy")

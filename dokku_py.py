@@ -1449,6 +1449,17 @@ def resource_of(app: str, kind: str, process_type: str, resource: str) -> str:
     return rows.get((kind, process_type, resource)) or rows.get((kind, "_default_", resource), "")
 
 
+def read_tags(app: str) -> dict[str, int]:
+    """Read the names that `tag:add` gave to releases: name -> number."""
+    rows = (line.split() for line in read_lines(app_folder(app) / "TAGS"))
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def write_tags(app: str, tags: Mapping[str, int]) -> None:
+    """Keep the names of releases."""
+    write_lines(app_folder(app) / "TAGS", [f"{tag} {number}" for tag, number in sorted(tags.items())])
+
+
 def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind."""
     import shutil
@@ -2281,12 +2292,11 @@ def make_base_image(anew: bool = False) -> None:
     full, slim = own_base_images()
     with server_lock("images"):
         if not anew and all(inspect_image(name) or pull_image(name) for name in (full, slim)):
-            return detail(f"{full} is there; --force makes it anew")
+            return None
         step(f"Building {full} from this host's package sources")
         label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
         identity = pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", full]).strip()
         tag_as(identity, slim)
-        detail(f"{full} and {slim} are ready")
     return None
 
 
@@ -2369,14 +2379,15 @@ def ask_command(container: Container, check: Check) -> str:
     return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else ""
 
 
-def ask_once(container: Container, port: int, check: Check) -> str:
-    """Ask once what a check asks for; give what is wrong, or nothing."""
+def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
+    """Ask once what a check asks for; give what is wrong, or nothing, and whether there was somebody to ask yet."""
     if check.command:
-        return ask_command(container, check)
+        return ask_command(container, check), True
     if check.process != container.process_type or (check.process != "web" and not check.path and not check.listening):
-        return ""
+        return "", True
     address = container.address or address_of(container.id)
-    return ask_path(address, check.port or port, check) if check.path else ask_port(address, check.port or port, check.timeout)
+    silence = ask_port(address, check.port or port, check.timeout)
+    return (silence, False) if silence or not check.path else (ask_path(address, check.port or port, check), True)
 
 
 def process_trouble(container: Container) -> str:
@@ -2404,25 +2415,29 @@ def checks_for(release: Release, container: Container) -> list[Check]:
 
 def wait_until_healthy(release: Release, container: Container) -> None:
     """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
-    port = port_of(release)
     for check in checks_for(release, container):
-        began, attempt, pause = time.monotonic(), 0, 0.005
         time.sleep(check.delay)
-        while True:
-            time.sleep(check.uptime)
-            trouble = process_trouble(container)
-            if trouble:
-                raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
-            attempt += 1
-            wrong = ask_once(container, port, check)
-            if not wrong:
-                break
-            spent = time.monotonic() - began
-            if (attempt >= check.attempts) if check.attempts else (spent > START_SECONDS):
-                raise DokkuError(f"{container.dyno} of {release.name} is not fit after {attempt} attempts in {spent:.0f} s: {wrong}",
-                                 "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
-            time.sleep(check.wait or pause)
-            pause = min(pause * 1.5, 1.0)
+        wait_for_check(release, container, check)
+
+
+def wait_for_check(release: Release, container: Container, check: Check) -> None:
+    """Wait until a process passes one check. A port that does not listen yet is polled fast and costs no attempt."""
+    port, began, asked, pause = port_of(release), time.monotonic(), 0, 0.005
+    patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
+    while True:
+        time.sleep(check.uptime)
+        if trouble := process_trouble(container):
+            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
+        wrong, answered = ask_once(container, port, check)
+        if not wrong:
+            return
+        asked += answered
+        spent = time.monotonic() - began
+        if spent > patience or (check.attempts and asked >= check.attempts):
+            raise DokkuError(f"{container.dyno} of {release.name} is not fit after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
+                             "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
+        time.sleep(check.wait if answered else pause)
+        pause = min(pause * 1.5, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2523,7 +2538,9 @@ def run_predeploy(release: Release) -> Release:
         return release
     step("Running the predeploy command")
     ensure_network()
-    identity = create_container(release, "predeploy.1", config=None, kind="release", options={"entrypoint": ["/bin/sh", "-c", "read wait"], "stdin_open": True})
+    idle = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    own_entry = inspect_image(release.image)["Config"].get("Entrypoint")  # an image that has none must not get ours by the commit
+    identity = create_container(release, "predeploy.1", config=None, kind="release", **({"options": {"entrypoint": idle}} if own_entry else {"command": idle}))
     try:
         start_container(identity)
         environment = process_environment(release, merged_config(release.app), "predeploy.1")
@@ -2795,7 +2812,8 @@ def keep_images(app: str) -> None:
         if record and record.image in images[IMAGES_KEPT:]:
             untag_image(f"dokku/{app}:v{number}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
-        remove_folder(release_folder(app, number))
+        if number not in read_tags(app).values():
+            remove_folder(release_folder(app, number))
 
 
 def sort_containers(app: str, current: Release | None, rows: Sequence[Container]) -> tuple[set[tuple[str, str]], list[Container]]:
@@ -3398,7 +3416,8 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
         current = read_current(new)
         for number in release_numbers(new):
             if (record := read_release(new, number)) and inspect_image(record.image):
-                tag_as(record.image, f"dokku/{new}:v{number}")
+                for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
+                    tag_as(record.image, f"dokku/{new}:{tag}")
         render_vhost(new)
         if current and not is_stopped(new):
             switch_to(current)
@@ -3931,11 +3950,8 @@ def releases_info(app: str, number: int, style: str) -> None:
 
 
 def release_named(app: str, word: str) -> int:
-    """Find a release by its name, or by a tag that tag:add gave its image."""
-    if word in tags_of(app) and not re.fullmatch(r"v[0-9]+", word):
-        identity = inspect_image(f"dokku/{app}:{word}")["Id"]
-        return next((number for number in reversed(release_numbers(app)) if (row := read_release(app, number)) and row.image == identity), 0)
-    return parse_release_name(word)
+    """Find a release by its name, or by a tag that tag:add gave it."""
+    return read_tags(app).get(word) or parse_release_name(word)
 
 
 @command("rollback", APP, Arg("word", many="?"), access="deploy")
@@ -4078,10 +4094,12 @@ TAG = Arg("tag", parse_tag)
 
 @command("tag:add", APP, TAG, access="deploy")
 def tag_add(app: str, tag: str) -> None:
-    """Keep the image of the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
+    """Keep the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
     if not (current := read_current(require_app(app))):
         raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
-    tag_as(current.image, f"dokku/{app}:{tag}")
+    with locked(app, "tag:add"):
+        tag_as(current.image, f"dokku/{app}:{tag}")
+        write_tags(app, {**read_tags(app), tag: current.number})
 
 
 @command("tag:list", APP, access="view")
@@ -4094,9 +4112,11 @@ def tag_list(app: str) -> None:
 @command("tag:rm", APP, TAG, access="deploy")
 def tag_rm(app: str, tag: str) -> None:
     """Take a name from an image of the app."""
-    if tag not in tags_of(require_app(app)):
+    if tag not in read_tags(require_app(app)):
         raise NotFound(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
-    untag_image(f"dokku/{app}:{tag}")
+    with locked(app, "tag:rm"):
+        write_tags(app, {other: number for other, number in read_tags(app).items() if other != tag})
+        untag_image(f"dokku/{app}:{tag}")
 
 
 # --- logs ---
@@ -4421,6 +4441,7 @@ def images_build(force: bool, name: str) -> None:
     if name not in RECIPES:
         raise UsageError(f"There is no recipe for {shown(name)}", f"there is: {', '.join(RECIPES)}")
     make_base_image(force)
+    detail(f"{' and '.join(own_base_images())} are there; --force makes them anew")
 
 
 @command("images:list", access="admin")

@@ -2044,30 +2044,60 @@ def probation_file(app: str) -> Path:
     return app_folder(app) / "PROBATION"
 
 
+def needs_minding(app: str) -> bool:
+    """Say whether something of an app is retiring or being watched."""
+    return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
+
+
 def mind(app: str) -> None:
-    """See a switch to its end, detached: retire the old processes, and watch the new ones through their probation."""
+    """See an app's switches to their end, detached: retire the old processes, and watch the new ones through their probation.
+
+    One process is enough, however often the app is deployed: a second one leaves its work to the one that holds the lock.
+    """
     engine.cache_clear()  # the connection of the process we were forked from is closed here
-    tidy = False
-    while app_exists(app) and (read_lines(retiring_file(app)) or probation_file(app).exists() or not tidy):
-        mind_once(app)
-        tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
-        time.sleep(1.0 if tidy else 0.1)
+    tidy, ending = False, {}
+    while not tidy or needs_minding(app):
+        if not app_exists(app) or (lock := try_lock(app_folder(app) / "minder")) is None:
+            return
+        while app_exists(app) and (needs_minding(app) or ending or not tidy):
+            mind_once(app, ending)
+            tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
+            time.sleep(1.0 if tidy or ending else 0.1)
+        os.close(lock)  # and look once more: whoever came before this has left
 
 
-def mind_once(app: str) -> None:
-    """End what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation."""
-    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
+def mind_once(app: str, ending: dict[int, str]) -> None:
+    """Begin to end what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation.
+
+    `ending` holds the children that do it: a process that ignores SIGTERM keeps no other waiting.
+    """
     for line in read_lines(retiring_file(app)):
         record = json.loads(line)
-        if time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"]):
-            for identity in record["containers"]:
-                stop_container(identity, grace)
-                remove_container(identity)
-            with server_lock("retiring"):
-                write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
-            if current := read_current(app):
-                name_current(current)
+        if line not in ending.values() and (
+                time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
+            ending[fork_work(functools.partial(end_retired, app), line)] = line
+    for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
+        del ending[child]
     judge_probation(app)
+
+
+def end_retired(app: str, line: str) -> None:
+    """End the processes of one retirement, all at the same time, and take it off the record."""
+    grace, identities = int(property_of(app, "ps", "stop-timeout-seconds")), json.loads(line)["containers"]
+    if in_parallel(identities, functools.partial(end_process, grace), len(identities)):
+        return
+    with server_lock("retiring"):
+        write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+    engine.cache_clear()
+    if current := read_current(app):
+        name_current(current)
+
+
+def end_process(grace: int, identity: str) -> None:
+    """End a process and remove its container, with a connection of its own to the engine."""
+    engine.cache_clear()
+    stop_container(identity, grace)
+    remove_container(identity)
 
 
 def crash_looping(release: Release) -> Container | None:
@@ -3290,7 +3320,8 @@ def tick() -> None:
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])
-    each_app(None, True, mind_once)
+    for app in filter(needs_minding, apps()):
+        detach(functools.partial(mind, app))
 
 
 def quarantine_vhosts() -> None:

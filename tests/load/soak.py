@@ -53,7 +53,7 @@ def measure(app):
         "networks": lines(*DOCKER, "network", "ls", "-q"),
         "images": lines(*DOCKER, "images", "-aq"),
         "image names": lines(*DOCKER, "images", "-q", f"dokku/{app.name}"),
-        "addresses": len([name for name in os.listdir(STATE / "addresses") if f"={app.name}=" in name]),
+        "addresses": len(addresses_of(app)),
         "files in the state root": len(state_files),
         "files in the repository": len(list((app.folder / "repo.git").rglob("*"))),
         "locks held": len(held_locks()),
@@ -77,9 +77,15 @@ def deploy_once(app):
     app.deploy()
 
 
+def addresses_of(app):
+    """List the addresses that an app has."""
+    return [name for name in os.listdir(STATE / "addresses") if f"={app.name}=" in name]
+
+
 def settled(app):
     """Say whether nothing is retiring any more and every process of ours is gone but the one that watches the new release."""
-    return not (app.folder / "RETIRING").exists() and app.containers("-a") == [f"{app.name}.web.1"] and processes_of_dokku() <= 1
+    quiet = not (app.folder / "RETIRING").exists() and processes_of_dokku() <= 1
+    return quiet and app.containers("-a") == [f"{app.name}.web.1"] and len(addresses_of(app)) == 1
 
 
 def soak(app, deploys, checkpoints):

@@ -2695,42 +2695,66 @@ def is_minded(app: str) -> bool:
     return lock is None
 
 
-def mind(app: str) -> None:
-    """See a switch to its end, detached: retire the old processes, and watch the new ones through their probation.
-
-    One minder at a time: what is put on record while it ends is seen by itself, once more, after it gave up its lock.
-    """
-    engine.cache_clear()  # the connection of the process we were forked from is closed here
-    while app_exists(app) and (lock := try_lock(app_folder(app) / "minder")) is not None:
-        tidy = False
-        while app_exists(app) and (is_unsettled(app) or not tidy):
-            mind_once(app)
-            tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
-            time.sleep(1.0 if tidy else 0.1)
-        os.close(lock)
-        if not is_unsettled(app):
-            break
-
-
-def is_unsettled(app: str) -> bool:
-    """Say whether a switch of the app has not come to its end: old processes retire, or new ones are watched."""
+def needs_minding(app: str) -> bool:
+    """Say whether something of an app is retiring or being watched."""
     return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
 
 
-def mind_once(app: str) -> None:
-    """End what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation."""
-    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
+def mind(app: str) -> None:
+    """See an app's switches to their end, detached: retire the old processes, and watch the new ones through their probation.
+
+    One process is enough, however often the app is deployed: a second one leaves its work to the one that holds the lock.
+    """
+    engine.cache_clear()  # the connection of the process we were forked from is closed here
+    tidy, ending = False, {}
+    while not tidy or needs_minding(app):
+        if not app_exists(app) or (lock := try_lock(app_folder(app) / "minder")) is None:
+            return
+        while app_exists(app) and (needs_minding(app) or ending or not tidy):
+            mind_once(app, ending)
+            tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
+            time.sleep(1.0 if tidy or ending else 0.1)
+        os.close(lock)  # and look once more: whoever came before this has left
+
+
+def mind_once(app: str, ending: dict[int, str]) -> None:
+    """Begin to end what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation.
+
+    `ending` holds the children that do it: a process that ignores SIGTERM keeps no other waiting.
+    """
     for line in read_lines(retiring_file(app)):
         record = json.loads(line)
-        if time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"]):
-            for identity in record["containers"]:
-                stop_container(identity, grace)
-                remove_container(identity)
-            with server_lock("retiring"):
-                write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
-            if current := read_current(app):
-                name_current(current)
+        if line not in ending.values() and (
+                time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
+            ending[fork_work(functools.partial(end_retired, app), line)] = line
+    for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
+        del ending[child]
     judge_probation(app)
+
+
+def mind_all() -> None:
+    """See to it that every app with something retiring or being watched has a minder."""
+    for app in filter(needs_minding, apps()):
+        detach(functools.partial(mind, app))
+
+
+def end_retired(app: str, line: str) -> None:
+    """End the processes of one retirement, all at the same time, and take it off the record."""
+    grace, identities = int(property_of(app, "ps", "stop-timeout-seconds")), json.loads(line)["containers"]
+    if in_parallel(identities, functools.partial(end_process, grace), len(identities)):
+        return
+    with server_lock("retiring"):
+        write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+    engine.cache_clear()
+    if current := read_current(app):
+        name_current(current)
+
+
+def end_process(grace: int, identity: str) -> None:
+    """End a process and remove its container, with a connection of its own to the engine."""
+    engine.cache_clear()
+    stop_container(identity, grace)
+    remove_container(identity)
 
 
 def restart_unfit(app: str) -> None:
@@ -3879,7 +3903,7 @@ def rebuild_all_force(caller: Caller) -> None:
 @command("ps:retire", access="operate")
 def ps_retire() -> None:
     """End the old processes whose time to retire has come."""
-    each_app(None, True, mind_once)
+    mind_all()
 
 
 @command("status", MAYBE_APP, access="view")
@@ -4554,8 +4578,8 @@ def tick() -> None:
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])
+    mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
-        each_app(None, True, mind_once)
         each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
         os.close(lock)
 

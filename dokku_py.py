@@ -1999,10 +1999,9 @@ def inspect_container(identity: str) -> dict[str, Any]:
     return inspect_or_nothing(engine().inspect_container, identity)
 
 
-def last_exit_code(identity: str, facts: Mapping[str, Any]) -> str:
+def last_exit_code(identity: str) -> str:
     """Give the exit code with which a container ended last, also when Docker has started it again since; else nothing."""
-    wanted = {"container": identity, "event": "die"}
-    ended = engine().events(since=facts["Created"][:19] + "Z", until=int(time.time()) + 1, filters=wanted, decode=True) if facts["RestartCount"] else ()
+    ended = engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters={"container": identity, "event": "die"}, decode=True)
     return next((event["Actor"]["Attributes"].get("exitCode", "") for event in reversed(list(ended))), "")
 
 
@@ -2406,7 +2405,7 @@ def process_trouble(container: Container) -> str:
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
         return ""
     killed = ", out of memory" if state["OOMKilled"] else ""
-    return f"it ended with exit code {last_exit_code(container.id, facts) or state['ExitCode']}{killed}"
+    return f"it ended with exit code {last_exit_code(container.id) or state['ExitCode']}{killed}"
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
@@ -3114,18 +3113,29 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {}
 ALIASES: dict[str, str] = {}
+SHAPES: dict[str, tuple[Arg, ...]] = {}  # the arguments of a spelling whose dialect orders or counts them differently
 
 
-def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] = (), local: bool = False) -> Callable[[Any], Any]:
-    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program."""
+def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False) -> Callable[[Any], Any]:
+    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program.
+
+    `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
+    """
     def declare(body: Callable[..., Any]) -> Callable[..., Any]:
         for spelling in (name, *also):
             if spelling in COMMANDS or spelling in ALIASES:
                 raise RuntimeError(f"{spelling} is declared twice")
         COMMANDS[name] = Command(name, body, args, access, local)
         ALIASES.update(dict.fromkeys(also, name))
+        SHAPES.update({spelling: tuple(shape) for spelling, shape in also.items()} if isinstance(also, Mapping) else {})
         return body
     return declare
+
+
+def declared(word: str) -> Command | None:
+    """Find a command by any of its spellings, with the arguments that this spelling takes."""
+    row = COMMANDS.get(ALIASES.get(word, word))
+    return row._replace(args=SHAPES[word]) if row and word in SHAPES else row
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
@@ -4361,19 +4371,34 @@ def say_failed(app: str) -> None:
 # --- keys ---
 
 
-@command("ssh-keys:add", Arg("name", parse_key_name), Arg("file", many="?"), also=("access:add",))
-def ssh_keys_add(name: str, file: str | None, caller: Caller) -> None:
-    """Let a public key in as administrator; from standard input, or from a file when root asks."""
+KEY_FILE = Arg("file", many="?")
+
+
+@command("ssh-keys:add", Arg("name", parse_key_name), KEY_FILE, also={"access:add": (Arg("name", parse_key_name, many="?"), KEY_FILE)})
+def ssh_keys_add(name: str | None, file: str | None, caller: Caller) -> None:
+    """Let a public key in as administrator; from standard input, or from a file when root asks.
+
+    access:add needs no name: the key's fingerprint gives one.
+    """
     public, fingerprint = parse_public_key(read_given(file, caller))
-    write_key(Key(name=name, public=public, fingerprint=fingerprint, added=now()))
+    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now()))
     say(fingerprint)
 
 
-@command("ssh-keys:list", also=("access:list",))
-def ssh_keys_list() -> None:
-    """List the keys, with their roles and apps."""
-    for key in read_keys():
+def key_name_of(fingerprint: str, prefix: str = "key") -> str:
+    """Make a name for a key that came without one."""
+    return f"{prefix}-{re.sub('[^A-Za-z0-9]', '', fingerprint.partition(':')[2])[:12]}"
+
+
+@command("ssh-keys:list", FORMAT, Arg("name", many="?"), also=("access:list",))
+def ssh_keys_list(style: str, name: str | None) -> None:
+    """List the keys, with their roles and apps; or one of them."""
+    found = [find_key(name)] if name else read_keys()
+    if style == "json":
+        return say_json([{"fingerprint": key.fingerprint, "name": key.name, "role": key.role, "apps": list(key.apps)} for key in found])
+    for key in found:
         say(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"')
+    return None
 
 
 @command("access:info", Arg("name"))
@@ -4384,21 +4409,22 @@ def access_info(name: str) -> None:
                                                         ("apps", " ".join(key.apps) or "all"), ("added", key.added))])
 
 
-@command("ssh-keys:remove", Arg("name"), also=("access:remove",))
-def ssh_keys_remove(name: str) -> None:
+@command("ssh-keys:remove", Arg("fingerprint", flags=("--fingerprint",)), Arg("name", many="?"), also=("access:remove",))
+def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     """Shut a key out, by its name or whole fingerprint."""
-    drop_key(find_key(name).name)
+    if not (word := fingerprint or name):
+        raise UsageError("Name the key, or give --fingerprint", "dokku ssh-keys:list   lists the keys")
+    drop_key(find_key(word).name)
 
 
 @command("deploy:allow", APP, Arg("name", parse_key_name, many="?"))
 def deploy_allow(app: str, name: str | None) -> None:
     """Let a public key from standard input push one app and do nothing else."""
-    import hashlib
     public, fingerprint = parse_public_key(sys.stdin.read())
     known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
     if known and known.role != "deploy":
         raise DokkuError(f"That key is {known.name}, with the role {known.role}: it may push already")
-    key = known or Key(name or f"deploy-{hashlib.sha256(public.encode()).hexdigest()[:12]}", public, fingerprint, "deploy", (), now())
+    key = known or Key(name or key_name_of(fingerprint, "deploy"), public, fingerprint, "deploy", (), now())
     write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
     say(fingerprint)
 
@@ -4433,7 +4459,7 @@ def version(json: bool) -> None:
 @command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")
 def help_command(word: str | None, every: bool) -> None:
     """List the commands, those of one noun, or explain one command."""
-    row = COMMANDS.get(ALIASES.get(word or "", word or ""))
+    row = declared(word or "")
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
     rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not word or name in commands_of(word))]
@@ -4742,7 +4768,7 @@ def wants_help(row: Command, words: Sequence[str]) -> bool:
 
 def find_command(word: str) -> Command | None:
     """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
-    row = COMMANDS.get(ALIASES.get(word, word))
+    row = declared(word)
     if not row and not commands_of(word.removesuffix(":help")):
         raise why_unknown(word)
     return row
@@ -4771,7 +4797,8 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         return help_command(words[0].removesuffix(":help"), False) or 0
     if wants_help(row, words[1:]):
         return say(usage_of(row)) or 0
-    chosen, began = read_words(row, words[1:]), time.monotonic()
+    absent = {arg.name: None for arg in COMMANDS[row.name].args}  # this spelling may know fewer
+    chosen, began = absent | read_words(row, words[1:]), time.monotonic()
     app = chosen.get("app") or ""
     if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
         raise AccessDenied

@@ -56,8 +56,8 @@ def test_a_provisioner_asks_before_it_changes(admin):
         assert admin.ok("--quiet", "apps:list").split().count(name) == 1 and name in json.loads(admin.ok("apps:list", "--format", "json"))
         admin.ok("config:set", "--encoded", "--no-restart", name, "A=aGkgdGhlcmU=")
         assert json.loads(admin.ok("config:export", "--format", "json", name)) == {"A": "hi there"}
-        admin.ok("domains:set", name, "a.example.net", "b.example.net")
-        assert admin.ok("domains:report", name, "--domains-app-vhosts").split() == ["a.example.net", "b.example.net"]
+        admin.ok("domains:set", name, f"a.{name}.net", f"b.{name}.net")
+        assert admin.ok("domains:report", name, "--domains-app-vhosts").split() == [f"a.{name}.net", f"b.{name}.net"]
         admin.ok("checks:set", name, "wait-to-retire", "12")
         facts = json.loads(admin.ok("checks:report", name, "--format", "json"))
         assert (facts["wait-to-retire"], facts["computed-wait-to-retire"], facts["global-wait-to-retire"]) == ("12", "12", "60")

@@ -119,7 +119,7 @@ class Bench:
         return done.returncode, done.stdout + done.stderr, points
 
     def ask(self, *words, point=""):
-        return self.carry_out(["ssh", *self.person.options, "dokku@127.0.0.1", *words], point)
+        return self.carry_out(["ssh", *self.person.options, "--", "dokku@127.0.0.1", *words], point)
 
     def killed(self):
         return (self.log / "killed").read_text().strip()
@@ -386,6 +386,8 @@ class Destroy(Operation):
     def check(self, subject, restore_first):
         if restore_first and subject.folder.exists() and subject.answer() == subject.wanted(f"m{subject.mark}"):
             subject.deploy()
+        if not restore_first:
+            subject.bench.ask("ps:restore", subject.name)  # which may be impossible by now, and must do no harm
         code, output, _ = subject.bench.ask("--force", "apps:destroy", subject.name)
         assert code in (0, 20), output
         assert sh("dokku", "tick").returncode == 0
@@ -453,14 +455,16 @@ class Run:
         return [(point, effect) for point, effect, _ in points if effect or int(point.split()[2]) <= POLLS_COUNTED]
 
     def choose(self, count, seed):
-        """Choose so many points, each role in its turn, half of them just before an effect."""
-        chance, chosen = random.Random(f"{seed} {self.name}"), []
-        roles = sorted({point.split()[0] for point, _ in self.points})
-        while len(chosen) < min(count, len(self.points)):
+        """Choose so many points: each role in its turn, half of them just before an effect, no chain twice while there are others."""
+        chance, chosen, left = random.Random(f"{seed} {self.name}"), [], list(self.points)
+        roles = sorted({point.split()[0] for point, _ in left})
+        while left and len(chosen) < count:
             role, effects = roles[len(chosen) % len(roles)], chance.random() < 0.5
-            left = [row for row in self.points if row not in chosen]
-            own = [row for row in left if row[0].startswith(role + " ")]
-            chosen.append(chance.choice([row for row in own if row[1] or not effects] or own or left))
+            own = [row for row in left if row[0].split()[0] == role] or left
+            own = [row for row in own if row[1]] or own if effects else own
+            chain = chance.choice(sorted({row[0].rpartition(" ")[0] for row in own}))
+            chosen.append(chance.choice([row for row in own if row[0].rpartition(" ")[0] == chain]))
+            left = [row for row in left if not row[0].startswith(chain + " ")] or [row for row in self.points if row not in chosen]
         return [point for point, _ in chosen]
 
     def attempt(self, point, restore_first):

@@ -9,7 +9,8 @@ from run to run, however often something is polled. The environment says what to
                   at the point that its file `point` names, the whole process group gets SIGKILL; `killed` says so before;
                   when it has a file `writes`, every change of the state tree is added to that: see writes.py
 
-Roles: `door` (receives a push), `hook` (deploys it), `command`, and `minder` (the detached process, which counts anew).
+Roles: `door` (receives a push), `hook` (deploys it), `command`, `setup` (a command of install.sh, which dies with it), and
+`minder` (the detached process, which counts anew).
 """
 
 import _thread

@@ -24,7 +24,7 @@ def read_log(path):
 def snapshot(app):
     """Read all files of the state tree that belong to an app, but for its repository: path -> content; a folder has none."""
     folder, found = STATE / "apps" / app, {}
-    for path in [folder, *folder.rglob("*"), *(STATE / "addresses").iterdir(), *(STATE / "nginx").glob(f"{app}.conf"), *(STATE / "nginx").glob("UNSEEN")]:
+    for path in [STATE / "VHOST", folder, *folder.rglob("*"), *(STATE / "addresses").iterdir(), *(STATE / "nginx").glob(f"{app}.conf"), *(STATE / "nginx").glob("UNSEEN"), *(STATE / "nginx/candidate").iterdir()]:
         if "repo.git" not in path.parts:
             found[str(path)] = None if path.is_dir() else path.read_text(errors="surrogateescape")
     return found

@@ -1663,14 +1663,14 @@ def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
                  settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"})
 
 
-def worker_processes() -> list[Worker]:
-    """List nginx's workers that still accept connections."""
+def worker_processes(accepting: bool = True) -> list[Worker]:
+    """List nginx's workers: those that still accept connections, or all that still serve."""
     master = read_text(NGINX_PID).strip()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[1] == master and b"shutting down" not in (folder / "cmdline").read_bytes():
+            if fields[1] == master and not (accepting and b"shutting down" in (folder / "cmdline").read_bytes()):
                 found.append((int(folder.name), fields[19]))
     return found
 
@@ -1685,9 +1685,10 @@ def worker_lives(worker: Worker) -> bool:
 def reload_nginx() -> list[Worker]:
     """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
 
-    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down.
+    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down. Workers that
+    an earlier reload told so are among those given: they may be serving a request that began before it.
     """
-    old = worker_processes()
+    old, serving = worker_processes(), worker_processes(accepting=False)
     if not old:
         run(as_root(["/usr/sbin/service", "nginx", "start"]))
         return []
@@ -1697,7 +1698,7 @@ def reload_nginx() -> list[Worker]:
         if time.monotonic() > deadline:
             raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
-    return old
+    return serving
 
 
 def test_candidate(name: str, text: str) -> None:
@@ -2005,8 +2006,8 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
 
     They lose their names first, and are on record in RETIRING with a deadline, so that `tick` can finish the work.
     """
-    wanted = set(wanted_dynos(release))
-    old = [row for row in containers_of(release.app) if row.incarnation != release.incarnation or row.dyno not in wanted]
+    wanted, known = set(wanted_dynos(release)), retiring(release.app)
+    old = [row for row in containers_of(release.app) if row.id not in known and (row.incarnation != release.incarnation or row.dyno not in wanted)]
     grace = int(property_of(release.app, "checks", "wait-to-retire"))
     for container in old:
         rename_container(container, f"{release.app}.{container.dyno}.{container.incarnation}")
@@ -2029,6 +2030,11 @@ def name_current(release: Release) -> None:
 def retiring_file(app: str) -> Path:
     """Locate the list of what is retiring."""
     return app_folder(app) / "RETIRING"
+
+
+def retiring(app: str) -> set[str]:
+    """List the containers that are retiring already, by their ids."""
+    return {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
 
 
 def begin_probation(release: Release, previous: Release | None) -> bool:
@@ -2163,8 +2169,8 @@ def keep_images(app: str) -> None:
 def remove_strays(app: str) -> None:
     """Remove what a crash left: processes neither current nor retiring, trees, git's quarantine. Only under the lock."""
     current = read_current(app)
-    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
-    strays = [row for row in containers_of(app) if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
+    known = retiring(app)
+    strays = [row for row in containers_of(app) if row.id not in known and (not current or row.incarnation != current.incarnation)]
     if strays and current:
         go_live(current)  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:

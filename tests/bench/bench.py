@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "e2e"), str(Path(__file__).parent.parent.parent)]
+sys.path += map(str, Path("/usr/lib/dokku-py/venv/lib").glob("python3*/site-packages"))
 import dokku_py  # noqa: E402
 from conftest import DOCKER, DOMAIN, HELLO, App, Person, ask, base_image, docker, sh  # noqa: E402
 

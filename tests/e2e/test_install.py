@@ -4,7 +4,7 @@ import subprocess
 import uuid
 
 import pytest
-from conftest import DOCKER, ROOT, base_image, docker, sh
+from conftest import DOCKER, ROOT, base_image, docker, sh, wait_until
 
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE")
 ANSWERS = "curl -sS --fail --max-time 20 --resolve hello.fresh.local:80:127.0.0.1 http://hello.fresh.local"
@@ -19,20 +19,31 @@ def release_image(release):
     return f"debian:{release}"
 
 
+def systemd_image():
+    """Make a Debian with systemd as its init, as most servers are."""
+    dockerfile = (f"FROM {base_image()}\nRUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "
+                  "systemd systemd-sysv dbus >/dev/null 2>&1\n")
+    assert sh(*DOCKER, "build", "--quiet", "--tag", "dokku-test/systemd", "-", stdin=dockerfile).returncode == 0
+    return "dokku-test/systemd"
+
+
 @pytest.fixture
 def machine(server, request):
-    """Give a function that runs shell words in a bare container and expects them to succeed."""
-    image = release_image(request.param) if hasattr(request, "param") else base_image()
+    """Give a function that runs shell words in a bare container and expects them to succeed; `init` starts the machine with systemd."""
+    kind = getattr(request, "param", "")
+    image, command = (systemd_image(), ["/sbin/init"]) if kind == "systemd" else (release_image(kind) if kind else base_image(), ["sleep", "1800"])
     name = f"t-machine-{uuid.uuid4().hex[:8]}"
     docker("run", "--detach", "--name", name, *(word for cap in CAPABILITIES for word in ("--cap-add", cap)),
-           "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--volume", f"{ROOT}:/src:ro",
-           "--volume", "/sys/fs/cgroup:/sys/fs/cgroup", "--tmpfs", "/run", "--env", "DOCKER_ALLOW_IPV6_ON_IPV4_INTERFACE=1", "--volume", f"{name}:/var/lib/docker", image, "sleep", "1800")
+           "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--volume", f"{ROOT}:/src:ro", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup",
+           "--tmpfs", "/run", "--tmpfs", "/tmp", "--env", "DOCKER_ALLOW_IPV6_ON_IPV4_INTERFACE=1", "--env", "container=docker",
+           "--stop-signal", "RTMIN+3" if kind == "systemd" else "TERM", "--volume", f"{name}:/var/lib/docker", image, *command)
 
     def shell(words):
         done = sh(*DOCKER, "exec", name, "sh", "-c", words)
         assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
         return done.stdout
 
+    shell.reboot = lambda: docker("restart", name)
     yield shell
     docker("rm", "--force", "--volumes", name)
     docker("volume", "rm", name)
@@ -61,6 +72,17 @@ def test_a_bare_machine_is_installed_upgraded_and_cleaned(machine):
     machine("nginx -t")
 
 
+@pytest.mark.parametrize("machine", ["systemd"], indirect=True)
+def test_with_systemd_the_apps_answer_after_a_reboot(machine):
+    wait_until(lambda: machine("systemctl is-system-running || true").strip() in ("running", "degraded"))
+    machine("sh /src/install.sh --domain fresh.local --demo 2>&1")
+    image = machine("docker inspect -f '{{.Image}}' hello.web.1")
+    machine.reboot()
+    wait_until(lambda: machine(f"{ANSWERS} || true").strip() == "Hello from dokku_py")
+    assert machine("docker inspect -f '{{.Image}}' hello.web.1") == image
+    assert machine("systemctl is-failed dokku-boot || true").strip() in ("inactive", "active")
+
+
 @pytest.mark.parametrize("words", ["--colour", "--purge", "--domain", "--key /nonexistent"])
 def test_bad_arguments_change_nothing(words):
     done = sh("sh", ROOT / "install.sh", *words.split())
@@ -71,6 +93,10 @@ def test_bad_arguments_change_nothing(words):
 def test_the_next_debian_release(machine):
     out = machine("sh /src/install.sh --domain fresh.local --demo 2>&1")
     assert "Hello from dokku_py" in out and "Building hello v1" in out
+    # a base image that is gone is made by the push that needs it
+    machine("docker rmi -f debian:trixie debian:trixie-slim && docker rm -f $(docker ps -aq) && docker image prune -af >/dev/null")
+    out = machine("sh /src/tests/demo 2>&1")
+    assert "Building debian:trixie from this host's package sources" in out and "Hello from dokku_py" in out
 
 
 def test_a_full_disk_leaves_the_old_release_serving(machine):

@@ -2,9 +2,10 @@
 
 import io
 import json
+import os
 import tarfile
 
-from conftest import HELLO_TEXT, STATE, ask, docker, quoted, sh, wait_until
+from conftest import HELLO_TEXT, PROCFILE, STATE, ask, docker, quoted, sh, wait_until
 
 
 def test_a_stopped_app_answers_502_and_a_start_brings_the_same_release_back(live):
@@ -45,6 +46,9 @@ def test_a_release_that_crash_loops_after_its_checks_is_rolled_back(switch):
 
     wait_until(die_or_rolled_back, 90)
     wait_until(lambda: "rolled back: web.1 kept crashing" in switch.ok("releases"))
+    assert "v2 was rolled back: web.1 kept crashing" in switch.deploy(Dockerfile=(switch.work / "Dockerfile").read_text().replace("bad", "better"))
+    assert "was rolled back" not in switch.deploy()
+    switch.ok("rollback", "v1")
     assert switch.image() == good
     switch.settle()
     assert switch.get() == (200, HELLO_TEXT)
@@ -171,3 +175,58 @@ def test_what_failed_is_on_record_with_its_code(live):
     live.refused("rollback", "v999", code=1)
     events = [json.loads(line) for line in (STATE / "events.log").read_text().splitlines() if f'"{live.name}"' in line]
     assert (events[-1]["command"], events[-1]["result"], events[-1]["who"]) == ("rollback", 1, live.person.name)
+
+
+def test_checks_in_a_file_and_by_a_command_decide(switch):
+    switch.deploy(CHECKS="WAIT=0\nATTEMPTS=3\n/health all well\n")
+    said = switch.rejected(CHECKS="WAIT=0\nATTEMPTS=3\n/health something else\n")
+    assert "GET /health on port 8080: the answer lacks 'something else'" in said and "after 3 attempts" in said
+    checks = {"type": "startup", "command": ["sh", "-c", "echo asked; exit 9"], "attempts": 2, "wait": 0}
+    said = switch.rejected(CHECKS=None, app_json=json.dumps({"healthchecks": {"web": [checks]}}))
+    assert "ended with exit code 9: asked" in said
+    switch.deploy(app_json=json.dumps({"healthchecks": {"web": [{**checks, "command": ["test", "-f", "/server.pl"]}]}}))
+    switch.settle()
+
+
+def test_options_of_docker_reach_build_and_processes(switch):
+    switch.person.ok("apps:create", switch.name)
+    switch.ok("docker-options:add", "build", "--build-arg", "LEVEL=three")
+    switch.ok("docker-options:add", "deploy,run", quoted("--env EXTRA='a b'")[0])
+    switch.person.ok("docker-options:add", "--process", "worker", switch.name, "deploy", "--memory=64m")
+    switch.deploy(Procfile=PROCFILE, Dockerfile="FROM debian:bookworm\nARG LEVEL\nENV LEVEL=$LEVEL\nCOPY server.pl /server.pl\nEXPOSE 8080\nCMD perl /server.pl\n")
+    switch.ok("ps:scale", "worker=1")
+    assert switch.get("/env/LEVEL") == (200, "three") and switch.get("/env/EXTRA") == (200, "a b")
+    assert switch.inspect("worker.1")["HostConfig"]["Memory"] == 64 * 2**20 and switch.inspect()["HostConfig"]["Memory"] == 0
+    assert switch.ok("run", *quoted("sh", "-c", "echo $EXTRA")) == "a b\n"
+    assert switch.ok("docker-options:list", "--phase", "build") == "--build-arg LEVEL=three\n"
+    assert switch.ok("docker-options:report", "--docker-options-deploy-worker") == "--memory=64m\n"
+    assert "Docker refuses --memory=lots" in switch.refused("docker-options:add", "deploy", "--memory=lots", code=2)
+    assert "use instead: dokku network:set" in switch.refused("docker-options:add", "run", "--network=host", code=2)
+    switch.ok("docker-options:remove", "deploy,run", quoted("--env EXTRA='a b'")[0])
+    switch.ok("docker-options:clear", "build")
+    assert switch.ok("docker-options:list", "--phase", "build") == ""
+    switch.ok("ps:restart")
+    assert switch.get("/env/EXTRA")[0] == 404
+
+
+def test_the_last_five_images_are_kept_and_no_others(switch):
+    for number in range(6):
+        switch.deploy(Dockerfile=f"FROM debian:bookworm\nCOPY server.pl /server.pl\nLABEL number={number}\nEXPOSE 8080\nCMD perl /server.pl\n")
+    switch.ok("config:set", "A=1")
+    switch.settle()
+    kept = docker("images", "--format", "{{.Tag}}", f"dokku/{switch.name}").split()
+    assert sorted(kept) == ["latest", "v2", "v3", "v4", "v5", "v6", "v7"], "v6 and v7 share an image"
+    assert "has no image of v1 any more" in switch.refused("rollback", "v1")
+    switch.ok("rollback", "v2")
+    assert switch.get() == (200, HELLO_TEXT)
+
+
+def test_builds_of_different_apps_wait_for_a_slot(new_app):
+    apps = [new_app() for _ in range(max(1, os.cpu_count() // 2) + 1)]
+    pushes = [app.start_push(Dockerfile=f"FROM debian:bookworm\nCOPY server.pl /server.pl\nRUN echo {app.name}; sleep 5\nCMD perl /server.pl\n") for app in apps]
+    for push in pushes:
+        code, output = push.end()
+        assert code == 0, output
+    assert [push for push in pushes if "are running, which is what this server allows; waiting" in push.output]
+    for app in apps:
+        assert app.get() == (200, HELLO_TEXT)

@@ -1999,6 +1999,13 @@ def inspect_container(identity: str) -> dict[str, Any]:
     return inspect_or_nothing(engine().inspect_container, identity)
 
 
+def last_exit_code(identity: str, facts: Mapping[str, Any]) -> str:
+    """Give the exit code with which a container ended last, also when Docker has started it again since; else nothing."""
+    wanted = {"container": identity, "event": "die"}
+    ended = engine().events(since=facts["Created"][:19] + "Z", until=int(time.time()) + 1, filters=wanted, decode=True) if facts["RestartCount"] else ()
+    return next((event["Actor"]["Attributes"].get("exitCode", "") for event in reversed(list(ended))), "")
+
+
 def address_of(identity: str) -> str:
     """Give the address that Docker gave a container on our network."""
     networks = inspect_container(identity).get("NetworkSettings", {}).get("Networks", {})
@@ -2400,7 +2407,7 @@ def process_trouble(container: Container) -> str:
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
         return ""
     killed = ", out of memory" if state["OOMKilled"] else ""
-    return f"it ended with exit code {state['ExitCode']}{killed}"
+    return f"it ended with exit code {last_exit_code(container.id, facts) or state['ExitCode']}{killed}"
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
@@ -4722,7 +4729,9 @@ def take_global_words(row: Command, words: Sequence[str]) -> list[str]:
         if word == "--" or (raw and not word.startswith("-")):
             kept += [word, *rest]
             break
-        if word == "--app" and rest:
+        if word == "--app":
+            if not rest:
+                raise UsageError("--app must be followed by the name of an app")
             app = [rest.pop(0)]
         elif word in GLOBAL_WORDS and word not in declared:
             os.environ[GLOBAL_WORDS[word]] = "1"

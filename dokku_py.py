@@ -1274,8 +1274,11 @@ def require_app(app: str) -> str:
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock file, without taking the lock."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    """Open a lock file, without taking the lock. Raises NoSuchApp when the app was destroyed meanwhile."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        raise NoSuchApp(path.parent.name) from None
 
 
 def same_file(descriptor: int, path: Path) -> bool:
@@ -1762,10 +1765,11 @@ def git_environment(*, quarantine: bool = False) -> dict[str, str]:
 
 
 def ensure_repository(app: str) -> Path:
-    """Make the repository of an app when it is not there yet."""
+    """Make the repository of an app when it is not there yet; of several first pushes at once, one does."""
     repository = repository_of(app)
-    if not (repository / "HEAD").exists():
-        run(["git", "init", "--quiet", "--bare", str(repository)], env=git_environment())
+    with server_lock("repositories"):
+        if not (repository / "HEAD").exists():
+            run(["git", "init", "--quiet", "--bare", str(repository)], env=git_environment())
     return repository
 
 
@@ -2205,14 +2209,14 @@ def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
                  settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"})
 
 
-def worker_processes() -> list[Worker]:
-    """List nginx's workers that still accept connections."""
+def worker_processes(accepting: bool = True) -> list[Worker]:
+    """List nginx's workers: those that still accept connections, or all that still serve."""
     master = read_text(NGINX_PID).strip()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[1] == master and b"shutting down" not in (folder / "cmdline").read_bytes():
+            if fields[1] == master and not (accepting and b"shutting down" in (folder / "cmdline").read_bytes()):
                 found.append((int(folder.name), fields[19]))
     return found
 
@@ -2227,9 +2231,10 @@ def worker_lives(worker: Worker) -> bool:
 def reload_nginx() -> list[Worker]:
     """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
 
-    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down.
+    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down. Workers that
+    an earlier reload told so are among those given: they may be serving a request that began before it.
     """
-    old = worker_processes()
+    old, serving = worker_processes(), worker_processes(accepting=False)
     if not old:
         run(as_root(["/usr/sbin/service", "nginx", "start"]))
         return []
@@ -2239,7 +2244,7 @@ def reload_nginx() -> list[Worker]:
         if time.monotonic() > deadline:
             raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
-    return old
+    return serving
 
 
 def clear_candidates() -> None:
@@ -2618,6 +2623,7 @@ def run_postdeploy(release: Release) -> None:
 
 def switch_to(release: Release) -> None:
     """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
+    release = beside_retiring(release)
     stopped = stop_what_runs_alone(release)
     try:
         step("Starting processes and checking them")
@@ -2643,6 +2649,13 @@ def switch_to(release: Release) -> None:
         keep_images(release.app)
     except DokkuError as error:  # it is live: what is left to tidy must not say that it failed
         complain(error)
+
+
+def beside_retiring(release: Release) -> Release:
+    """Give a release, as another incarnation when a process that it wants is retiring: scaled down a moment ago, and up again."""
+    known = retiring(release.app)
+    clash = any(row.id in known and row.incarnation == release.incarnation and row.dyno in wanted_dynos(release) for row in containers_of(release.app))
+    return release._replace(restart=release.restart + 1) if clash else release
 
 
 def stop_what_runs_alone(release: Release) -> list[Container]:
@@ -2726,8 +2739,8 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
 
     They lose their names first, and are on record in RETIRING with a deadline, so that `tick` can finish the work.
     """
-    wanted = set(wanted_dynos(release))
-    old = [row for row in containers_of(release.app) if row.incarnation != release.incarnation or row.dyno not in wanted]
+    wanted, known = set(wanted_dynos(release)), retiring(release.app)
+    old = [row for row in containers_of(release.app) if row.id not in known and (row.incarnation != release.incarnation or row.dyno not in wanted)]
     grace = int(property_of(release.app, "checks", "wait-to-retire"))
     for container in old:
         rename_container(container, f"{release.app}.{container.dyno}.{container.incarnation}")
@@ -2751,6 +2764,11 @@ def name_current(release: Release) -> None:
 def retiring_file(app: str) -> Path:
     """Locate the list of what is retiring."""
     return app_folder(app) / "RETIRING"
+
+
+def retiring(app: str) -> set[str]:
+    """List the containers that are retiring already, by their ids."""
+    return {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
 
 
 def begin_probation(release: Release, previous: Release | None) -> bool:
@@ -2921,9 +2939,9 @@ def keep_images(app: str) -> None:
 
 def sort_containers(app: str, current: Release | None, rows: Sequence[Container]) -> tuple[set[tuple[str, str]], list[Container]]:
     """Give the (incarnation, dyno) pairs that should run, and the containers that are neither wanted nor retiring."""
-    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
+    known = retiring(app)
     wanted = {(current.incarnation, dyno) for dyno in wanted_dynos(current)} if current else set()
-    return wanted, [row for row in rows if row.id not in retiring and (row.incarnation, row.dyno) not in wanted]
+    return wanted, [row for row in rows if row.id not in known and (row.incarnation, row.dyno) not in wanted]
 
 
 def remove_strays(app: str) -> None:
@@ -3458,11 +3476,13 @@ def apps_create(app: str) -> None:
 
 
 def create_app(app: str) -> None:
-    """Make the record of an app, its repository, and a vhost that answers 502 until something runs."""
-    make_folder(app_folder(app))
-    write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
-    ensure_repository(app)
-    render_vhost(app)
+    """Make the record of an app, its repository, and a vhost that answers 502 until something runs; unless somebody just did."""
+    with server_lock("create"):
+        if not app_exists(app):
+            make_folder(app_folder(app))
+            write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
+            ensure_repository(app)
+            render_vhost(app)
 
 
 @command("apps:list", FORMAT, access="view", also=("list",))
@@ -3755,9 +3775,10 @@ def domains_get(app: str) -> None:
         say(domain)
 
 
-def change_domains(app: str, domains: list[str]) -> None:
-    """Keep an app's domains and have nginx serve them; a domain of another app is refused by name."""
-    with locked(app, "domains"):
+def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
+    """Change an app's domains and have nginx serve them; a domain of another app is refused by name."""
+    with locked(app, "domains"), server_lock("domains"):
+        domains = change(domains_of(app))
         for other in apps():
             if other != app and (both := set(domains) & set(domains_of(other))):
                 raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
@@ -3773,25 +3794,25 @@ def change_domains(app: str, domains: list[str]) -> None:
 @command("domains:add", APP, DOMAINS, access="configure")
 def domains_add(app: str, domains: list[str]) -> None:
     """Add domains to an app."""
-    change_domains(require_app(app), [*domains_of(app), *domains])
+    change_domains(app, lambda own: [*own, *domains])
 
 
 @command("domains:set", APP, DOMAINS, access="configure")
 def domains_set(app: str, domains: list[str]) -> None:
     """Give an app these domains and no others."""
-    change_domains(require_app(app), domains)
+    change_domains(app, lambda own: domains)
 
 
 @command("domains:remove", APP, DOMAINS, access="configure")
 def domains_remove(app: str, domains: list[str]) -> None:
     """Take domains from an app."""
-    change_domains(require_app(app), [domain for domain in domains_of(app) if domain not in domains])
+    change_domains(app, lambda own: [domain for domain in own if domain not in domains])
 
 
 @command("domains:clear", APP, access="configure", also=("domains:reset",))
 def domains_clear(app: str) -> None:
     """Take an app's own domains away: it answers under its name in each global domain again."""
-    change_domains(require_app(app), [])
+    change_domains(app, lambda own: [])
 
 
 @command("domains:disable", APP, access="configure")
@@ -3814,34 +3835,35 @@ def set_vhosts(app: str, wanted: bool) -> None:
         render_vhost(app)
 
 
-def change_global_domains(domains: Iterable[str]) -> None:
-    """Keep the global domains, and have nginx serve every app that lives by them."""
-    write_lines(ROOT / "VHOST", dict.fromkeys(domains))
+def change_global_domains(change: Callable[[list[str]], Iterable[str]]) -> None:
+    """Change the global domains, and have nginx serve every app that lives by them."""
+    with server_lock("domains"):
+        write_lines(ROOT / "VHOST", dict.fromkeys(change(read_lines(ROOT / "VHOST"))))
     each_app(None, True, under_lock("domains", render_vhost))
 
 
 @command("domains:set-global", DOMAINS)
 def domains_set_global(domains: list[str]) -> None:
     """Set the domains under which every app gets its name."""
-    change_global_domains(domains)
+    change_global_domains(lambda old: domains)
 
 
 @command("domains:add-global", DOMAINS)
 def domains_add_global(domains: list[str]) -> None:
     """Add domains under which every app gets its name."""
-    change_global_domains([*read_lines(ROOT / "VHOST"), *domains])
+    change_global_domains(lambda old: [*old, *domains])
 
 
 @command("domains:remove-global", DOMAINS)
 def domains_remove_global(domains: list[str]) -> None:
     """Remove global domains."""
-    change_global_domains(domain for domain in read_lines(ROOT / "VHOST") if domain not in domains)
+    change_global_domains(lambda old: [domain for domain in old if domain not in domains])
 
 
 @command("domains:clear-global")
 def domains_clear_global() -> None:
     """Remove every global domain: apps without domains of their own are served by a port each."""
-    change_global_domains([])
+    change_global_domains(lambda old: [])
 
 
 # --- processes, releases, logs ---
@@ -3873,16 +3895,16 @@ def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, in
     if not counts:
         wanted = scale_of(app, current) if current else read_scale(app)
         return say_json(wanted) if style == "json" else say_table([[f"{kind}:", str(count)] for kind, count in sorted(wanted.items())] or [[""]])
-    lines = [f"{kind}={count}" for kind, count in sorted({**read_scale(app), **dict(counts)}.items())]
-    return change_processes(app, "ps:scale", app_folder(app) / "SCALE", lines, skip_deploy)
+    return change_processes(app, "ps:scale", app_folder(app) / "SCALE", lambda lines: [
+        f"{kind}={count}" for kind, count in sorted({**dict(map(parse_scale, lines)), **dict(counts)}.items())], skip_deploy)
 
 
-def change_processes(app: str, purpose: str, path: Path, lines: list[str], skip_deploy: bool = False) -> None:
-    """Write down what decides which processes run, and have them run; what could not be started is not kept."""
+def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[str]], list[str]], skip_deploy: bool = False) -> None:
+    """Change what decides which processes run, and have them run; what could not be started is not kept."""
     with locked(app, purpose):
         remove_strays(app)
         old, current = read_lines(path), read_current(app)
-        write_lines(path, lines)
+        write_lines(path, change(old))
         try:
             return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
         except DokkuError:
@@ -3943,8 +3965,8 @@ def change_stopped(app: str | None, process: str, stop: bool) -> None:
     path = stopped_types_file(require_app(str(app)))
     if process not in (known := scale_of(str(app), read_current(str(app)) or Release(str(app), 0))):
         raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
-    kept = [kind for kind in read_lines(path) if kind != process]
-    change_processes(str(app), "ps:stop" if stop else "ps:start", path, [*kept, *([process] if stop else [])])
+    change_processes(str(app), "ps:stop" if stop else "ps:start", path,
+                     lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
 
 
 @command("ps:stop", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("stop", "disable"))
@@ -4302,18 +4324,18 @@ PROCESS_TYPE_OPTION = Arg("process", parse_process_type, ("--process-type",))
 def change_resources(kind: str, app: str, process: str | None, amounts: Mapping[str, str | None]) -> None:
     """Keep the amounts that are given, or print what there is; they take effect with the next deploy or restart."""
     given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
-    rows = read_resources(require_app(app))
     if not given:
-        return say_report("resource", app, "", "text")
+        return say_report("resource", require_app(app), "", "text")
     for name in set(given) & set(WITHOUT_EFFECT):
         warn(f"{name} is kept, and has no effect with this scheduler")
-    rows.update({(kind, process or "_default_", name): amount for name, amount in given.items()})
-    return write_resources(app, rows)
+    new = {(kind, process or "_default_", name): amount for name, amount in given.items()}
+    return write_resources(app, lambda rows: {**rows, **new})
 
 
-def write_resources(app: str, rows: Mapping[tuple[str, str, str], str]) -> None:
-    """Keep the resources of an app, after Docker could make sense of them."""
+def write_resources(app: str, change: Callable[[Any], Mapping[tuple[str, str, str], str]]) -> None:
+    """Change the resources of an app."""
     with locked(app, "resource"):
+        rows = change(read_resources(app))
         write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted(rows.items())])
     step(f"Kept; dokku ps:restart {app}   makes it take effect now")
 
@@ -4326,7 +4348,7 @@ def declare_resources(kind: str) -> None:
 
     def clear(process: str | None, app: str) -> None:
         """Take such amounts away, of a process type or of all."""
-        write_resources(app, {key: amount for key, amount in read_resources(require_app(app)).items() if key[0] != kind or (process and key[1] != process)})
+        write_resources(app, lambda rows: {key: amount for key, amount in rows.items() if key[0] != kind or (process and key[1] != process)})
     command(f"resource:{kind}", PROCESS_TYPE_OPTION, *AMOUNTS, APP, access="configure")(change)
     command(f"resource:{kind}-clear", PROCESS_TYPE_OPTION, APP, access="configure")(clear)
 
@@ -4445,10 +4467,12 @@ def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[
     return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
 
 
-def change_docker_options(app: str, rows: list[tuple[str, str]], caller: Caller) -> None:
-    """Keep an app's options, after Docker has read those that are new; what reaches the host needs an administrator."""
+def change_docker_options(app: str, change: Callable[[list[tuple[str, str]]], list[tuple[str, str]]], caller: Caller) -> None:
+    """Change an app's options, after Docker has read those that are new; what reaches the host needs an administrator."""
     with locked(app, "docker-options"):
-        new = [row for row in rows if row not in read_docker_options(app)]
+        old = read_docker_options(app)
+        rows = list(dict.fromkeys(change(old)))
+        new = [row for row in rows if row not in old]
         if any(not is_harmless(option) for _, option in new) and not may(caller, "admin"):
             raise AccessDenied
         for name, option in new:
@@ -4462,25 +4486,24 @@ def docker_options_add(processes: list[str] | None, app: str, phases: list[str],
     """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
     option = parse_docker_option(" ".join(words))
     added = [(name, option) for name in phase_names(phases, processes)]
-    change_docker_options(require_app(app), list(dict.fromkeys([*read_docker_options(app), *added])), caller)
+    change_docker_options(app, lambda rows: [*rows, *added], caller)
 
 
 @command("docker-options:remove", PROCESSES, APP, Arg("phases", parse_phases), Arg("words", raw=True), access="configure")
 def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
     """Take an option away."""
-    option, rows = parse_docker_option(" ".join(words)), read_docker_options(require_app(app))
+    option = parse_docker_option(" ".join(words))
     gone = {(name, option) for name in phase_names(phases, processes)}
-    if not gone & set(rows):
+    if not gone & set(read_docker_options(require_app(app))):
         raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
-    change_docker_options(app, [row for row in rows if row not in gone], caller)
+    change_docker_options(app, lambda rows: [row for row in rows if row not in gone], caller)
 
 
 @command("docker-options:clear", PROCESSES, APP, Arg("phases", parse_phases, many="?"), access="configure")
 def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None, caller: Caller) -> None:
     """Take every option away, or those of some phases."""
     gone = phase_names(phases or PHASES, processes)
-    rows = [row for row in read_docker_options(require_app(app)) if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)]
-    change_docker_options(app, rows, caller)
+    change_docker_options(app, lambda rows: [row for row in rows if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)], caller)
 
 
 @command("docker-options:list", APP, Arg("process", parse_process_type, ("--process",)), Arg("phase", parse_phases, ("--phase",), default="deploy"), access="view")
@@ -4967,8 +4990,11 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", repository],
+    code = supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", repository],
                      env=environment, keep=[lock, alive])
+    if code and not same_file(lock, app_folder(app) / "lock"):
+        raise NoSuchApp(app)  # destroyed meanwhile: git's own words for that are many, and none names it
+    return code
 
 
 @command("git-upload-pack", APP, access="deploy")

@@ -38,12 +38,8 @@ if [ -n "$uninstall" ]; then
         [ -z "$purge" ] || engine images -q 'dokku/*' | sort -u | xargs -r docker -H unix:///var/run/docker.sock rmi -f >/dev/null
     fi
     say "removing the program and what it put on the host"
-<<<<<<< HEAD
-    rm -rf $library /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py \
-        /usr/share/bash-completion/completions/dokku /usr/share/zsh/vendor-completions/_dokku /usr/share/man/man1/dokku.1 \
-=======
     rm -rf $library /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py /etc/.dokku-py.new \
->>>>>>> chaos
+        /usr/share/bash-completion/completions/dokku /usr/share/zsh/vendor-completions/_dokku /usr/share/man/man1/dokku.1 \
         /etc/cron.d/dokku-py /etc/systemd/system/dokku-boot.service /etc/systemd/system/multi-user.target.wants/dokku-boot.service
     nginx -s reload 2>/dev/null || true
     if [ -n "$purge" ]; then

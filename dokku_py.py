@@ -85,6 +85,7 @@ BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildki
 UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
+PUSH_SECONDS = 1800.0  # an image must have reached its registry within this
 START_SECONDS = 60.0  # a web process without checks of its own listens within this
 STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
 PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
@@ -353,6 +354,7 @@ class Container(NamedTuple):
     running: bool
     address: str = ""
     state: str = ""
+    networks: tuple[str, ...] = ()
 
     @property
     def process_type(self) -> str:
@@ -383,6 +385,16 @@ class Caller(NamedTuple):
     address: str = ""
 
 
+class Mount(NamedTuple):
+    """A folder that containers see as `target`: `source` is one of an entry's in data/storage, or for both a path elsewhere on the host."""
+
+    entry: str
+    source: str
+    target: str = "-"
+    phases: str = "deploy,run"
+    mode: str = "rw"
+
+
 class Key(NamedTuple):
     """A public key that opens this server. `public` is type and base64 text, without a comment."""
 
@@ -392,6 +404,16 @@ class Key(NamedTuple):
     role: str = "admin"
     apps: tuple[str, ...] = ()
     added: str = ""
+
+
+def matching(pattern: str, complaint: str, hint: str = "") -> Callable[[str], str]:
+    """Give a parser that accepts the words that a pattern describes."""
+    def parse_word(text: str) -> str:
+        """Accept such a word."""
+        if not re.fullmatch(pattern, text):
+            raise UsageError(f"{shown(text)} {complaint}", hint)
+        return text
+    return parse_word
 
 
 def parse_app(text: str) -> str:
@@ -649,6 +671,19 @@ def bytes_of(amount: str) -> int:
     """Give an amount of memory in bytes; without a unit it is in MiB, as dokku has it."""
     number, unit = re.fullmatch(r"([0-9.]+)([bkmg]?)b?", amount).groups()  # type: ignore[union-attr]
     return int(float(number) * {"b": 1, "k": 2**10, "m": 2**20, "": 2**20, "g": 2**30}[unit])
+
+
+NAME, COMPONENT, TAG_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
+parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
+parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
+parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
+parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
+parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
+parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
+parse_image_repo = matching(rf"(?=.{{0,200}}$){COMPONENT}(?:/{COMPONENT})*", "can't be the name of an image", "use lower-case letters, digits and . _ - / between them")
+parse_repo_template = matching(rf"(?:{COMPONENT}|[/._-]|\{{\{{ ?\.AppName ?\}}\}})+", "can't be the name of an image", "write for example  apps/{{ .AppName }}")
+parse_extra_tags = matching(f"{TAG_NAME}(?:,{TAG_NAME})*", "is not a list of tags", "write for example  latest,stable")
 
 
 def parse_public_key(text: str) -> tuple[str, str]:
@@ -1539,6 +1574,16 @@ def read_docker_options(app: str) -> list[tuple[str, str]]:
     return [(phase, option) for phase, option in rows]
 
 
+def storage_folder(source: str = "") -> Path:
+    """Locate a folder of data/storage, or the record of an entry beside it; a path elsewhere on the host stays what it is."""
+    return ROOT / "data" / "storage" / source
+
+
+def read_mounts(path: Path) -> list[Mount]:
+    """Read mounts, one a line: MOUNTS of an app, or NAME.entry, which says what folders an entry has and where they are seen when nobody says otherwise."""
+    return [Mount(*line.split()) for line in read_lines(path)]
+
+
 def is_stopped(app: str) -> bool:
     """Say whether `ps:stop` stopped the app."""
     return (app_folder(app) / "STOPPED").exists()
@@ -1637,10 +1682,10 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("letsencrypt", "server", "default", parse_line, "the authority: default, staging or a directory URL"),
     Property("logs", "app-label-alias", "", parse_label, "one more label that carries the app's name, for log shippers"),
     Property("logs", "max-size", "10m", parse_size, "the size at which a container's log starts anew"),
-    Property("network", "attach-post-create", "", parse_line, "networks a container joins before it starts"),
-    Property("network", "attach-post-deploy", "", parse_line, "networks a container joins once it serves"),
+    Property("network", "attach-post-create", "", parse_networks, "networks a container joins before it starts"),
+    Property("network", "attach-post-deploy", "", parse_networks, "networks a container joins once it serves"),
     Property("network", "bind-all-interfaces", "false", parse_switch, "publish the app's port on every address of the host", "admin"),
-    Property("network", "initial-network", "", parse_line, "the network a container starts in"),
+    Property("network", "initial-network", "", parse_network, "the network a container starts in"),
     Property("network", "static-web-listener", "", parse_upstream, "an address:port that nginx forwards to instead of the app's processes"),
     Property("network", "tld", "", parse_domain, "the ending of the names by which processes find each other"),
     Property("nginx", "access-log-format", "", parse_nginx_word, "the name of a log_format; empty: nginx's own"),
@@ -1684,11 +1729,11 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("ps", "restore", "true", parse_switch, "start the app when the server starts"),
     Property("ps", "start-cmd", "", parse_line, "the command of web when no Procfile names one"),
     Property("ps", "stop-timeout-seconds", "30", parse_count, "seconds between SIGTERM and SIGKILL"),
-    Property("registry", "image-repo", "", parse_line, "the name under which the app's images are pushed"),
-    Property("registry", "image-repo-template", "", parse_line, "that name for every app, with {{ .AppName }} in it", "admin"),
-    Property("registry", "push-extra-tags", "", parse_line, "more tags to push, separated by commas"),
+    Property("registry", "image-repo", "", parse_image_repo, "the name under which the app's images are pushed"),
+    Property("registry", "image-repo-template", "", parse_repo_template, "that name for every app, with {{ .AppName }} in it", "admin"),
+    Property("registry", "push-extra-tags", "", parse_extra_tags, "more tags to push, separated by commas"),
     Property("registry", "push-on-release", "false", parse_switch, "push each release's image"),
-    Property("registry", "server", "", parse_line, "the registry to push to"),
+    Property("registry", "server", "docker.io", parse_registry, "the registry to push to"),
     Property("scheduler", "selected", "docker-local", one_of("docker-local"), "where processes run"),
     Property("scheduler", "shell", "/bin/sh", parse_path, "the shell that runs the lines of a Procfile, in the container"),
     Property("scheduler-docker-local", "init-process", "true", parse_switch, "run a small init as process 1 that reaps children"),
@@ -1705,6 +1750,14 @@ def property_of(app: str, noun: str, key: str) -> str:
     """Give the value that takes effect: the app's, else the server's, else the default."""
     own = read_text(property_file(app, noun, key)).strip()
     return own or read_text(property_file("--global", noun, key)).strip() or PROPERTIES[noun, key].default
+
+
+NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
+
+
+def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
+    """List the networks that an app's containers are in beside the product's own."""
+    return [name for name in dict.fromkeys(" ".join(property_of(app, "network", key) for key in keys).split()) if name != NETWORK]
 
 
 def property_rows(app: str, noun: str) -> dict[str, str]:
@@ -1894,8 +1947,8 @@ def make_network(text: str) -> str:
     return text
 
 
-def free_subnet() -> str:
-    """Find a subnet that neither a route of this host nor a network of Docker uses."""
+def free_subnet(prefix: int = 16) -> str:
+    """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
     import ipaddress
     words = output_of(["ip", "-4", "route"], check=False).split()
     pools = [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
@@ -1903,8 +1956,52 @@ def free_subnet() -> str:
     for word in [*words, *pools]:
         with contextlib.suppress(ValueError):
             used.append(ipaddress.ip_network(word, strict=False))
-    free = (text for text in SUBNETS if not any(net.version == 4 and net.overlaps(ipaddress.ip_network(text)) for net in used))
-    return next(free, SUBNETS[0])
+    subnets = (subnet for text in SUBNETS for subnet in ipaddress.ip_network(text).subnets(new_prefix=prefix))
+    return next((str(subnet) for subnet in subnets if not any(net.version == 4 and net.overlaps(subnet) for net in used)), SUBNETS[0])
+
+
+def shared_networks() -> list[str]:
+    """List the networks on record: those that network:create made."""
+    return sorted(path.name for path in (ROOT / "networks").glob("*"))
+
+
+def require_network(name: str) -> dict[str, Any]:
+    """Give what Docker knows of a network. Raises NotFound, in the words that clients look for."""
+    if row := next((row for row in engine().networks() if row["Name"] == name), None):
+        return row
+    raise NotFound("Network does not exist", "dokku network:list   lists them")
+
+
+def ensure_shared_network(name: str) -> None:
+    """Make a network that is on record and that Docker has not, on a subnet of our own choice: Docker's own pools end at about 30 networks."""
+    types = importlib.import_module("docker").types
+    with server_lock("network"), engine_errors(f"The network {name} can't be made"):
+        if name in shared_networks() and name not in [row["Name"] for row in engine().networks()]:
+            ipam = types.IPAMConfig(pool_configs=[types.IPAMPool(subnet=free_subnet(22))])
+            engine().create_network(name, driver="bridge", labels=OURS, ipam=ipam)
+
+
+def join_networks(identity: str, app: str, dyno: str, names: Iterable[str]) -> None:
+    """Connect a container to networks, in which others find it as APP.TYPE with the app's tld behind."""
+    alias = ".".join(filter(None, (app, dyno.rpartition(".")[0], property_of(app, "network", "tld"))))
+    for name in names:
+        ensure_shared_network(name)
+        with engine_errors(f"{dyno} of {app} can't join the network {name}"):
+            engine().connect_container_to_network(identity, name, aliases=[alias])
+
+
+def login_folder(app: str) -> Path:
+    """Locate the folder of docker's own file of logins, of an app or of the server."""
+    return ROOT / ".docker" if app == "--global" else app_folder(app) / "docker"
+
+
+@contextlib.contextmanager
+def logins_of(app: str) -> Iterator[dict[str, str]]:
+    """Give the environment in which docker knows the logins of an app, and below them the server's; gone afterwards."""
+    server, own = (read_json(login_folder(owner) / "config.json") for owner in ("--global", app))
+    with scratch_folder(app_folder(app), "tree.") as folder:
+        write_text(folder / "config.json", json.dumps({**server, "auths": {**server.get("auths", {}), **own.get("auths", {})}}), secret=True)
+        yield {**build_environment(), "DOCKER_CONFIG": str(folder)}
 
 
 OURS = {"com.dokku.managed-by": "dokku_py"}
@@ -1933,7 +2030,8 @@ def as_container(row: Mapping[str, Any]) -> Container:
     labels, network = row["Labels"], row["NetworkSettings"]["Networks"].get(NETWORK) or {}
     return Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), app=labels.get("com.dokku.app-name", ""),
                      dyno=labels.get("com.dokku.dyno", ""), incarnation=labels.get("com.dokku.incarnation", ""), state=row["State"],
-                     running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""))
+                     running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""),
+                     networks=tuple(row["NetworkSettings"]["Networks"]))
 
 
 def process_environment(release: Release, config: Mapping[str, str], dyno: str) -> dict[str, str]:
@@ -1967,18 +2065,23 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
                      kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
                      **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
-    client = engine()
-    words = docker_options_of(release.app, "run" if kind in ("run", "cron") else "deploy", dyno.rpartition(".")[0])
+    client, phase = engine(), "run" if kind in ("run", "cron") else "deploy"
+    words = docker_options_of(release.app, phase, dyno.rpartition(".")[0])
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
                                             **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
+    bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
+             for row in read_mounts(app_folder(release.app) / "MOUNTS") if phase in row.phases]  # one that is missing is an error: Docker makes none
+    host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
     endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
     environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
-        return client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation}")["Id"]
+        identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation}")["Id"]
+    join_networks(identity, release.app, dyno, networks_of(release.app, NETWORK_KEYS[:2] if kind == "deploy" else NETWORK_KEYS))
+    return identity
 
 
 def start_container(identity: str) -> None:
@@ -2095,16 +2198,17 @@ def tag_image(release: Release, tag: str) -> None:
 
 def tag_as(identity: str, reference: str) -> None:
     """Give an image one more name."""
-    name, _, tag = reference.partition(":")
-    engine().tag(identity, name, tag)
+    name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
+    with engine_errors(f"{reference} can't be the name of an image"):
+        engine().tag(identity, name, tag)
 
 
 def pull_image(reference: str) -> bool:
     """Pull an image; say whether a registry gave it."""
     docker = importlib.import_module("docker")
-    name, _, tag = reference.partition(":")
+    name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
     with contextlib.suppress(docker.errors.APIError):
-        engine().pull(name, tag=tag or "latest")
+        engine().pull(name, tag=tag)
     return bool(inspect_image(reference))
 
 
@@ -2147,9 +2251,9 @@ def build_environment() -> dict[str, str]:
 
 def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
     """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
-    with scratch_folder(app_folder(app), "tree.") as folder:
+    with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
         argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
-        stream(argv, env=build_environment())
+        stream(argv, env=environment)
         return read_text(folder / "id").strip()
 
 
@@ -2647,8 +2751,42 @@ def switch_to(release: Release) -> None:
         retire(release, workers, begin_probation(release, previous))
         render_crontab()
         keep_images(release.app)
+        agree_networks(release.app)
+        if not previous or previous.number != release.number:
+            push_release(release)
     except DokkuError as error:  # it is live: what is left to tidy must not say that it failed
         complain(error)
+
+
+def network_changes(app: str) -> list[tuple[Container, str, bool]]:
+    """List how the networks of an app's live processes differ from those on record: process, network, whether it must join."""
+    current, wanted = read_current(app), networks_of(app)
+    return [(row, name, name in wanted) for row in containers_of(app) if current and row.incarnation == current.incarnation
+            for name in dict.fromkeys([*wanted, *shared_networks()]) if (name in wanted) != (name in row.networks)]
+
+
+def agree_networks(app: str) -> None:
+    """Have the live processes of an app join and leave networks as it is on record."""
+    for row, name, joins in network_changes(app):
+        join_networks(row.id, app, row.dyno, [name]) if joins else engine().disconnect_container_from_network(row.id, name, force=True)
+
+
+def push_release(release: Release) -> None:
+    """Push the image of a release when the app wants that, under names that it has only meanwhile; a failure is told and undoes nothing."""
+    setting = functools.partial(property_of, release.app, "registry")
+    repo = re.sub(r"\{\{ ?\.AppName ?\}\}", release.app, setting("image-repo") or setting("image-repo-template") or f"dokku/{release.app}")
+    tags = dict.fromkeys([release.name, *filter(None, setting("push-extra-tags").split(","))])
+    for name in [f"{setting('server')}/{repo}:{tag}" for tag in tags] if setting("push-on-release") == "true" else ():
+        step(f"Pushing {name}")
+        known = inspect_image(name)
+        try:
+            tag_as(release.image, name)
+            with logins_of(release.app) as environment:
+                run([docker_command(), "push", "--quiet", name], env=environment, timeout=PUSH_SECONDS)
+        except DokkuError as error:
+            complain(DokkuError(f"{error.message}; the release is live all the same", error.hint))
+        finally:
+            untag_image(name) if not known else None
 
 
 def beside_retiring(release: Release) -> Release:
@@ -3002,6 +3140,8 @@ def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
     running = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.running}
     if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
         yield Disagreement(app, f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
+    if network_changes(app):
+        yield Disagreement(app, "its processes are not in the networks on record", functools.partial(agree_networks, app))
     latest = inspect_image(f"dokku/{app}:latest")
     if latest.get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
         yield Disagreement(app, "the image or processes lack their short names", functools.partial(name_current, current))
@@ -3093,6 +3233,7 @@ def start_app(app: str) -> None:
             stop_processes(app)
         raise
     remove_file(app_folder(app) / "STOPPED")
+    agree_networks(app)
     render_vhost(app)
     render_crontab()
 
@@ -3169,6 +3310,11 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
     return not caller.apps if not app else not caller.apps or app in caller.apps
 
 
+def may_share(caller: Caller, capability: str, users: Iterable[str]) -> bool:
+    """Say whether a caller may do something to what some apps share: who may do it to every app, or to one of those."""
+    return may(caller, capability) or any(may(caller, capability, app) for app in users)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 16 Declaring: what a command is, said once beside its body
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3176,7 +3322,7 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 class Arg(NamedTuple):
     """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed.
 
-    `unknown` collects the options that nothing else takes.
+    `unknown` collects the options that nothing else takes; `unless` names the option beside which it is not given.
     """
 
     name: str
@@ -3187,6 +3333,7 @@ class Arg(NamedTuple):
     default: Any = None
     raw: bool = False
     unknown: bool = False
+    unless: str = ""
 
 
 class Command(NamedTuple):
@@ -3236,8 +3383,8 @@ def declared(word: str) -> Command | None:
 LATER = frozenset("""acl backup certs clone
     developer domains:redirect:get domains:redirect:set git:allow-host git:auth git:auth-status
     git:from-archive git:from-image git:generate-deploy-key git:initialize git:load-image git:public-key git:status git:sync htpasswd http-auth
-    import:docker letsencrypt maintenance mariadb memcached mongo mongodb mysql network nginx:import-ssl postgres postgresql rabbitmq redirect redis
-    registry:login registry:logout ssh ssl storage volume""".split())
+    import:docker letsencrypt maintenance mariadb memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis
+    ssh ssl""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
 REFUSED = {
@@ -3348,6 +3495,7 @@ def parse_document(text: str) -> str:
 APP = Arg("app", parse_app)
 MAYBE_APP = Arg("app", parse_app, many="?")
 APP_OR_GLOBAL = Arg("app", parse_app_or_global)
+MAYBE_APP_OR_GLOBAL = APP_OR_GLOBAL._replace(many="?")
 PAIRS = Arg("pairs", parse_pair, many="+")
 KEYS = Arg("keys", parse_config_key, many="+")
 DOMAINS = Arg("domains", parse_domain, many="+")
@@ -3359,6 +3507,7 @@ ALL = Arg("everything", flags=("--all", "-A"), switch=True)
 TTL = Arg("seconds", parse_count, ("--ttl-seconds",), default="86400")
 FORCE = Arg("force", flags=("--force", "-f"), switch=True)
 FORMAT = Arg("style", flags=("--format",), default="text")
+WORDS = Arg("words", raw=True)
 
 FACTS: dict[str, Callable[[str], dict[str, str]]] = {}  # noun -> what its report says beside the properties
 LABELS = {"apps": "app"}  # nouns whose rows carry another prefix
@@ -3436,6 +3585,8 @@ def declare_reports() -> None:
             """Set a property of an app, or of the server with --global; without a value it is cleared."""
             if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
                 raise AccessDenied
+            if noun == "network":
+                guard_network(key, value, caller)
             change_property(noun, app, key, " ".join(value))
             step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(value)}")
         command(f"{noun}:set", APP_OR_GLOBAL, Arg("key"), Arg("value", many="*"), access="configure")(set_one)
@@ -3443,7 +3594,7 @@ def declare_reports() -> None:
         def report_one(app: str | None, flags: list[str], style: str, caller: Caller, noun: str = noun) -> None:
             """Print what is set and what is so, for one app or all; --NAME prints one bare value."""
             report(noun, app, flags, style, caller)
-        command(f"{noun}:report", APP_OR_GLOBAL._replace(many="?"), Arg("flags", unknown=True), FORMAT, access="view")(report_one)
+        command(f"{noun}:report", MAYBE_APP_OR_GLOBAL, Arg("flags", unknown=True), FORMAT, access="view")(report_one)
 
 
 # --- apps ---
@@ -3509,15 +3660,17 @@ def apps_exists(app: str) -> None:
 def apps_destroy(app: str, force: bool) -> None:
     """Remove an app: its processes, images, repository, config and releases.
 
-    Asks for the app's name on standard input, unless --force.
+    Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
     """
-    require_app(app)
+    kept = read_mounts(app_folder(require_app(app)) / "MOUNTS")
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
             raise DokkuError("That is not its name; nothing was removed")
     destroy_app(app)
     step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
+    for folder in dict.fromkeys(storage_folder(row.source) for row in kept):
+        detail(f"The data in {folder} is kept")
 
 
 def destroy_app(app: str) -> None:
@@ -4365,6 +4518,289 @@ def resource_facts(app: str) -> dict[str, str]:
     return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
 
 
+# --- storage: folders that outlive releases and apps, and that several apps may share ---
+
+
+def parse_mount(text: str) -> Mount:
+    """Accept NAME, /container, or /host:/container with :ro behind; a folder of data/storage stands for its entry."""
+    host, colon, rest = text.removeprefix(f"{storage_folder()}/").partition(":")
+    target, _, mode = rest.partition(":")
+    if not colon and host.startswith("/"):
+        return Mount("", "", parse_folder(host))
+    source = parse_folder(host) if host.startswith("/") else parse_entry(host)
+    return Mount(source, source, parse_folder(target) if colon else "-", mode=one_of("ro", "rw")(mode or "rw"))
+
+
+ENTRY, MOUNT = Arg("name", parse_entry), Arg("what", parse_mount)
+CHOWN = Arg("owner", parse_owner, ("--chown",), default="herokuish")
+CONTAINER_DIR = Arg("target", parse_folder, ("--container-dir",))
+READONLY = Arg("readonly", flags=("--readonly",), switch=True)
+PHASE = Arg("phases", one_of("deploy", "run", "deploy,run"), ("--phase",), default="deploy,run")
+
+
+def users_of(name: str) -> list[str]:
+    """List the apps that mount an entry."""
+    return [app for app in apps() if name in (row.entry for row in read_mounts(app_folder(app) / "MOUNTS"))]
+
+
+def read_entry(name: str, caller: Caller, capability: str = "configure") -> list[Mount]:
+    """Give the folders of an entry to a caller who may use it; paths elsewhere on the host are for administrators. Raises AccessDenied, then NotFound."""
+    rows = read_mounts(storage_folder(f"{name}.entry"))
+    if not may_share(caller, capability, users_of(name)) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
+        raise AccessDenied
+    if not rows:
+        raise NotFound(f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
+    return rows
+
+
+def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
+    """Give the words that run a command as root, in a short container without a network that sees one folder, as /data."""
+    make_base_image()
+    labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(time.time()) + 86400}.items()]
+    return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data",
+            own_base_images()[0], *words]
+
+
+@command("storage:create", CHOWN, ENTRY, Arg("folders", lambda path: Mount("", parse_folder(path)), many="*"), access="create",
+         also={"storage:ensure-directory": [CHOWN, ENTRY], "volume:create": [CHOWN, ENTRY, Arg("folders", parse_mount, many="+")]})
+def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
+    """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept.
+
+    volume:create takes paths in the container and makes a folder for each. --chown gives the folders to the user of herokuish images (the default),
+    heroku or packeto images, to root or a number; false leaves them as they are.
+    """
+    rows = [Mount(name, row.source or f"{name}.{number}".removesuffix(".0"), row.target) for number, row in enumerate(folders or [Mount("", "")])]
+    if any("/" in row.source for row in rows) and not may(caller, "admin"):
+        raise AccessDenied
+    if storage_folder(f"{name}.entry").exists() and rows != (rows := read_entry(name, caller)) and folders:
+        raise DokkuError(f"{name} is there already, with other folders", f"dokku storage:info {name}   shows it")
+    make_folder(storage_folder(), 0o700)
+    for row in rows:
+        step(f"Ensuring {storage_folder(row.source)} exists")
+        if "/" not in row.source:
+            make_folder(storage_folder(row.source))
+        if "/" not in row.source and owner != "false":  # only root may, in a container
+            run(in_folder(storage_folder(row.source), ["chown", "-R", "{0}:{0}".format(OWNERS.get(owner, owner)), "."]))
+    write_lines(storage_folder(f"{name}.entry"), map(" ".join, rows))
+    detail("Directory ready for mounting")
+
+
+@command("storage:destroy", FORCE, Arg("wipe", flags=("--destroy-host-dir",), switch=True), ENTRY, also=("volume:delete",))
+def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
+    """Forget storage that no app mounts. Its data is kept, and taken up by the next one of that name, but for --destroy-host-dir --force.
+
+    A path elsewhere on the host is always kept.
+    """
+    rows, users = read_entry(name, caller), users_of(name)
+    own = [row.source for row in rows if wipe and "/" not in row.source]
+    if users:
+        raise DokkuError(f"{name} is mounted by {', '.join(users)}", f"dokku storage:unmount {users[0]} {name}   frees it")
+    if own and not force:
+        raise DokkuError(f"This would remove the data of {name}; nothing was removed", "add --force when you mean it")
+    if own:
+        run(in_folder(storage_folder(), ["rm", "-rf", "--", *own]))
+    remove_file(storage_folder(f"{name}.entry"))
+    for row in rows:
+        detail(f"The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}")
+
+
+@command("storage:exec", ENTRY, WORDS, access="run")
+def storage_exec(name: str, words: list[str], caller: Caller) -> int:
+    """Run a command, or a shell, as root in a short container that sees an entry's first folder as /data."""
+    terminal = ["--interactive", *(["--tty"] if sys.stdin.isatty() else [])]
+    return attend(in_folder(storage_folder(read_entry(name, caller)[0].source), (words[1:] if words[:1] == ["--"] else words) or ["bash"], *terminal))
+
+
+def entry_facts(name: str) -> dict[str, str]:
+    """Say what is on record of an entry, and which apps mount it."""
+    rows = read_mounts(storage_folder(f"{name}.entry"))
+    paths, targets = " ".join(str(storage_folder(row.source)) for row in rows), " ".join(row.target for row in rows)
+    return {"name": name, "path": paths, "container-dir": targets, "apps": " ".join(users_of(name))}
+
+
+@command("storage:info", FORMAT, ENTRY, access="view", also={"volume:info": [FORMAT, ENTRY], "volume:list:apps": [ENTRY]})
+def storage_info(style: str | None, name: str, caller: Caller) -> None:
+    """Print where storage is, which apps mount it, and where when nobody says otherwise; volume:list:apps prints the apps only."""
+    known = entry_facts(read_entry(name, caller, "view")[0].entry)
+    if not style:
+        return say("\n".join(users_of(name))) if known["apps"] else None
+    return say_json(known) if style == "json" else say_table([[f"{key}:", value] for key, value in known.items()])
+
+
+@command("storage:list-entries", Arg("scheduler", one_of("docker-local"), ("--scheduler",)), FORMAT, access="view", also=("volume:list",))
+def storage_list_entries(scheduler: str | None, style: str) -> None:
+    """List the storage of this server."""
+    rows = [entry_facts(path.stem) for path in sorted(storage_folder().glob("*.entry"))]
+    say_json(rows) if style == "json" else [say(row["name"]) for row in rows]
+
+
+@facts("storage")
+def storage_facts(app: str) -> dict[str, str]:
+    """Say which folders an app's containers see, by phase, as docker's -v has it."""
+    rows = [] if app == "--global" else read_mounts(app_folder(app) / "MOUNTS")
+    binds = [(f"-v {storage_folder(row.source)}:{row.target}{':ro' if row.mode == 'ro' else ''}", row.phases) for row in rows]
+    return {f"storage-{phase}-mounts": " ".join(bind for bind, phases in binds if phase in phases) for phase in PHASES}
+
+
+@command("storage:list", FORMAT, APP, access="view")
+def storage_list(style: str, app: str) -> None:
+    """List the folders that an app's containers see."""
+    rows = read_mounts(app_folder(require_app(app)) / "MOUNTS")
+    if style == "json":
+        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in rows])
+    milestone(f"{app} volume bind-mounts:")
+    for bind in dict.fromkeys(bind for binds in storage_facts(app).values() for bind in binds.split("-v ")[1:]):
+        detail(bind.strip())
+    return None
+
+
+@command("storage:mount", CONTAINER_DIR, READONLY, PHASE, APP, MOUNT, access="configure", also=("volume:link",))
+def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
+    """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container.
+
+    --phase limits it to processes (deploy) or one-offs (run). Several apps may mount the same.
+    """
+    if "/" in what.entry and not may(caller, "admin"):
+        raise AccessDenied
+    rows, place = [what] if "/" in what.entry else read_entry(what.entry, caller), target or what.target.removeprefix("-")
+    wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
+    if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
+        raise UsageError("Say where containers see it, one path for one folder", "write for example  --container-dir /app/uploads")
+    with locked(require_app(app), "storage:mount"):
+        old = read_mounts(app_folder(app) / "MOUNTS")
+        for row in wanted:
+            if any(row.target == other.target and set(row.phases.split(",")) & set(other.phases.split(",")) for other in old):
+                raise DokkuError("Mount path already exists.", f"dokku storage:list {app}   shows what is mounted")
+            translate_options((f"--mount=type=bind,src={storage_folder(row.source)},dst={row.target}",))  # Docker says what is wrong with it
+        write_lines(app_folder(app) / "MOUNTS", map(" ".join, [*old, *wanted]))
+    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+
+
+@command("storage:unmount", CONTAINER_DIR, APP, MOUNT, access="configure", also=("volume:unlink",))
+def storage_unmount(target: str | None, app: str, what: Mount) -> None:
+    """Hide storage from an app, from the next deploy or restart on; its data is kept."""
+    with locked(require_app(app), "storage:unmount"):
+        rows, place = read_mounts(app_folder(app) / "MOUNTS"), target or what.target.removeprefix("-")
+        left = [row for row in rows if row.entry != what.entry or (place and row.target != place)]
+        if left == rows:
+            raise NotFound("Mount path does not exist.", f"dokku storage:list {app}   shows what is mounted")
+        write_lines(app_folder(app) / "MOUNTS", map(" ".join, left))
+    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+
+
+@command("storage:set", ENTRY, Arg("key", one_of("chown", "container-dir")), Arg("value", many="?"), access="configure")
+def storage_set(name: str, key: str, value: str | None, caller: Caller) -> None:
+    """Change storage: chown gives its files to a user, container-dir is where containers see it when nobody says otherwise."""
+    rows = read_entry(name, caller)
+    if key == "chown":
+        return storage_create(parse_owner(value or "false"), name, None, caller)
+    return write_lines(storage_folder(f"{name}.entry"), map(" ".join, [rows[0]._replace(target=parse_folder(value) if value else "-"), *rows[1:]]))
+
+
+@command("storage:migrate", Arg("dry", flags=("--dry-run",), switch=True), MAYBE_APP)
+def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
+    """Turn what docker-options mount (-v, --volume) into mounts of storage, of one app or all; --dry-run only says what."""
+    for name, phase, option in [(name, *row) for name in ([require_app(app)] if app else apps()) for row in read_docker_options(name)]:
+        if not (found := re.fullmatch(r"(?:-v|--volume)[ =](/[^ :]+:/[^ ]+)", option)) or phase not in PHASES[1:]:
+            continue
+        detail(f"{name} {phase}: {option}")
+        what = parse_mount(found[1])
+        if not dry:
+            storage_create("false", what.entry, None, caller) if "/" not in what.entry else None
+            storage_mount(None, False, phase, name, what, caller)
+            docker_options_remove(None, name, [phase], shlex.split(option), caller)
+
+
+# --- networks: apps meet in those that they share, and nowhere else ---
+
+
+NETWORK_NAME = Arg("name", parse_network)
+
+
+def guard_network(key: str, names: list[str], caller: Caller) -> None:
+    """Refuse a network that is not there, that of apps that are none of the caller's, and to all but administrators one that we did not make."""
+    for name in names if key in NETWORK_KEYS else ():
+        users = (app for app in apps() if name in networks_of(app))
+        if not may_share(caller, "configure", users) or not (name in shared_networks() or may(caller, "admin")):
+            raise AccessDenied
+        require_network(name)
+
+
+@command("network:create", NETWORK_NAME)
+def network_create(name: str) -> None:
+    """Make a network that network:set puts apps in."""
+    if name in [row["Name"] for row in engine().networks()]:
+        raise DokkuError(f"Network {name} exists already")
+    write_text(ROOT / "networks" / name, "")
+    ensure_shared_network(name)
+
+
+@command("network:destroy", NETWORK_NAME)
+def network_destroy(name: str) -> None:
+    """Remove a network that network:create made and no app is in."""
+    require_network(name)
+    if users := [app for app in apps() if name in networks_of(app)]:
+        raise DokkuError(f"{name} is the network of {', '.join(users)}", f"dokku network:set {users[0]} ...   takes it out")
+    if name not in shared_networks():
+        raise DokkuError(f"{name} was not made by network:create", f"docker network rm {name}   removes it")
+    with engine_errors(f"The network {name} can't be removed"):
+        engine().remove_network(name)
+    remove_file(ROOT / "networks" / name)
+
+
+@command("network:info", FORMAT, NETWORK_NAME, access="view", also={"network:exists": [NETWORK_NAME]})
+def network_info(style: str | None, name: str) -> None:
+    """Print what Docker knows of a network; network:exists says only that it is there, by the exit code too."""
+    row = require_network(name)
+    if not style:
+        return say("Network exists")
+    return say_json(row) if style == "json" else say_table([[f"{key}:", str(value)] for key, value in row.items()])
+
+
+@command("network:list", FORMAT, Arg("managed", flags=("--dokku-managed",), switch=True), access="view")
+def network_list(style: str, managed: bool) -> None:
+    """List Docker's networks, or those of network:create only."""
+    rows = [row for row in engine().networks() if not managed or row["Name"] in shared_networks()]
+    if style == "json":
+        return say_json(rows)
+    milestone("Networks")
+    return say("\n".join(sorted(row["Name"] for row in rows)))
+
+
+@command("network:rebuild", APP, access="operate", also={"network:rebuildall": ()})
+def network_rebuild(app: str | None) -> None:
+    """Put the running processes of an app, or of all, into the networks on record, and out of those that no longer are."""
+    each_app(app, not app, under_lock("network:rebuild", agree_networks))
+
+
+# --- registries: where base images come from and releases are pushed to ---
+
+
+REGISTRY = Arg("server", parse_registry)
+
+
+def registry_environment(app: str | None, caller: Caller) -> dict[str, str]:
+    """Give docker the environment in which it keeps the logins of an app, or those of the server, which are for administrators."""
+    if app in (None, "--global") and not may(caller, "admin"):
+        raise AccessDenied
+    return {**build_environment(), "DOCKER_CONFIG": str(make_folder(login_folder("--global" if app in (None, "--global") else require_app(app)), 0o700))}
+
+
+@command("registry:login", Arg("piped", flags=("--password-stdin",), switch=True), MAYBE_APP_OR_GLOBAL, REGISTRY, Arg("username", parse_line),
+         Arg("password", unless="--password-stdin"), access="configure")
+def registry_login(piped: bool, app: str | None, server: str, username: str, password: str | None, caller: Caller) -> None:
+    """Let an app, or the server and so every app, pull from and push to a registry; Docker keeps the password in a file that only this server reads."""
+    environment, secret = registry_environment(app, caller), sys.stdin.readline().rstrip("\n") if piped else password
+    run([docker_command(), "login", f"--username={username}", "--password-stdin", server], stdin=secret, env=environment)
+    step(f"Logged in to {server} as {username}")
+
+
+@command("registry:logout", MAYBE_APP_OR_GLOBAL, REGISTRY, access="configure")
+def registry_logout(app: str | None, server: str, caller: Caller) -> None:
+    """Forget the login of an app, or of the server, to a registry."""
+    detail(output_of([docker_command(), "logout", server], env=registry_environment(app, caller)))
+
+
 # --- tags ---
 
 
@@ -4529,7 +4965,6 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 
 ENV_PAIRS = Arg("pairs", parse_pair, ("-e", "--env"), many="*")
-WORDS = Arg("words", raw=True)
 
 
 @command("run", ENV_PAIRS, Arg("no_tty", flags=("--no-tty",), switch=True), Arg("force_tty", flags=("--force-tty",), switch=True), TTL, APP, WORDS,
@@ -5121,6 +5556,7 @@ def needs_words(row: Command) -> bool:
 
 def read_words(row: Command, words: list[str]) -> dict[str, Any]:
     """Read a command's words; --global stands in the app's place."""
+    row = row._replace(args=tuple(arg for arg in row.args if not arg.unless or arg.unless not in words))
     words = take_global_words(row, words)
     takes_global = next((arg for arg in row.args if arg.parse is parse_app_or_global), None)
     if "--global" in words and takes_global:

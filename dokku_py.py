@@ -5236,18 +5236,19 @@ def help_command(word: str | None, every: bool) -> None:
     row = declared(word or "")
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
-    rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not word or name in commands_of(word))]
+    rows = [(name, row) for name in sorted(commands_of(word) if word else COMMANDS) if (row := declared(name)) and row.access != "hook"]
     if not rows:
         raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
     say(f"dokku_py {VERSION}")
-    for row in rows:
-        say(f"    {row.name:24} {row.summary}")
+    for name, row in rows:
+        say(f"    {name:24} {row.summary}")
     return None
 
 
 def commands_of(noun: str) -> list[str]:
-    """List the commands of a noun."""
-    return [name for name in COMMANDS if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in COMMANDS))]
+    """List the commands of a noun, in every spelling."""
+    names = [*COMMANDS, *ALIASES]
+    return [name for name in names if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in names))]
 
 
 @command("document", Arg("kind", parse_document), local=True, access="local")

@@ -1969,7 +1969,7 @@ def require_network(name: str) -> dict[str, Any]:
     """Give what Docker knows of a network. Raises NotFound, in the words that clients look for."""
     if row := next((row for row in engine().networks() if row["Name"] == name), None):
         return row
-    raise NotFound("Network does not exist", "dokku network:list   lists them")
+    raise NotFound("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
 
 
 def ensure_shared_network(name: str) -> None:
@@ -1986,6 +1986,7 @@ def join_networks(identity: str, app: str, dyno: str, names: Iterable[str]) -> N
     alias = ".".join(filter(None, (app, dyno.rpartition(".")[0], property_of(app, "network", "tld"))))
     for name in names:
         ensure_shared_network(name)
+        require_network(name)  # a container that is not started yet may be connected to one that is not there
         with engine_errors(f"{dyno} of {app} can't join the network {name}"):
             engine().connect_container_to_network(identity, name, aliases=[alias])
 

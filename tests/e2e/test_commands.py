@@ -29,7 +29,7 @@ def test_a_property_is_set_seen_in_nginx_and_cleared(bare):
     assert bare.ok("nginx:report", "--nginx-client-max-body-size") == "7m\n"
     bare.ok("nginx:set", "client-max-body-size")
     assert "client_max_body_size 1m;" in bare.ok("nginx:show-config")
-    assert "valid ones: client-max-body-size, " in bare.refused("nginx:set", "colour", "red", code=2)
+    assert "valid ones: access-log-format, " in bare.refused("nginx:set", "colour", "red", code=2)
     assert "is not a size" in bare.refused("nginx:set", "client-max-body-size", "'1m; include /etc/passwd'", code=2)
 
 

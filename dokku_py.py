@@ -3510,7 +3510,7 @@ def ports_list(app: str) -> None:
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     if not inherited("DOKKU_QUIET_OUTPUT"):
         step(f"Port mappings for {app}")
-    say_table([["   ", "scheme", "host port", "container port"], *(["   ", row.scheme, str(row.host), str(row.container)] for row in rows)])
+    say_table([["  ", "scheme", "host port", "container port"], *(["  ", row.scheme, str(row.host), str(row.container)] for row in rows)])
 
 
 @command("ports:add", APP, MAPS, access="configure")

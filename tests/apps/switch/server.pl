@@ -1,6 +1,7 @@
 # A web server that misbehaves on demand, in what perl-base has; a child per request.
 #   At start:  SAYS=text (printed), CHATTER=lines, BOOT_SECONDS, EXIT_AT_START=code, BIND=address, IGNORE_TERM=1
 #   Paths:     / (GREETING)  /env/NAME  /print/TEXT  /slow/SECONDS  /status/CODE  /die  /headers  /health (UNHEALTHY)  /file/PATH
+#              /upgrade (to a protocol that echoes lines)
 use strict; use warnings; use Socket;
 $| = 1;
 $SIG{CHLD} = 'IGNORE';
@@ -31,6 +32,7 @@ while (1) {
     elsif ($word eq 'headers') { $body = $headers }
     elsif ($word eq 'health')  { ($status, $body) = $ENV{UNHEALTHY} ? (500, "sick\n") : (200, "all well\n") }
     elsif ($word eq 'file')    { local $/; my $file; ($status, $body) = open($file, '<', "/$rest") ? (200, scalar <$file>) : (404, "no file\n") }
+    elsif ($word eq 'upgrade') { syswrite $client, "HTTP/1.1 101 Switching\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n"; syswrite $client, $_ while <$client>; exit }
     syswrite $client, "HTTP/1.1 $status OK\r\nContent-Length: " . length($body) . "\r\nConnection: close\r\n\r\n$body";
     exit;
 }

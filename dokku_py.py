@@ -3508,9 +3508,11 @@ def ports_list(app: str) -> None:
     rows = own_maps(require_app(app))
     if not rows:
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
+    table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
     if not inherited("DOKKU_QUIET_OUTPUT"):
         step(f"Port mappings for {app}")
-    say_table([["  ", "scheme", "host port", "container port"], *(["  ", row.scheme, str(row.host), str(row.container)] for row in rows)])
+        table = [["  ", "scheme", "host port", "container port"], *table]
+    say_table(table)
 
 
 @command("ports:add", APP, MAPS, access="configure")
@@ -3611,7 +3613,9 @@ def nginx_reload() -> None:
 def nginx_stop() -> None:
     """Stop nginx: no app is reached until nginx:start, or the next command that nginx is needed for."""
     with server_lock("nginx"):
-        run(as_root(["/usr/sbin/service", "nginx", "stop"]))
+        said = output_of(as_root(["/usr/sbin/service", "nginx", "stop"]), check=False)
+        if worker_processes():
+            raise DokkuError(f"nginx runs on: {said}", "stop it as root: service nginx stop")
 
 
 def declare_nginx_logs() -> None:

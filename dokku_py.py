@@ -2586,7 +2586,7 @@ def mind(app: str) -> None:
     while app_exists(app) and (lock := try_lock(app_folder(app) / "minder")) is not None:
         tidy = False
         while app_exists(app) and (is_unsettled(app) or not tidy):
-            mind_once(app)
+            tidy = not mind_once(app) and tidy  # what it ended leaves addresses behind
             tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
             time.sleep(1.0 if tidy else 0.1)
         os.close(lock)
@@ -2599,9 +2599,9 @@ def is_unsettled(app: str) -> bool:
     return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
 
 
-def mind_once(app: str) -> None:
-    """End what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation."""
-    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
+def mind_once(app: str) -> bool:
+    """End what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation. Says whether it ended any."""
+    grace, ended = int(property_of(app, "ps", "stop-timeout-seconds")), False
     for line in read_lines(retiring_file(app)):
         record = json.loads(line)
         if time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"]):
@@ -2610,9 +2610,11 @@ def mind_once(app: str) -> None:
                 remove_container(identity)
             with server_lock("retiring"):
                 write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+            ended = True
             if current := read_current(app):
                 name_current(current)
     judge_probation(app)
+    return ended
 
 
 def crash_looping(release: Release) -> Container | None:

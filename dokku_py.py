@@ -82,19 +82,18 @@ BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
 TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it something is wrong
 BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildkit/memory.limit_in_bytes"),) if path.parents[2].is_dir()),
                    Path("/sys/fs/cgroup/docker/buildkit/memory.max"))  # cgroup v1, else v2
+UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
-RELEASES_KEPT = 50  # records in `releases`
 FAILURE_LINES = 50  # log lines shown when a process fails
 START_SECONDS = 60.0  # a web process without checks of its own listens within this
 STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
 PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
 PROBATION_RESTARTS = 3  # this many restarts in probation are a crash loop
 RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
-LOG_OPTIONS = {"max-size": "10m", "max-file": "3"}
+LOG_OPTIONS = {"max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
-QUARANTINE_SECONDS = 86400.0  # a push that is older than this has died
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
@@ -271,7 +270,8 @@ ZERO = "0" * 40
 class Check(NamedTuple):
     """How a process shows that it is fit: a path that answers, a port that listens, or staying up.
 
-    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first.
+    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first. Startup and
+    readiness checks decide about a release before it serves, liveness checks about a process that serves.
     """
 
     process: str = "web"
@@ -279,11 +279,21 @@ class Check(NamedTuple):
     content: str = ""
     command: tuple[str, ...] = ()
     uptime: float = 0.0
-    attempts: int = 0  # 0: as many as fit in START_SECONDS
+    attempts: float = 0  # 0: as many as fit in START_SECONDS; UNSET: as the properties say
     timeout: float = 5.0
     wait: float = 0.0  # 0: polls fast, backing off
     delay: float = 0.0
     port: int = 0
+    kind: str = "startup"
+    scheme: str = "http"
+    headers: tuple[tuple[str, str], ...] = ()
+    listening: bool = False
+
+    def settled(self, defaults: Mapping[str, str]) -> Check:
+        """Fill in what the check leaves open: what the properties say, else three patient attempts where something is asked."""
+        asks = bool(self.path or self.command)
+        builtin = {"attempts": 3 if asks else 0, "timeout": 5, "wait": 5 if asks else 0}
+        return self._replace(**{key: float(defaults[key] or value) for key, value in builtin.items() if getattr(self, key) == UNSET})
 
 
 class Release(NamedTuple):
@@ -304,7 +314,8 @@ class Release(NamedTuple):
     formation: Mapping[str, int] = {}
     checks: tuple[Check, ...] = ()
     port: int = DEFAULT_PORT
-    template: str = ""  # the vhost template of its tree, when it was allowed to bring one
+    template: str = ""  # the vhost template of its tree, rendered where that is allowed
+    scripts: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -500,6 +511,13 @@ def parse_label(text: str) -> str:
     return text
 
 
+def parse_tag(text: str) -> str:
+    """Accept a name for an image that is none of our own."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", text) or re.fullmatch(r"v[0-9]+|latest", text):
+        raise UsageError(f"{shown(text)} can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
+    return text
+
+
 def parse_port(text: str) -> int:
     """Accept a TCP port."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
@@ -509,9 +527,9 @@ def parse_port(text: str) -> int:
 
 def parse_proxy_port(text: str) -> int:
     """Accept a port of the host that anybody may choose."""
-    if parse_port(text) < 1024 and parse_port(text) not in (80, 443):
-        raise UsageError(f"{text} is a port of the system", "give 80, 443 or one from 1024 on; an administrator maps others with ports:set")
-    return int(text)
+    if (port := parse_port(text)) < 1024 and port not in (80, 443):
+        raise UsageError(f"{port} is a port of the system", "give 80, 443 or one from 1024 on; an administrator maps others with ports:set")
+    return port
 
 
 def parse_port_map(text: str) -> PortMap:
@@ -525,25 +543,14 @@ def parse_port_map(text: str) -> PortMap:
     return found
 
 
-def parse_port_or_map(text: str) -> int | PortMap:
-    """Accept a port of the host, or a whole map."""
-    return parse_port_map(text) if ":" in text else parse_port(text)
-
-
-# What a pushed template must not use: it reads or writes files of the host, some of them as root, or runs code in nginx.
-REFUSED_DIRECTIVE = re.compile(r"""(?:^|[;{}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
-                               r"""|(?:access|error)_log(?!\s+off\s*;))\b|(unix:)""", re.MULTILINE)
-
-
 def refuse_directives(text: str, logs: Iterable[str]) -> str:
-    """Give back what a pushed template was rendered to, when nothing in it reaches beyond the app; `logs` are the files it may log to.
+    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed.
 
     A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     """
-    harmless = text
-    for path in logs:
-        harmless = re.sub(rf"_log\s+{re.escape(path)}\s*;", "_log off;", harmless)
-    if found := REFUSED_DIRECTIVE.search(harmless):
+    allowed = "|".join(map(re.escape, ["off", *logs]))
+    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
+                          rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
         raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
     return text
 
@@ -640,6 +647,23 @@ def is_harmless(option: str) -> bool:
     return option.split()[0].partition("=")[0] in HARMLESS_OPTIONS
 
 
+RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
+WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
+
+
+def parse_resource(text: str) -> str:
+    """Accept an amount of cpu or memory: 0.5, 512m, 2g."""
+    if not re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,3})?(?:[bkmg]|[kmg]b)?", text.lower()):
+        raise UsageError(f"{shown(text)} is not an amount", "write for example  --cpu 0.5  or  --memory 512m")
+    return text.lower()
+
+
+def bytes_of(amount: str) -> int:
+    """Give an amount of memory in bytes; without a unit it is in MiB, as dokku has it."""
+    number, unit = re.fullmatch(r"([0-9.]+)([bkmg]?)b?", amount).groups()  # type: ignore[union-attr]
+    return int(float(number) * {"b": 1, "k": 2**10, "m": 2**20, "": 2**20, "g": 2**30}[unit])
+
+
 def parse_public_key(text: str) -> tuple[str, str]:
     """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it.
 
@@ -698,30 +722,52 @@ def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], wh
 
 
 def parse_healthchecks(app_json: Mapping[str, Any]) -> tuple[Check, ...]:
-    """Read the startup checks of app.json: `healthchecks: {type: [{...}]}`."""
+    """Read the checks of app.json: `healthchecks: {type: [{...}]}`."""
     checks = []
     for process_type, rows in member(app_json, "healthchecks", dict, "app.json", {}).items():
         parse_process_type(process_type)
         for row in rows if isinstance(rows, list) else [rows]:
             if not isinstance(row, dict):
                 raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
-            if row.get("type", "startup") == "startup":
-                checks.append(parse_healthcheck(process_type, row))
+            checks.append(parse_healthcheck(process_type, row))
     return tuple(checks)
 
 
 def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
-    """Read one startup check of app.json; the members are those dokku documents."""
-    number = functools.partial(member, row, kind=(int, float), what="app.json healthchecks")
-    path = member(row, "path", str, "app.json healthchecks", "")
-    command = member(row, "command", list, "app.json healthchecks", [])
+    """Read one check of app.json; the members are those dokku documents."""
+    what = "app.json healthchecks"
+    number = functools.partial(member, row, kind=(int, float), what=what)
+    path, kind, scheme = (member(row, key, str, what, default) for key, default in (("path", ""), ("type", "startup"), ("scheme", "http")))
+    if kind not in ("startup", "readiness", "liveness") or scheme.lower() not in ("http", "https"):
+        raise DokkuError(f"app.json: a healthcheck can't be of the type {shown(kind)} with the scheme {shown(scheme)}",
+                         "types: startup, readiness, liveness; schemes: http, https")
     if path and not re.fullmatch(r"/[!-~]*", path):
         raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
-    return Check(process=process_type, path=path, content=member(row, "content", str, "app.json healthchecks", ""),
-                 command=tuple(str(word) for word in command), uptime=float(number("uptime", default=0)),
-                 attempts=max(0, int(number("attempts", default=3 if path or command else 0))),
-                 timeout=float(number("timeout", default=5)), wait=float(number("wait", default=5 if path or command else 0)),
-                 delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)))
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=parse_check_headers(row),
+                 content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
+                 uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
+                 wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
+                 listening=row.get("listening") is True)
+
+
+def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Read the header fields that a check sends: a list of {name, value}."""
+    found = [(header.get("name"), header.get("value")) for header in member(row, "httpHeaders", list, "app.json healthchecks", []) if isinstance(header, dict)]
+    if bad := next((pair for pair in found if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
+        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
+    return tuple(found)
+
+
+SCRIPTS = ("predeploy", "postdeploy", "first")
+
+
+def parse_scripts(app_json: Mapping[str, Any]) -> dict[str, str]:
+    """Read the commands that app.json wants around a deploy: dokku's own each time, Heroku's postdeploy after the first."""
+    scripts = member(app_json, "scripts", dict, "app.json", {})
+    own = member(scripts, "dokku", dict, "app.json scripts", {})
+    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in SCRIPTS[:2]}
+    found["first"] = member(scripts, "postdeploy", str, "app.json scripts", "")
+    return {key: command for key, command in found.items() if command}
 
 
 def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
@@ -735,20 +781,24 @@ def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
 
 
 def parse_checks_file(text: str) -> tuple[Check, ...]:
-    """Read a CHECKS file: WAIT, TIMEOUT and ATTEMPTS settings, then `/path expected content` a line."""
-    settings = {"WAIT": 5.0, "TIMEOUT": 30.0, "ATTEMPTS": 5.0}
+    """Read a CHECKS file: WAIT, TIMEOUT and ATTEMPTS settings, then `[scheme:][//host]/path expected content` a line."""
+    settings = {"WAIT": float(UNSET), "TIMEOUT": 30.0, "ATTEMPTS": float(UNSET)}
     checks = []
     for line in text.splitlines():
         if setting := re.fullmatch(r"\s*(WAIT|TIMEOUT|ATTEMPTS)\s*=\s*([0-9]{1,6}(?:\.[0-9]+)?)\s*", line):
             settings[setting[1]] = float(setting[2])
         elif line.strip() and not line.lstrip().startswith("#"):
             address, _, content = line.strip().partition(" ")
-            path = re.sub(r"^(?:https?:)?//[^/]*", "", address) or "/"
-            if not re.fullmatch(r"/[!-~]*", path):
+            parts = re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)
+            if not parts:
                 raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
-            checks.append((path, content.strip()))
-    return tuple(Check(path=path, content=content, attempts=int(settings["ATTEMPTS"]) or 1, timeout=settings["TIMEOUT"],
-                       wait=settings["WAIT"]) for path, content in checks)
+            checks.append(Check(path=parts[3] or "/", scheme=parts[1] or "http", content=content.strip(), headers=(("Host", parts[2]),) if parts[2] else ()))
+    return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"], wait=settings["WAIT"]) for check in checks)
+
+
+def parse_scale_file(text: str) -> dict[str, int]:
+    """Read a DOKKU_SCALE file: `type=count` a line."""
+    return dict(parse_scale(line.strip()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
 def parse_base_images(dockerfile: str) -> list[str]:
@@ -924,15 +974,15 @@ def become(argv: Sequence[str]) -> NoReturn:
     os.execvp(argv[0], list(argv))
 
 
-def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: int) -> int:
+def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
     """Run git for an ssh client in a process group of its own, and end the group when the client goes away.
 
     A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we
-    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` is the
-    descriptor of the app's lock, handed down so that the lock lives until git has moved its refs.
+    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` are the
+    descriptors of locks, handed down so that they live until git has moved its refs.
     """
     import subprocess
-    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=[keep])
+    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=keep)
     while process.poll() is None:
         if reader_left(0.1):
             end_group(process)
@@ -1024,6 +1074,15 @@ def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -
     return failed
 
 
+def at_once(work: Callable[[str], Any], names: Sequence[str], count: int) -> list[Any]:
+    """Do work that waits on others for each name, so many at a time, in threads; give the results in order. The first error is raised."""
+    if len(names) < 2 or count < 2:
+        return [work(name) for name in names]
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, names))
+
+
 def fork_work(work: Callable[[str], None], name: str) -> int:
     """Begin work in a child; its exit code says whether it failed, its own lines say why."""
     sys.stdout.flush()
@@ -1094,11 +1153,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
-    import tempfile
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
+
+    The name beside holds our process id: `remove_dead_writes` knows by it what a killed process left.
+    """
+    beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "w", errors="surrogateescape") as file:
             os.fchmod(handle, 0o600 if secret else 0o644)
             file.write(text)
@@ -1106,9 +1167,17 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
             os.fsync(handle)
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_dead_writes(folder: Path) -> None:
+    """Remove what killed processes left half written or half removed in a folder and two levels below it."""
+    for path in (path for pattern in (".*.*", "*/.*.*", "*/*/.*.*") for path in folder.glob(pattern)):
+        writer = path.name.rpartition(".")[2]
+        if writer.isdigit() and not read_text(Path("/proc") / writer / "cmdline"):  # a zombie has none either
+            remove_folder(path) if path.is_dir() and not path.is_symlink() else remove_file(path)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -1138,8 +1207,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file that may not be there."""
-    path.unlink(missing_ok=True)
+    """Remove a file that may not be there, so that it is gone after a power cut too."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -1149,14 +1220,17 @@ def remove_folder(path: Path) -> None:
 
 
 def make_folder(path: Path, mode: int = 0o755) -> Path:
-    """Make sure that a folder exists."""
-    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    """Make sure that a folder exists, and still does after a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=mode, exist_ok=True)
+        sync_folder(path.parent)
     return path
 
 
 def rename_file(path: Path, target: Path) -> None:
     """Move a file or a folder to another name, in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     os.replace(path, target)
 
 
@@ -1252,6 +1326,13 @@ def try_lock(path: Path) -> int | None:
         return None
 
 
+def share_lock(path: Path) -> int:
+    """Take a lock together with others who share it; give the descriptor, which holds it until closed here and in every child."""
+    descriptor = open_lock(path)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
@@ -1305,15 +1386,25 @@ def read_release(app: str, number: int) -> Release | None:
     record = read_json(release_folder(app, number) / "release.json")
     if not record:
         return None
-    checks = tuple(Check(**{**check, "command": tuple(check["command"])}) for check in record.pop("checks"))
-    return Release(**{**record, "checks": checks})
+    checks = tuple(Check(**{**check, "command": tuple(check["command"]), "headers": tuple(map(tuple, check.get("headers", ())))})
+                   for check in record.pop("checks"))
+    return Release(**{**record, "app": app, "checks": checks})
 
 
-def write_release(release: Release, config: Mapping[str, str]) -> None:
-    """Write the record of a release: what it is and the config it runs with."""
+def write_release(release: Release, config: Mapping[str, str], own: Mapping[str, str] | None = None) -> None:
+    """Write the record of a release: what it is and the config it runs with; `own` becomes the app's own config once it is live."""
     folder = make_folder(release_folder(release.app, release.number))
+    if own is not None:
+        write_text(folder / "CONFIG", render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
     write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0})
+
+
+def keep_config(release: Release) -> None:
+    """Make the config that a release brought the app's own, now that the release is live."""
+    brought = release_folder(release.app, release.number) / "CONFIG"
+    if brought.exists():
+        rename_file(brought, config_file(release.app))
 
 
 def release_config(release: Release) -> dict[str, str]:
@@ -1351,10 +1442,11 @@ def mark_release(app: str, number: int, status: str) -> None:
 
 
 def release_status(app: str, number: int, current: Release | None) -> str:
-    """Say what became of a release."""
-    if current and current.number == number:
+    """Say what became of a release. Numbers only rise, so one above the live one has not been live."""
+    live = current.number if current else 0
+    if number == live:
         return "live"
-    return read_text(release_folder(app, number) / "STATUS").strip() or "replaced"
+    return read_text(release_folder(app, number) / "STATUS").strip() or ("replaced" if number < live else "unfinished")
 
 
 def read_scale(app: str) -> dict[str, int]:
@@ -1363,14 +1455,63 @@ def read_scale(app: str) -> dict[str, int]:
 
 
 def scale_of(app: str, release: Release) -> dict[str, int]:
-    """Say how many of each process type should run: ps:scale first, then app.json, then one web and none else."""
+    """Say how many of each process type should run: ps:scale first, then app.json or DOKKU_SCALE, then one web and none else."""
     wanted = {"web": 1, **release.formation, **read_scale(app)}
     return {kind: wanted.get(kind, 0) for kind in {"web": "", **release.procfile} if kind != "release"}
 
 
 def wanted_dynos(release: Release) -> list[str]:
-    """List the processes that should run: web.1, web.2, worker.1."""
-    return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) for index in range(1, count + 1)]
+    """List the processes that should run: web.1, web.2, worker.1; none of a type that was stopped by itself."""
+    stopped = read_lines(stopped_types_file(release.app))
+    return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) if kind not in stopped for index in range(1, count + 1)]
+
+
+def stopped_types_file(app: str) -> Path:
+    """Locate the list of the process types that `ps:stop` stopped while the rest of the app runs."""
+    return app_folder(app) / "STOPPED_TYPES"
+
+
+def read_check_modes(app: str) -> dict[str, str]:
+    """Read for which process types checks are disabled or skipped; `_all_` stands for every one."""
+    return dict(line.partition(" ")[::2] for line in read_lines(app_folder(app) / "CHECKS_OFF"))
+
+
+def check_mode(app: str, process_type: str) -> str:
+    """Say whether the checks of a process type are enabled, skipped or disabled."""
+    modes = read_check_modes(app)
+    return modes.get(process_type) or modes.get("_all_") or "enabled"
+
+
+def read_resources(app: str) -> dict[tuple[str, str, str], str]:
+    """Read what `resource:limit` and `resource:reserve` set: (limit or reserve, process type, resource) -> amount."""
+    rows = (line.split() for line in read_lines(app_folder(app) / "RESOURCES"))
+    return {(row[0], row[1], row[2]): row[3] for row in rows if len(row) == 4}
+
+
+def resource_of(app: str, kind: str, process_type: str, resource: str) -> str:
+    """Give the amount for a process type: its own, else the app's."""
+    rows = read_resources(app)
+    return rows.get((kind, process_type, resource)) or rows.get((kind, "_default_", resource), "")
+
+
+def read_tags(app: str) -> dict[str, int]:
+    """Read the names that `tag:add` gave to releases: name -> number."""
+    rows = (line.split() for line in read_lines(app_folder(app) / "TAGS"))
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def write_tags(app: str, tags: Mapping[str, int]) -> None:
+    """Keep the names of releases."""
+    write_lines(app_folder(app) / "TAGS", [f"{tag} {number}" for tag, number in sorted(tags.items())])
+
+
+def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
+    """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind."""
+    import shutil
+    left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
+    beside = ROOT / "apps" / f".{new}.{os.getpid()}"
+    shutil.copytree(app_folder(old), beside, ignore=left, symlinks=True)
+    rename_file(beside, app_folder(new))
 
 
 def docker_options_of(app: str, phase: str, process: str = "") -> list[str]:
@@ -1675,11 +1816,20 @@ def fetch_submodule(folder: Path, url: str, commit: str, path: str) -> None:
     fetch_submodules(folder, listing)
 
 
-def remove_quarantines(app: str) -> None:
-    """Remove what killed pushes left in the repository; a fresh one may belong to a push that arrives or waits right now."""
-    for folder in (repository_of(app) / "objects").glob("tmp_objdir-*"):
-        if time.time() - folder.stat().st_mtime > QUARANTINE_SECONDS:
-            remove_folder(folder)
+def begin_push(app: str) -> int:
+    """Note that a push lives, for as long as somebody holds the descriptor that this gives; first remove what killed ones left."""
+    remove_dead_pushes(app)
+    return share_lock(app_folder(app) / "pushes")
+
+
+def remove_dead_pushes(app: str) -> None:
+    """Remove git's quarantine and locks that killed pushes left in the repository; not while any push lives, arriving or waiting."""
+    lock = try_lock(app_folder(app) / "pushes")
+    if lock is not None:
+        repository = repository_of(app)
+        for path in (*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")):
+            remove_folder(path) if path.is_dir() else remove_file(path)
+        os.close(lock)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1754,9 +1904,15 @@ def free_subnet() -> str:
 OURS = {"com.dokku.managed-by": "dokku_py"}
 
 
+def log_config(app: str) -> dict[str, Any]:
+    """Bound the log of a container: three files of the app's size."""
+    return {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(app, "logs", "max-size")}}
+
+
 def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[str, str]:
     """Give the labels that identify a container; nothing else does."""
-    return {**OURS, "com.dokku.app-name": release.app, "com.dokku.process-type": dyno.rpartition(".")[0], "com.dokku.dyno": dyno,
+    alias = property_of(release.app, "logs", "app-label-alias")
+    return {**OURS, **({alias: release.app} if alias else {}), "com.dokku.app-name": release.app, "com.dokku.process-type": dyno.rpartition(".")[0], "com.dokku.dyno": dyno,
             "com.dokku.container-type": kind, "com.dokku.release": release.name, "com.dokku.incarnation": release.incarnation}
 
 
@@ -1784,19 +1940,35 @@ def process_environment(release: Release, config: Mapping[str, str], dyno: str) 
 def process_command(release: Release, process_type: str) -> list[str] | None:
     """Give the command of a process type; None is the image's own."""
     command = release.procfile.get(process_type)
-    return ["/bin/sh", "-c", command] if command else None
+    if process_type == "web" and not command:
+        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
+    return shell_command(release.app, command) if command else None
 
 
-def create_container(release: Release, dyno: str, *, config: Mapping[str, str], address: str = "", command: list[str] | None = None,
+def shell_command(app: str, command: str) -> list[str]:
+    """Give the words that run a line in a container of the app."""
+    return [property_of(app, "scheduler", "shell"), "-c", command]
+
+
+def resource_limits(app: str, process_type: str) -> dict[str, Any]:
+    """Give what `resource:limit` and `resource:reserve` mean to Docker."""
+    limit, reserve = (functools.partial(resource_of, app, kind, process_type) for kind in ("limit", "reserve"))
+    wanted = {"mem_limit": limit("memory"), "memswap_limit": limit("memory-swap"), "mem_reservation": reserve("memory")}
+    cpu = {"nano_cpus": int(float(limit("cpu")) * 10**9)} if limit("cpu") else {}
+    return {**{key: bytes_of(amount) for key, amount in wanted.items() if amount}, **cpu}
+
+
+def create_container(release: Release, dyno: str, *, config: Mapping[str, str] | None, address: str = "", command: list[str] | None = None,
                      kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
-                     **host: Any) -> str:
-    """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv."""
+                     published: Sequence[str] = (), **host: Any) -> str:
+    """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
     client = engine()
-    words = docker_options_of(release.app, "run" if kind == "run" else "deploy", dyno.rpartition(".")[0])
+    words = docker_options_of(release.app, "run" if kind == "run" else "deploy", dyno.rpartition(".")[0]) + [f"--publish={port}" for port in published]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
-    host_config = client.create_host_config(init=True, log_config={"type": "json-file", "config": LOG_OPTIONS}, **host) | reach
+    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
+                                            **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
     endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
-    environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | process_environment(release, config, dyno)
+    environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
@@ -1810,11 +1982,38 @@ def start_container(identity: str) -> None:
         engine().start(identity)
 
 
+def exec_lines(identity: str, command: list[str], environment: Mapping[str, str], what: str) -> Iterator[str]:
+    """Run a command in a running container and give its lines as they come. Raises DokkuError when it fails."""
+    begun = engine().exec_create(identity, command, environment=dict(environment))["Id"]
+    rest = b""
+    for chunk in engine().exec_start(begun, stream=True):
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace").rstrip("\r") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
+    if code := engine().exec_inspect(begun)["ExitCode"]:
+        raise DokkuError(f"The {what} command ended with exit code {code}")
+
+
+def commit_container(identity: str, image: str) -> str:
+    """Make an image of a container as it stands, that starts as its own image did; give its id."""
+    config = inspect_image(image)["Config"]
+    start = [f"{word.upper()} {json.dumps(config.get(word) or [])}" for word in ("Entrypoint", "Cmd")]
+    labels = [f"LABEL {key}=" for key in inspect_container(identity)["Config"]["Labels"] if key.startswith("com.dokku.") and key not in OURS]
+    return engine().commit(identity, changes=[*start, *labels])["Id"]
+
+
 def stop_container(identity: str, grace: int) -> None:
     """End a container: SIGTERM, and SIGKILL after the grace (seconds). One that is gone is fine."""
     docker = importlib.import_module("docker")
     with contextlib.suppress(docker.errors.NotFound):
         engine().stop(identity, timeout=grace)
+
+
+def restart_container(identity: str, grace: int) -> None:
+    """End a container as `stop_container` does, and start it again."""
+    with engine_errors("A container can't be restarted"):
+        engine().restart(identity, timeout=grace)
 
 
 def remove_container(identity: str) -> None:
@@ -1846,6 +2045,18 @@ def inspect_container(identity: str) -> dict[str, Any]:
     return inspect_or_nothing(engine().inspect_container, identity)
 
 
+def last_exit_code(identity: str) -> str:
+    """Give the exit code with which a container ended last, also when Docker has started it again since; else nothing."""
+    ended = engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters={"container": identity, "event": "die"}, decode=True)
+    return next((event["Actor"]["Attributes"].get("exitCode", "") for event in reversed(list(ended))), "")
+
+
+def address_of(identity: str) -> str:
+    """Give the address that Docker gave a container on our network."""
+    networks = inspect_container(identity).get("NetworkSettings", {}).get("Networks", {})
+    return (networks.get(NETWORK) or {}).get("IPAddress", "")
+
+
 def inspect_image(reference: str) -> dict[str, Any]:
     """Give what Docker knows of an image; nothing when it is not there."""
     return inspect_or_nothing(engine().inspect_image, reference)
@@ -1870,9 +2081,10 @@ def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tupl
             yield at, text
 
 
-def tag_image(release: Release) -> None:
-    """Name the image after its release and as the app's latest: names keep it from every clean-up."""
-    for tag in (release.name, "latest"):
+def tag_image(release: Release, tag: str) -> None:
+    """Name the image of a release: v12, and `latest` once it is live. Names keep it from every clean-up; one that is gone gets none."""
+    docker = importlib.import_module("docker")
+    with contextlib.suppress(docker.errors.NotFound):
         engine().tag(release.image, f"dokku/{release.app}", tag)
 
 
@@ -1891,11 +2103,24 @@ def pull_image(reference: str) -> bool:
     return bool(inspect_image(reference))
 
 
+def tags_of(app: str) -> list[str]:
+    """List the names under which the app's images are kept: v12, latest, and those of tag:add."""
+    found = engine().images(name=f"dokku/{app}")
+    return sorted(name.rpartition(":")[2] for row in found for name in row["RepoTags"] or () if name.startswith(f"dokku/{app}:"))
+
+
 def untag_image(reference: str) -> None:
     """Take a name from an image; the last name takes the image along, unless a container uses it."""
     docker = importlib.import_module("docker")
     with contextlib.suppress(docker.errors.APIError):
         engine().remove_image(reference)
+
+
+def drop_images(app: str, number: int) -> None:
+    """Take the name from a release's image, and remove those of the app that have no name: their builds ended before they got one."""
+    untag_image(f"dokku/{app}:v{number}")
+    for image in engine().images(filters={"dangling": True, "label": [f"com.dokku.app-name={app}"]}):
+        untag_image(image["Id"])
 
 
 def exposed_port(image: Mapping[str, Any]) -> int:
@@ -2027,19 +2252,14 @@ def host_ports(app: str) -> set[int]:
     return {row.host for row in port_maps(app)}
 
 
-def port_holder(app: str, port: int, had: bool) -> str:
-    """Name what keeps a port of the host from an app: an app with which it can't share it by names, or another program."""
-    others = [other for other in apps() if other != app and port in host_ports(other)]
-    if rival := next((other for other in others if not (is_by_name(app) and is_by_name(other))), ""):
-        return rival
-    user = None if had or others or port in (80, 443) else listening_ports().get(port)
-    return "" if user is None else f"a program of the user {pwd.getpwuid(user).pw_name}"
-
-
 def require_ports(app: str, had: set[int]) -> None:
-    """Refuse ports of the host that something else has; `had` are those the app is served on already. Raises DokkuError."""
+    """Refuse ports of the host that another program has, or an app with which they can't be shared by name; the app is served on `had` already."""
     for port in sorted(host_ports(app)):
-        if holder := port_holder(app, port, port in had):
+        others = [other for other in apps() if other != app and port in host_ports(other)]
+        holder = next((other for other in others if not (is_by_name(app) and is_by_name(other))), "")
+        if not others and port not in had | {80, 443} and (user := listening_ports().get(port)) is not None:
+            holder = f"a program of the user {pwd.getpwuid(user).pw_name}"
+        if holder:
             raise DokkuError(f"{port} is used by {holder}", f"choose another port: dokku ports:set {app} http:PORT:PORT")
 
 
@@ -2115,8 +2335,14 @@ def reload_nginx() -> list[Worker]:
     return old
 
 
+def clear_candidates() -> None:
+    """Remove what a killed test left: a bad candidate of one app would have nginx refuse all others. Only under nginx's lock."""
+    for leftover in (ROOT / "nginx" / "candidate").glob("*"):
+        remove_file(leftover)
+
+
 def test_candidate(name: str, text: str) -> None:
-    """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses."""
+    """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses. Only under nginx's lock."""
     candidate = ROOT / "nginx" / "candidate" / Path(name).name
     write_text(candidate, text)
     if name != SERVER_CONF:
@@ -2132,24 +2358,30 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
     """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers.
 
     A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
+    UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
     One that is served already is left alone, unless `anew`: what it includes may have changed.
     """
-    target, candidate = ROOT / "nginx" / name, ROOT / "nginx" / "candidate" / Path(name).name
+    folder = ROOT / "nginx"
+    target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
+        clear_candidates()
         old = read_text(target)
-        if old == text and not anew:
+        if old == text and not anew and not unseen.exists():
             return []
         if text:
             test_candidate(name, text)
+        append_line(unseen, name)
         if moves_address(old, text):
             remove_file(target)
             serve_vhosts()
         rename_file(candidate, target) if text else remove_file(target)
         try:
-            return serve_vhosts()
+            workers = serve_vhosts()
         except DokkuError:
             write_text(target, old) if old else remove_file(target)
             raise
+        remove_file(unseen)
+        return workers
 
 
 def moves_address(old: str, new: str) -> bool:
@@ -2163,25 +2395,26 @@ def serve_vhosts() -> list[Worker]:
     try:
         return reload_nginx()
     except ToolFailed:
-        for path, error in refused_vhosts():
-            quarantine(path, error)
+        quarantine_vhosts()
         return reload_nginx()
 
 
-def refused_vhosts(app: str = "*") -> Iterator[tuple[Path, DokkuError]]:
-    """Find the vhosts that nginx refuses, of one app or of all, each tested alone."""
+def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
+    """Name the vhosts that nginx refuses, each tested alone, and move them out of its way unless told not to; say how many. Only under nginx's lock.
+
+    So one app never keeps the others from serving.
+    """
+    refused = 0
     for path in sorted((ROOT / "nginx").glob(f"{app}.conf")):
+        clear_candidates()
         try:
             test_candidate(path.name, read_text(path))
         except DokkuError as error:
-            yield path, error
-        remove_file(ROOT / "nginx" / "candidate" / path.name)
-
-
-def quarantine(path: Path, error: DokkuError) -> None:
-    """Move a vhost out of nginx's way, so that one app never keeps the others from serving, and say why."""
-    rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
-    complain(error)
+            refused += 1
+            complain(error)
+            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None
+    clear_candidates()
+    return refused
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2193,13 +2426,10 @@ def start_process(release: Release, dyno: str, subnet: str) -> Container:
     process_type = dyno.rpartition(".")[0]
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
-    published = [word.split(":") for word in published_ports(release)] if dyno == "web.1" else []
-    bindings: dict[int, list[tuple[str, int]]] = {}
-    for host, port, inner in published:
-        bindings.setdefault(int(inner), []).append((host, int(port)))
+    published = published_ports(release) if dyno == "web.1" else []
     identity = create_container(release, dyno, config=release_config(release), address=address, command=process_command(release, process_type),
-                                labels={"com.dokku.published": " ".join(map(":".join, published))}, options={"ports": list(bindings)},
-                                restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)}, port_bindings=bindings)
+                                labels={"com.dokku.published": " ".join(published)}, published=published,
+                                restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
     return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation}", app=release.app, dyno=dyno,
                      incarnation=release.incarnation, running=True, address=address)
@@ -2209,16 +2439,18 @@ def start_missing(release: Release) -> list[Container]:
     """Start what should run and does not: containers that ended are started again, missing ones created."""
     subnet = ensure_network()
     have = {container.dyno: container for container in containers_of(release.app) if container.incarnation == release.incarnation}
-    started = []
-    for dyno in wanted_dynos(release):
-        container = have.get(dyno)
-        if container and not container.running:
+
+    def start(dyno: str) -> Container:
+        """Start one of them."""
+        if container := have.get(dyno):
             start_container(container.id)
-            started.append(container._replace(running=True))
-        elif not container:
-            detail(f"Starting {dyno} of {release.name}")
-            started.append(start_process(release, dyno, subnet))
-    return started
+            return container._replace(running=True)
+        return start_process(release, dyno, subnet)
+
+    missing = [dyno for dyno in wanted_dynos(release) if dyno not in have or not have[dyno].running]
+    for dyno in missing:
+        detail(f"Starting {dyno} of {release.name}")
+    return at_once(start, missing, int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2246,30 +2478,39 @@ def make_base_image(anew: bool = False) -> None:
     full, slim = own_base_images()
     with server_lock("images"):
         if not anew and all(inspect_image(name) or pull_image(name) for name in (full, slim)):
-            return detail(f"{full} is there; --force makes it anew")
+            return None
         step(f"Building {full} from this host's package sources")
         label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
         identity = pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", full]).strip()
         tag_as(identity, slim)
-        detail(f"{full} and {slim} are ready")
     return None
 
 
-def build_image(release: Release, tree: Path) -> Release:
-    """Build a tree; give the release with its image and the port that the image exposes."""
-    if not (tree / "Dockerfile").is_file():
-        raise DokkuError("There is no Dockerfile at the top of the tree", "add one and push again")
+def build_folder(app: str, tree: Path) -> Path:
+    """Choose the folder of the tree that is built: all of it, or the one that builder build-dir names."""
+    folder = (tree / property_of(app, "builder", "build-dir")).resolve()
+    if not folder.is_dir() or not folder.is_relative_to(tree.resolve()):
+        raise DokkuError(f"There is no folder {property_of(app, 'builder', 'build-dir')} in the tree", f"dokku builder:set {app} build-dir   sets it back")
+    return folder
+
+
+def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
+    """Build a tree, without any cache when `anew`; give the release with its image and the port that the image exposes."""
+    name = property_of(release.app, "builder-dockerfile", "dockerfile-path")
+    if not (tree / name).is_file() or not (tree / name).resolve().is_relative_to(tree.resolve()):
+        raise DokkuError(f"There is no {name} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
+    options = [*docker_options_of(release.app, "build"), *(["--no-cache"] if anew else []), "--file", str(tree / name)]
     with build_slot():
         require_disk()
-        ensure_base_images(read_tree_file(tree, "Dockerfile"))
-        image = build_with_dockerfile(release.app, tree, docker_options_of(release.app, "build"))
+        ensure_base_images(read_tree_file(tree, name))
+        image = build_with_dockerfile(release.app, tree, options)
     return release._replace(image=image, port=exposed_port(inspect_image(image)))
 
 
 def read_tree_file(tree: Path, name: str) -> str:
     """Read a small text file of a pushed tree; links are not followed out of the tree."""
     path = tree / name
-    if not path.resolve().is_relative_to(tree.resolve()) or path.is_symlink() or not path.is_file():
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(tree)) or path.is_symlink() or not path.is_file():
         return ""
     if path.stat().st_size > 2**20:
         raise DokkuError(f"{name} is larger than 1 MiB", "that file holds settings only")
@@ -2277,17 +2518,12 @@ def read_tree_file(tree: Path, name: str) -> str:
 
 
 def read_tree(release: Release, tree: Path) -> Release:
-    """Read what the tree says of its processes: Procfile, app.json, CHECKS. Bad files are refused before the build."""
-    app_json = parse_json_object(read_tree_file(tree, "app.json") or "{}", "app.json")
-    checks = parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS"))
-    return release._replace(procfile=parse_procfile(read_tree_file(tree, "Procfile")), formation=parse_formation(app_json), checks=checks)
-
-
-def read_template(release: Release, tree: Path) -> Release:
-    """Keep the vhost template of the tree with the release, where an administrator allows that to the app."""
-    if property_of(release.app, "nginx", "allow-template") != "true":
-        return release
-    return release._replace(template=read_tree_file(tree, property_of(release.app, "nginx", "nginx-conf-sigil-path")))
+    """Read what the tree says of its processes: Procfile, app.json, CHECKS, and its vhost template. Bad files are refused before the build."""
+    app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
+    return release._replace(procfile=parse_procfile(read_tree_file(tree, property_of(release.app, "ps", "procfile-path"))),
+                            template=read_tree_file(tree, property_of(release.app, "nginx", "nginx-conf-sigil-path")),
+                            formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json),
+                            checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2297,9 +2533,11 @@ def read_template(release: Release, tree: Path) -> Release:
 def ask_path(address: str, port: int, check: Check) -> str:
     """Ask a path once; give what is wrong, or nothing."""
     import http.client
-    connection = http.client.HTTPConnection(address, port, timeout=check.timeout)
+    import ssl
+    connection = http.client.HTTPConnection(address, port, timeout=check.timeout) if check.scheme == "http" else http.client.HTTPSConnection(
+        address, port, timeout=check.timeout, context=ssl._create_unverified_context())  # noqa: S323 - it is our own container
     try:
-        connection.request("GET", check.path, headers={"User-Agent": "dokku_py"})
+        connection.request("GET", check.path, headers={"User-Agent": "dokku_py", **dict(check.headers)})
         answer = connection.getresponse()
         body = answer.read(2**20).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
@@ -2328,13 +2566,15 @@ def ask_command(container: Container, check: Check) -> str:
     return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else ""
 
 
-def ask_once(container: Container, port: int, check: Check) -> str:
-    """Ask once what a check asks for; give what is wrong, or nothing."""
+def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
+    """Ask once what a check asks for; give what is wrong, or nothing, and whether there was somebody to ask yet."""
     if check.command:
-        return ask_command(container, check)
-    if not container.address:
-        return ""
-    return ask_path(container.address, check.port or port, check) if check.path else ask_port(container.address, check.port or port, check.timeout)
+        return ask_command(container, check), True
+    if check.process != container.process_type or (check.process != "web" and not check.path and not check.listening):
+        return "", True
+    address = container.address or address_of(container.id)
+    silence = ask_port(address, check.port or port, check.timeout)
+    return (silence, False) if silence or not check.path else (ask_path(address, check.port or port, check), True)
 
 
 def process_trouble(container: Container) -> str:
@@ -2346,12 +2586,15 @@ def process_trouble(container: Container) -> str:
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
         return ""
     killed = ", out of memory" if state["OOMKilled"] else ""
-    return f"it ended with exit code {state['ExitCode']}{killed}"
+    return f"it ended with exit code {last_exit_code(container.id) or state['ExitCode']}{killed}"
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
-    """List what a process must pass: its own checks, else listening for web and staying up for others."""
-    own = [check for check in release.checks if check.process == container.process_type]
+    """List what a process must pass before it serves: its own checks, else listening for web and staying up for others."""
+    defaults = {key: property_of(release.app, "checks", key) for key in ("attempts", "timeout", "wait")}
+    if check_mode(release.app, container.process_type) != "enabled":
+        return [Check(process="", uptime=float(property_of(release.app, "checks", "default-wait")))]
+    own = [check.settled(defaults) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
     if own:
         return own
     return [Check()] if container.process_type == "web" else [Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
@@ -2359,50 +2602,68 @@ def checks_for(release: Release, container: Container) -> list[Check]:
 
 def wait_until_healthy(release: Release, container: Container) -> None:
     """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
-    port = port_of(release)
     for check in checks_for(release, container):
-        began, attempt, pause = time.monotonic(), 0, 0.005
         time.sleep(check.delay)
-        while True:
-            time.sleep(check.uptime)
-            trouble = process_trouble(container)
-            if trouble:
-                raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
-            attempt += 1
-            wrong = ask_once(container, port, check)
-            if not wrong:
-                break
-            spent = time.monotonic() - began
-            if (attempt >= check.attempts) if check.attempts else (spent > START_SECONDS):
-                raise DokkuError(f"{container.dyno} of {release.name} is not fit after {attempt} attempts in {spent:.0f} s: {wrong}",
-                                 "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
-            time.sleep(check.wait or pause)
-            pause = min(pause * 1.5, 1.0)
+        wait_for_check(release, container, check)
+
+
+def wait_for_check(release: Release, container: Container, check: Check) -> None:
+    """Wait until a process passes one check. A port that does not listen yet is polled fast and costs no attempt."""
+    port, began, asked, pause = port_of(release), time.monotonic(), 0, 0.005
+    patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
+    while True:
+        time.sleep(check.uptime)
+        if trouble := process_trouble(container):
+            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
+        wrong, answered = ask_once(container, port, check)
+        if not wrong:
+            return
+        asked += answered
+        spent = time.monotonic() - began
+        if spent > patience or (check.attempts and asked >= check.attempts):
+            raise DokkuError(f"{container.dyno} of {release.name} is not fit after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
+                             "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
+        time.sleep(check.wait if answered else pause)
+        pause = min(pause * 1.5, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 14 Releases: deploy, bring up, retire, converge
 # ---------------------------------------------------------------------------------------------------------------------
 
-def deploy(app: str, commit: str, by: str, reason: str = "push") -> None:
+def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = False) -> None:
     """Make a pushed commit the running release, or leave everything as it was.
 
     Until go_live nothing the world can see has changed; record is the commit point; what follows is tidying.
     """
+    refuse_locked(app)
     tell_of_rollback(app)
     release = new_release(app, commit=commit, by=by, reason=reason)
     with build_log(release):
         with checkout(app, commit) as tree:
-            release = read_template(read_tree(release, tree), tree)
+            folder = build_folder(app, tree)
+            release = read_tree(release, folder)
             step(f"Building {app} {release.name} from its Dockerfile")
-            release = build_image(release, tree)
+            release = run_predeploy(build_image(release, folder, anew))
         write_release(release, merged_config(app))
-        tag_image(release)
-        run_release_task(release)
+        tag_image(release, release.name)
+        run_task(release, "release", release.procfile)
         switch_to(release)
+        run_postdeploy(release)
     milestone("Application deployed:")
     for url in urls_of(app):
         detail(url)
+
+
+def lock_file(app: str) -> Path:
+    """Locate the note that `apps:lock` leaves: who keeps deploys out, since when."""
+    return app_folder(app) / "LOCKED"
+
+
+def refuse_locked(app: str) -> None:
+    """Refuse to deploy an app that somebody locked."""
+    if lock_file(app).exists():
+        raise DokkuError(f"{app} is locked by {read_text(lock_file(app)).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
 
 
 def tell_of_rollback(app: str) -> None:
@@ -2433,17 +2694,17 @@ def build_log(release: Release) -> Iterator[None]:
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
                 mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
-            untag_image(f"dokku/{release.app}:{release.name}")
+            drop_images(release.app, release.number)
             raise
 
 
-def run_release_task(release: Release) -> None:
-    """Run the Procfile's `release:` in a container of the new image. Raises DokkuError when it fails."""
-    if "release" not in release.procfile:
+def run_task(release: Release, name: str, commands: Mapping[str, str]) -> None:
+    """Run one of an app's own commands, when there is one, in a container of the new image. Raises DokkuError when it fails."""
+    if name not in commands:
         return
-    step("Running the release command")
+    step(f"Running the {name} command")
     ensure_network()
-    identity = create_container(release, "release.1", config=release_config(release), command=process_command(release, "release"), kind="release")
+    identity = create_container(release, f"{name}.1", config=release_config(release), command=shell_command(release.app, commands[name]), kind="release")
     try:
         start_container(identity)
         for line in engine().logs(identity, stream=True, follow=True):
@@ -2452,17 +2713,47 @@ def run_release_task(release: Release) -> None:
     finally:
         remove_container(identity)
     if code:
-        raise DokkuError(f"The release command ended with exit code {code}", "the old release goes on serving")
+        raise DokkuError(f"The {name} command ended with exit code {code}")
+
+
+def run_predeploy(release: Release) -> Release:
+    """Run app.json's predeploy in the new image and keep what it leaves behind; give the release with that image.
+
+    The command gets the config, the container never had it: so no secret is in the image that is made of it.
+    """
+    if not (command := release.scripts.get("predeploy")):
+        return release
+    step("Running the predeploy command")
+    ensure_network()
+    idle = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    own_entry = inspect_image(release.image)["Config"].get("Entrypoint")  # an image that has none must not get ours by the commit
+    identity = create_container(release, "predeploy.1", config=None, kind="release", **({"options": {"entrypoint": idle}} if own_entry else {"command": idle}))
+    try:
+        start_container(identity)
+        environment = process_environment(release, merged_config(release.app), "predeploy.1")
+        for line in exec_lines(identity, shell_command(release.app, command), environment, "predeploy"):
+            detail(line)
+        return release._replace(image=commit_container(identity, release.image))
+    finally:
+        remove_container(identity)
+
+
+def run_postdeploy(release: Release) -> None:
+    """Run app.json's commands for after a deploy; the release is live by then, so a failure is told and changes nothing."""
+    first = not any(number < release.number and release_status(release.app, number, release) == "replaced" for number in release_numbers(release.app))
+    try:
+        run_task(release, "first", release.scripts if first else {})
+        run_task(release, "postdeploy", release.scripts)
+    except DokkuError as error:
+        complain(DokkuError(f"{error.message}; the release is live all the same"))
 
 
 def switch_to(release: Release) -> None:
     """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
-    holders: list[Container] = []
+    stopped = stop_what_runs_alone(release)
     try:
         step("Starting processes and checking them")
         import_ahead("jinja2")
-        holders = [row for row in containers_of(release.app) if row.holds_ports and row.incarnation != release.incarnation]
-        free_ports(holders)
         started = start_missing(release)
         for container in started:
             wait_until_healthy(release, container)
@@ -2471,11 +2762,12 @@ def switch_to(release: Release) -> None:
         workers = go_live(release)
     except BaseException:
         throw_away(release)
-        for container in holders:
+        for container in stopped:
             start_container(container.id)
         raise
     previous = read_current(release.app)
     write_current(release)
+    keep_config(release)
     remove_file(app_folder(release.app) / "STOPPED")
     try:
         retire(release, workers, begin_probation(release, previous))
@@ -2484,16 +2776,20 @@ def switch_to(release: Release) -> None:
         complain(error)
 
 
+def stop_what_runs_alone(release: Release) -> list[Container]:
+    """Stop the old processes that can't run beside new ones: their checks are disabled, or they hold a published port. Gives them."""
+    grace = int(property_of(release.app, "ps", "stop-timeout-seconds"))
+    alone = [row for row in containers_of(release.app) if row.running and row.incarnation != release.incarnation
+             and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
+    for container in alone:
+        detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
+        stop_container(container.id, grace)
+    return alone
+
+
 def go_live(release: Release) -> list[Worker]:
     """Point nginx at a release; give the old workers, which may still be serving."""
     return install_vhost(f"{release.app}.conf", vhost_text_of(release, release.app))
-
-
-def free_ports(holders: Sequence[Container]) -> None:
-    """End old processes whose published ports the new ones need: two can't hold one, so there is a gap."""
-    for container in holders:
-        detail(f"Stopping the old {container.dyno} first: it holds a published port, so the app is away until the new one listens")
-        stop_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
 
 
 def urls_of(app: str) -> list[str]:
@@ -2545,7 +2841,8 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
 
 
 def name_current(release: Release) -> None:
-    """Give the processes of the running release their short names: APP.web.1."""
+    """Give the running release its short names: its image dokku/APP:latest, its processes APP.web.1."""
+    tag_image(release, "latest")
     for container in containers_of(release.app):
         if container.incarnation == release.incarnation and container.dyno in wanted_dynos(release):
             rename_container(container, f"{release.app}.{container.dyno}")
@@ -2577,44 +2874,81 @@ def is_minded(app: str) -> bool:
     return lock is None
 
 
-def mind(app: str) -> None:
-    """See a switch to its end, detached: retire the old processes, and watch the new ones through their probation.
-
-    One minder at a time: what is put on record while it ends is seen by itself, once more, after it gave up its lock.
-    """
-    engine.cache_clear()  # the connection of the process we were forked from is closed here
-    while app_exists(app) and (lock := try_lock(app_folder(app) / "minder")) is not None:
-        tidy = False
-        while app_exists(app) and (is_unsettled(app) or not tidy):
-            tidy = not mind_once(app) and tidy  # what it ended leaves addresses behind
-            tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
-            time.sleep(1.0 if tidy else 0.1)
-        os.close(lock)
-        if not is_unsettled(app):
-            break
-
-
-def is_unsettled(app: str) -> bool:
-    """Say whether a switch of the app has not come to its end: old processes retire, or new ones are watched."""
+def needs_minding(app: str) -> bool:
+    """Say whether something of an app is retiring or being watched."""
     return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
 
 
-def mind_once(app: str) -> bool:
-    """End what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation. Says whether it ended any."""
-    grace, ended = int(property_of(app, "ps", "stop-timeout-seconds")), False
+def mind(app: str) -> None:
+    """See an app's switches to their end, detached: retire the old processes, and watch the new ones through their probation.
+
+    One process is enough, however often the app is deployed: a second one leaves its work to the one that holds the lock.
+    """
+    engine.cache_clear()  # the connection of the process we were forked from is closed here
+    tidy, ending = False, {}
+    while not tidy or needs_minding(app):
+        if not app_exists(app) or (lock := try_lock(app_folder(app) / "minder")) is None:
+            return
+        while app_exists(app) and (needs_minding(app) or ending or not tidy):
+            mind_once(app, ending)
+            tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
+            time.sleep(1.0 if tidy or ending else 0.1)
+        os.close(lock)  # and look once more: whoever came before this has left
+
+
+def mind_once(app: str, ending: dict[int, str]) -> None:
+    """Begin to end what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation.
+
+    `ending` holds the children that do it: a process that ignores SIGTERM keeps no other waiting.
+    """
     for line in read_lines(retiring_file(app)):
         record = json.loads(line)
-        if time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"]):
-            for identity in record["containers"]:
-                stop_container(identity, grace)
-                remove_container(identity)
-            with server_lock("retiring"):
-                write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
-            ended = True
-            if current := read_current(app):
-                name_current(current)
+        if line not in ending.values() and (
+                time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
+            ending[fork_work(functools.partial(end_retired, app), line)] = line
+    for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
+        del ending[child]
     judge_probation(app)
-    return ended
+
+
+def mind_all() -> None:
+    """See to it that every app with something retiring or being watched has a minder."""
+    for app in filter(needs_minding, apps()):
+        detach(functools.partial(mind, app))
+
+
+def end_retired(app: str, line: str) -> None:
+    """End the processes of one retirement, all at the same time, and take it off the record."""
+    grace, identities = int(property_of(app, "ps", "stop-timeout-seconds")), json.loads(line)["containers"]
+    if in_parallel(identities, functools.partial(end_process, grace), len(identities)):
+        return
+    with server_lock("retiring"):
+        write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+    engine.cache_clear()
+    if current := read_current(app):
+        name_current(current)
+
+
+def end_process(grace: int, identity: str) -> None:
+    """End a process and remove its container, with a connection of its own to the engine."""
+    engine.cache_clear()
+    stop_container(identity, grace)
+    remove_container(identity)
+
+
+def restart_unfit(app: str) -> None:
+    """Restart the processes of an app that fail their liveness checks."""
+    current = read_current(app)
+    checks = [check for check in current.checks if check.kind == "liveness"] if current and not is_stopped(app) else []
+    for container in containers_of(app) if current and checks else []:
+        own = current._replace(checks=tuple(check._replace(kind="startup") for check in checks if check.process == container.process_type))
+        if not own.checks or container.incarnation != current.incarnation or not container.running:
+            continue
+        try:
+            wait_until_healthy(own, container)
+        except DokkuError as error:
+            restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
+            record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
 
 
 def crash_looping(release: Release) -> Container | None:
@@ -2670,6 +3004,8 @@ def release_addresses(app: str) -> bool:
 
 def keep_images(app: str) -> None:
     """Take the names from all but the last few distinct images, and drop the oldest records."""
+    if property_of(app, "builder", "skip-cleanup") == "true":
+        return
     numbers = release_numbers(app)
     images: list[str] = []
     for number in reversed(numbers):
@@ -2678,23 +3014,38 @@ def keep_images(app: str) -> None:
             images.append(record.image)
         if record and record.image in images[IMAGES_KEPT:]:
             untag_image(f"dokku/{app}:v{number}")
-    for number in numbers[:-RELEASES_KEPT]:
-        remove_folder(release_folder(app, number))
+    for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
+        if number not in read_tags(app).values():
+            remove_folder(release_folder(app, number))
+
+
+def sort_containers(app: str, current: Release | None, rows: Sequence[Container]) -> tuple[set[tuple[str, str]], list[Container]]:
+    """Give the (incarnation, dyno) pairs that should run, and the containers that are neither wanted nor retiring."""
+    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
+    wanted = {(current.incarnation, dyno) for dyno in wanted_dynos(current)} if current else set()
+    return wanted, [row for row in rows if row.id not in retiring and (row.incarnation, row.dyno) not in wanted]
 
 
 def remove_strays(app: str) -> None:
-    """Remove what a crash left: processes neither current nor retiring, trees, git's quarantine. Only under the lock."""
-    current = read_current(app)
-    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
-    strays = [row for row in containers_of(app) if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
-    if strays and current:
-        go_live(current)  # nginx may have been switched to the strays before the crash
+    """Remove what a crash left: processes neither wanted nor retiring, their addresses, unfinished releases, files. Only under the lock."""
+    current, rows = read_current(app), containers_of(app)
+    if current:
+        keep_config(current)
+    wanted, strays = sort_containers(app, current, rows)
+    if strays:
+        render_vhost(app)  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
         remove_container(container.id)
-    free_unheld_addresses(app)
+    held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
+    free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
+    for number in release_numbers(app):
+        if release_status(app, number, current) == "unfinished":
+            mark_release(app, number, "killed")
+            drop_images(app, number)
     for folder in app_folder(app).glob("tree.*"):
         remove_folder(folder)
-    remove_quarantines(app)
+    remove_dead_writes(app_folder(app))
+    remove_dead_pushes(app)
 
 
 class Disagreement(NamedTuple):
@@ -2733,18 +3084,19 @@ def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
     running = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.running}
     if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
         yield Disagreement(app, f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
-    if any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
-        yield Disagreement(app, "processes without their short names", functools.partial(name_current, current))
+    latest = inspect_image(f"dokku/{app}:latest")
+    if latest.get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
+        yield Disagreement(app, "the image or processes lack their short names", functools.partial(name_current, current))
 
 
 def stray_things(app: str) -> list[str]:
     """Name what a killed command left of an app: processes, trees, addresses."""
     current, rows = read_current(app), containers_of(app)
-    retiring = {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
-    strays = [row.name for row in rows if row.id not in retiring and (not current or row.incarnation != current.incarnation)]
-    held = {(row.incarnation, row.dyno) for row in rows}
+    wanted, strays = sort_containers(app, current, rows)
+    held = wanted | {(row.incarnation, row.dyno) for row in rows}
     addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
-    return [*strays, *(path.name for path in app_folder(app).glob("tree.*")), *(f"address {address}" for address in addresses)]
+    unfinished = [f"release v{number}" for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]
+    return [*(row.name for row in strays), *(path.name for path in app_folder(app).glob("tree.*")), *(f"address {address}" for address in addresses), *unfinished]
 
 
 def converge(app: str) -> None:
@@ -2773,12 +3125,12 @@ def republish(app: str) -> None:
         remove_container(first.id) if is_stopped(app) else restart(app)
 
 
-def serve(app: str, had: set[int], proxied: bool) -> None:
+def serve(app: str, had: set[int] | None = None, proxied: bool = True) -> None:
     """Have an app served as it stands in state, by nginx or by ports that Docker publishes; `had` and `proxied` say how it was. Under the lock.
 
     Ports of the host that something else has are refused. Nginx lets go of ports before Docker takes them, and the reverse.
     """
-    require_ports(app, had)
+    require_ports(app, host_ports(app) if had is None else had)
     if not is_proxied(app):
         render_vhost(app)
     if not (proxied and is_proxied(app)):
@@ -2809,24 +3161,24 @@ def rollback(app: str, number: int, by: str) -> Release:
     begun = new_release(app, by=by, reason=f"rollback to v{number}")
     release = old._replace(number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
     with build_log(release):
-        write_release(release, config)
-        tag_image(release)
+        write_release(release, config, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
+        tag_image(release, release.name)
         switch_to(release)
-    write_config(app, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
     return release
 
 
 def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
     """Run an app with another config: the release is started and checked with it before the config is kept."""
     current = read_current(app)
-    if current and not is_stopped(app):
-        begun = new_release(app, by=by, reason=reason)
-        release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
-        with build_log(release):
-            write_release(release, {**read_config("--global"), **config})
-            tag_image(release)
-            switch_to(release)
-    write_config(app, config)
+    if not current or is_stopped(app):
+        return write_config(app, config)
+    begun = new_release(app, by=by, reason=reason)
+    release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
+    with build_log(release):
+        write_release(release, {**read_config("--global"), **config}, config)
+        tag_image(release, release.name)
+        switch_to(release)
+    return None
 
 
 def stop_app(app: str) -> None:
@@ -2970,18 +3322,57 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {}
 ALIASES: dict[str, str] = {}
+SHAPES: dict[str, tuple[Arg, ...]] = {}  # the arguments of a spelling whose dialect orders or counts them differently
 
 
-def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] = (), local: bool = False) -> Callable[[Any], Any]:
-    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program."""
+def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False) -> Callable[[Any], Any]:
+    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program.
+
+    `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
+    """
     def declare(body: Callable[..., Any]) -> Callable[..., Any]:
         for spelling in (name, *also):
             if spelling in COMMANDS or spelling in ALIASES:
                 raise RuntimeError(f"{spelling} is declared twice")
         COMMANDS[name] = Command(name, body, args, access, local)
         ALIASES.update(dict.fromkeys(also, name))
+        SHAPES.update({spelling: tuple(shape) for spelling, shape in also.items()} if isinstance(also, Mapping) else {})
         return body
     return declare
+
+
+def declared(word: str) -> Command | None:
+    """Find a command by any of its spellings, with the arguments that this spelling takes."""
+    row = COMMANDS.get(ALIASES.get(word, word))
+    return row._replace(args=SHAPES[word]) if row and word in SHAPES else row
+
+
+# Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
+LATER = frozenset("""acl backup builds:cancel builds:info builds:list builds:output builds:prune certs cleanup clone cron:list cron:resume cron:run
+    cron:suspend developer domains:redirect:get domains:redirect:set events events:list events:off events:on git:allow-host git:auth git:auth-status
+    git:from-archive git:from-image git:generate-deploy-key git:initialize git:load-image git:public-key git:status git:sync htpasswd http-auth
+    import:docker letsencrypt maintenance mariadb memcached mongo mongodb mysql network nginx:import-ssl postgres postgresql rabbitmq redirect redis
+    registry:login registry:logout repo run:list run:logs run:retire run:stop ssh ssl storage trace volume""".split())
+
+# What is refused for good, by command or noun, and what to use instead.
+REFUSED = {
+    "builder-herokuish": "apps are built by their Dockerfile or their language; see builder:set",
+    "builder-pack": "apps are built by their Dockerfile or their language; see builder:set",
+    "buildpacks": "apps are built by their Dockerfile or their language; see builder:set",
+    "manager": "run a newer checkout's install.sh to upgrade, and install.sh --uninstall to remove",
+    "plugin": "there are no plugins: everything is built in, and install.sh of a newer checkout upgrades it",
+}
+
+
+def why_unknown(word: str) -> DokkuError:
+    """Say why a word is no command: not yet there, refused for good, or mistyped."""
+    noun = word.partition(":")[0]
+    if refusal := REFUSED.get(noun):
+        return DokkuError(f"{word} is not part of this product", refusal)
+    if word in LATER or noun in LATER:
+        return DokkuError(f"{word} is not available in this version", "dokku help   lists what is")
+    close = nearest(word, [*COMMANDS, *ALIASES])
+    return UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
 
 
 def parser_of(row: Command) -> Any:
@@ -2992,7 +3383,7 @@ def parser_of(row: Command) -> Any:
         """A parser that raises our error instead of leaving the program."""
 
         def error(self, message: str) -> NoReturn:
-            raise UsageError(f"{row.name}: {message}", self.format_usage().strip())
+            raise UsageError(f"{row.name}: {message}", " ".join(self.format_usage().split()))
 
     parser = Parser(prog=f"dokku {row.name}", allow_abbrev=False, add_help=False, exit_on_error=False)
     for arg in row.args:
@@ -3013,7 +3404,7 @@ def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
         raw = any(arg.raw for arg in row.args)  # argparse can't mix those with options that come later
         known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
     except argparse.ArgumentError as error:
-        raise UsageError(f"{row.name}: {error}", parser.format_usage().strip()) from None
+        raise UsageError(f"{row.name}: {error}", short_usage(row)) from None
     collector = next((arg.name for arg in row.args if arg.unknown), None)
     if unknown and not collector:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -3022,10 +3413,22 @@ def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
 
 
 def usage_of(row: Command) -> str:
-    """Give the help of one command: its usage, and what its docstring promises."""
+    """Give the help of one command: its usage, and what its docstring promises; of NOUN:set, the properties as well."""
     also = [spelling for spelling, name in ALIASES.items() if name == row.name]
-    text = "\n".join(line.strip() for line in (row.body.__doc__ or "").strip().splitlines())
-    return parser_of(row).format_usage().strip() + f"\n\n{text}" + (f"\n\nalso: {', '.join(also)}" if also else "")
+    noun, _, verb = row.name.partition(":")
+    valid = [f"    {one.key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for one in PROPERTIES.values() if one.noun == noun and verb == "set"]
+    parts = [short_usage(row), "\n".join(doc_lines(row)), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
+    return "\n\n".join(part for part in parts if part)
+
+
+def short_usage(row: Command) -> str:
+    """Give the usage of a command on one line."""
+    return " ".join(parser_of(row).format_usage().split()).removeprefix("usage: ")
+
+
+def doc_lines(row: Command) -> list[str]:
+    """Give what a command's docstring promises, line by line."""
+    return [line.strip() for line in (row.body.__doc__ or "").strip().splitlines()]
 
 
 def parsed(arg: Arg, value: Any) -> Any:
@@ -3049,12 +3452,21 @@ def parse_parallel(text: str) -> int:
     return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
 
 
+DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
+
+
+def parse_document(text: str) -> str:
+    """Accept what `document` can render."""
+    return one_of(*DOCUMENTS)(text)
+
+
 APP = Arg("app", parse_app)
 MAYBE_APP = Arg("app", parse_app, many="?")
 APP_OR_GLOBAL = Arg("app", parse_app_or_global)
 PAIRS = Arg("pairs", parse_pair, many="+")
 KEYS = Arg("keys", parse_config_key, many="+")
 DOMAINS = Arg("domains", parse_domain, many="+")
+PROCESS = Arg("process", parse_process_type, many="?")
 NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
 MERGED = Arg("merged", flags=("--merged",), switch=True)
 PARALLEL = Arg("parallel", parse_parallel, ("--parallel",), default="1")
@@ -3117,28 +3529,19 @@ SERVED = {("network", "bind-all-interfaces"), ("network", "static-web-listener")
 
 
 def change_property(noun: str, app: str, key: str, value: str) -> None:
-    """Set or clear a property; one by which apps are served takes effect at once, and is put back when that fails."""
-    if app == "--global":
-        return change_for_all(noun, key, value)
-    with locked(app, f"{noun}:set"), served_with(app, property_file(app, noun, key)) if (noun, key) in SERVED else contextlib.nullcontext():
-        return write_property(app, noun, key, value)
-
-
-def change_for_all(noun: str, key: str, value: str) -> None:
-    """Set or clear a property of the server; where apps are served by it, all go with it or none."""
-    old, had = read_text(property_file("--global", noun, key)).strip(), {app: host_ports(app) for app in apps()}
-
-    def serve_one(app: str) -> None:
-        """Serve one app by it."""
-        with locked(app, f"{noun}:set"):
-            serve(app, had.get(app, set()), is_proxied(app))
-    write_property("--global", noun, key, value)
+    """Set or clear a property; one by which apps are served takes effect at once, for all or none, and is put back when that fails."""
+    path, served = property_file(app, noun, key), (noun, key) in SERVED
+    if app != "--global":
+        with locked(app, f"{noun}:set"), served_with(app, path) if served else contextlib.nullcontext():
+            return write_property(app, noun, key, value)
+    old = read_text(path).strip()
+    write_property(app, noun, key, value)
     try:
-        each_app(None, True, serve_one) if (noun, key) in SERVED else None
+        return each_app(None, True, under_lock(f"{noun}:set", serve)) if served else None
     except BaseException:
-        write_property("--global", noun, key, old)
+        write_property(app, noun, key, old)
         with contextlib.suppress(DokkuError):
-            each_app(None, True, serve_one)
+            each_app(None, True, under_lock(f"{noun}:set", serve))
         raise
 
 
@@ -3170,7 +3573,7 @@ def apps_facts(app: str) -> dict[str, str]:
         return {}
     current = read_current(app)
     return {"app-created-at": read_text(app_folder(app) / "CREATED").strip(), "app-deploy-source": "git-push" if current and current.commit else "",
-            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": "false"}
+            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
 
 
 @command("report", MAYBE_APP, access="view")
@@ -3184,8 +3587,7 @@ def report_command(app: str | None, caller: Caller) -> None:
 @command("apps:create", APP, access="create", also=("create",))
 def apps_create(app: str) -> None:
     """Make an app, before its first push."""
-    if app_exists(app):
-        raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
+    require_free_name(app)
     create_app(app)
     step(f"Creating {app}... done")
 
@@ -3229,20 +3631,108 @@ def apps_destroy(app: str, force: bool) -> None:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
             raise DokkuError("That is not its name; nothing was removed")
+    destroy_app(app)
+    step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
+
+
+def destroy_app(app: str) -> None:
+    """Remove an app and everything that is its own: first what serves, last the record that it exists."""
     with locked(app, "apps:destroy"):
         remove_file(ROOT / "nginx" / f"{app}.conf")
         with server_lock("nginx"):
             reload_nginx()
         for container in [row for kind in ("deploy", "run", "release") for row in containers_of(app, kind)]:
             remove_container(container.id)
-        for number in release_numbers(app):
-            untag_image(f"dokku/{app}:v{number}")
-        untag_image(f"dokku/{app}:latest")
+        for tag in tags_of(app):
+            untag_image(f"dokku/{app}:{tag}")
         free_addresses(app, lambda incarnation, dyno: False)
-        doomed = ROOT / "apps" / f".{app}.{time.time_ns()}"
+        doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
-    step(f"Destroyed {app}")
+
+
+SKIP_DEPLOY = Arg("skip_deploy", flags=("--skip-deploy",), switch=True)
+NEW_APP = Arg("new", parse_app)
+
+
+def require_free_name(app: str) -> None:
+    """Refuse the name of an app that exists."""
+    if app_exists(app):
+        raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
+
+
+def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str]) -> None:
+    """Make a second app of one: its repository, config, settings, releases and images; running unless told not to."""
+    with locked(old, "copying"):
+        copy_app(old, new, leave_out)
+    with locked(new, "copying"):
+        if skip_deploy:
+            remove_file(app_folder(new) / "CURRENT")
+        current = read_current(new)
+        for number in release_numbers(new):
+            if (record := read_release(new, number)) and inspect_image(record.image):
+                for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
+                    tag_as(record.image, f"dokku/{new}:{tag}")
+        render_vhost(new)
+        if current and not is_stopped(new):
+            switch_to(current)
+
+
+def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
+    """Make a second app of one, or leave no trace of it."""
+    try:
+        duplicate_app(old, new, skip_deploy, leave_out)
+    except BaseException:
+        if app_exists(new):
+            destroy_app(new)
+        raise
+
+
+@command("apps:clone", SKIP_DEPLOY, Arg("ignore", flags=("--ignore-existing",), switch=True), APP, NEW_APP, access="create")
+def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
+    """Make a second app with the repository, config, settings and release of the first, under its own default domain.
+
+    --skip-deploy starts nothing; --ignore-existing is content when the new name is taken.
+    """
+    if app_exists(new) and ignore:
+        return detail(f"{new} exists already")
+    require_free_name(new)
+    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS"])
+    return step(f"Cloned {app} to {new}")
+
+
+@command("apps:rename", SKIP_DEPLOY, APP, NEW_APP, access="create")
+def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
+    """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
+    require_free_name(new)
+    duplicate_or_nothing(require_app(app), new, skip_deploy)
+    for key in read_keys():
+        if app in key.apps:
+            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
+    destroy_app(app)
+    step(f"Renamed {app} to {new}")
+
+
+@command("apps:lock", APP, access="deploy")
+def apps_lock(app: str, caller: Caller) -> None:
+    """Keep deploys of an app out until apps:unlock."""
+    write_text(lock_file(require_app(app)), f"{caller.name} since {now()}\n")
+    step("Deploy lock created")
+
+
+@command("apps:unlock", APP, access="deploy")
+def apps_unlock(app: str) -> None:
+    """Let deploys of an app in again."""
+    remove_file(lock_file(require_app(app)))
+    step("Deploy lock removed")
+
+
+@command("apps:locked", APP, access="view")
+def apps_locked(app: str) -> None:
+    """Say by the exit code whether deploys of an app are kept out."""
+    if not lock_file(require_app(app)).exists():
+        raise DokkuError("Deploy lock does not exist")
+    say("Deploy lock exists")
 
 
 @command("url", APP, access="view")
@@ -3329,20 +3819,22 @@ def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str,
     When the app does not come up with the new values, the old ones stay. With --encoded the values are base64.
     """
     pairs = [(key, parse_config_value(key, decode_value(key, value))) for key, value in pairs] if encoded else pairs
-    change_config(app, {**read_config(app), **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
+    change_config(app, lambda config: {**config, **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
 
 
 @command("config:unset", NO_RESTART, APP_OR_GLOBAL, KEYS, access="configure")
 def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) -> None:
     """Remove config vars and bring the app up without them."""
-    kept = {key: value for key, value in read_config(app).items() if key not in keys}
-    change_config(app, kept, no_restart, caller, "config:unset " + " ".join(keys))
+    def without(config: dict[str, str]) -> dict[str, str]:
+        """Leave the named ones out."""
+        return {key: value for key, value in config.items() if key not in keys}
+    change_config(app, without, no_restart, caller, "config:unset " + " ".join(keys))
 
 
 @command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure")
 def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
     """Remove every config var and bring the app up without them."""
-    change_config(app, {}, no_restart, caller, "config:clear")
+    change_config(app, lambda config: {}, no_restart, caller, "config:clear")
 
 
 @command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
@@ -3350,7 +3842,7 @@ def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
 def config_import(replace: bool, no_restart: bool, style: str, app: str, file: str, caller: Caller) -> None:
     """Set config vars from a file of KEY=VALUE lines or a JSON object; - is standard input; --replace drops all others."""
     given = parse_config_file(read_given(file, caller), style)
-    change_config(app, {**({} if replace else read_config(app)), **given}, no_restart, caller, "config:import " + " ".join(sorted(given)))
+    change_config(app, lambda config: {**({} if replace else config), **given}, no_restart, caller, "config:import " + " ".join(sorted(given)))
 
 
 def read_given(file: str | None, caller: Caller) -> str:
@@ -3364,13 +3856,15 @@ def read_given(file: str | None, caller: Caller) -> str:
     return read_text(Path(str(file)))
 
 
-def change_config(app: str, config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
-    """Keep a config, after the app came up with it unless told not to restart."""
+def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], no_restart: bool, caller: Caller, reason: str) -> None:
+    """Change a config and keep it, after the app came up with it unless told not to restart. It is read under the lock: nobody's change is lost."""
     require_subject(app)
     if app == "--global":
-        return write_config(app, config)
+        with server_lock("config"):
+            return write_config(app, change(read_config(app)))
     with locked(app, reason):
         remove_strays(app)
+        config = change(read_config(app))
         if no_restart or config == read_config(app):
             return write_config(app, config)
         return apply_config(app, config, caller.name, reason)
@@ -3529,13 +4023,13 @@ def ports_set(app: str, maps: list[PortMap], caller: Caller) -> None:
     change_ports(app, maps, caller)
 
 
-@command("ports:remove", APP, Arg("gone", parse_port_or_map, many="+"), access="configure")
-def ports_remove(app: str, gone: list[int | PortMap], caller: Caller) -> None:
+@command("ports:remove", APP, Arg("gone", many="+"), access="configure")
+def ports_remove(app: str, gone: list[str], caller: Caller) -> None:
     """Take port maps from an app, named by their ports of the host or whole."""
     rows = own_maps(require_app(app))
-    if unknown := next((word for word in gone if not any(word in (row, row.host) for row in rows)), None):
-        raise NotFound(f"{app} has no port map {unknown}", f"dokku ports:list {app}   lists them")
-    change_ports(app, [row for row in rows if row not in gone and row.host not in gone], caller)
+    if unknown := set(gone) - {str(word) for row in rows for word in (row, row.host)}:
+        raise NotFound(f"{app} has no port map {shown(min(unknown))}", f"dokku ports:list {app}   lists them")
+    change_ports(app, [row for row in rows if not {str(row), str(row.host)} & set(gone)], caller)
 
 
 @command("ports:clear", APP, access="configure")
@@ -3596,9 +4090,7 @@ def nginx_show_config(app: str) -> None:
 def nginx_validate_config(clean: bool, app: str | None) -> int:
     """Ask nginx whether it takes the configuration of an app, or each of all; --clean puts those it refuses into quarantine."""
     with server_lock("nginx"):
-        refused = list(refused_vhosts(require_app(app) if app else "*"))
-        for path, error in refused:
-            quarantine(path, error) if clean else complain(error)
+        refused = quarantine_vhosts(require_app(app) if app else "*", clean)
         if clean and refused:
             reload_nginx()
     return 1 if refused and not clean else 0
@@ -3647,7 +4139,7 @@ def ps_facts(app: str) -> dict[str, str]:
     live = [row for row in found if current and row.incarnation == current.incarnation]
     running = "false" if not any(row.running for row in live) else "true" if all(row.running for row in live) else "mixed"
     return {"deployed": str(bool(current)).lower(), "processes": str(len(live)), "ps-can-scale": "true", "running": running,
-            **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
+            "restore": property_of(app, "ps", "restore"), **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
 
 
 @facts("git")
@@ -3657,20 +4149,27 @@ def git_facts(app: str) -> dict[str, str]:
     return {"git-sha": current.commit, "git-last-updated-at": current.at} if current else {}
 
 
-@command("ps:scale", APP, Arg("counts", parse_scale, many="*"), access="operate")
-def ps_scale(app: str, counts: list[tuple[str, int]]) -> None:
-    """Print how many of each process type run, or set it."""
+@command("ps:scale", SKIP_DEPLOY, FORMAT, APP, Arg("counts", parse_scale, many="*"), access="operate")
+def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, int]]) -> None:
+    """Print how many of each process type run, or set it; --skip-deploy only writes it down."""
     current = read_current(require_app(app))
     if not counts:
-        return say_table([[f"{kind}:", str(count)] for kind, count in sorted((scale_of(app, current) if current else read_scale(app)).items())] or [[""]])
-    with locked(app, "ps:scale"):
+        wanted = scale_of(app, current) if current else read_scale(app)
+        return say_json(wanted) if style == "json" else say_table([[f"{kind}:", str(count)] for kind, count in sorted(wanted.items())] or [[""]])
+    lines = [f"{kind}={count}" for kind, count in sorted({**read_scale(app), **dict(counts)}.items())]
+    return change_processes(app, "ps:scale", app_folder(app) / "SCALE", lines, skip_deploy)
+
+
+def change_processes(app: str, purpose: str, path: Path, lines: list[str], skip_deploy: bool = False) -> None:
+    """Write down what decides which processes run, and have them run; what could not be started is not kept."""
+    with locked(app, purpose):
         remove_strays(app)
-        old = read_lines(app_folder(app) / "SCALE")
-        write_lines(app_folder(app) / "SCALE", [f"{kind}={count}" for kind, count in sorted({**read_scale(app), **dict(counts)}.items())])
+        old, current = read_lines(path), read_current(app)
+        write_lines(path, lines)
         try:
-            return switch_to(current) if current and not is_stopped(app) else None
+            return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
         except DokkuError:
-            write_lines(app_folder(app) / "SCALE", old)
+            write_lines(path, old)
             raise
 
 
@@ -3701,34 +4200,107 @@ def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], Non
     return held
 
 
-@command("ps:restart", ALL, PARALLEL, MAYBE_APP, access="operate", also=("restart",))
-def ps_restart(everything: bool, parallel: int, app: str | None) -> None:
-    """Replace an app's processes by new ones without dropping a request."""
-    each_app(app, everything, under_lock("ps:restart", restart), parallel)
+@command("ps:restart", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("restart",))
+def ps_restart(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
+    """Replace an app's processes by new ones without dropping a request.
+
+    Of one process type other than web, the containers themselves are restarted, one after the other.
+    """
+    if process in (None, "web"):
+        return each_app(app, everything, under_lock("ps:restart", restart), parallel)
+    with locked(require_app(str(app)), "ps:restart"):
+        for container in require_processes(str(app), process):
+            restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
+    return None
 
 
-@command("ps:stop", ALL, PARALLEL, MAYBE_APP, access="operate", also=("stop",))
-def ps_stop(everything: bool, parallel: int, app: str | None) -> None:
-    """End an app's processes; nginx answers 502 for it until ps:start."""
-    each_app(app, everything, under_lock("ps:stop", stop_app), parallel)
+def require_processes(app: str, process: str | None) -> list[Container]:
+    """List the app's containers of a process type, of one process, or all. Raises NotFound when there is none."""
+    if found := select_processes(app, process):
+        return sorted(found, key=lambda row: row.dyno)
+    raise NotFound(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
 
 
-@command("ps:start", ALL, PARALLEL, MAYBE_APP, access="operate", also=("start",))
-def ps_start(everything: bool, parallel: int, app: str | None) -> None:
-    """Start an app that ps:stop stopped; one that runs is left alone."""
-    each_app(app, everything, under_lock("ps:start", start_app), parallel)
+def change_stopped(app: str | None, process: str, stop: bool) -> None:
+    """Stop or start one process type of an app, and keep it so over deploys."""
+    path = stopped_types_file(require_app(str(app)))
+    if process not in (known := scale_of(str(app), read_current(str(app)) or Release(str(app), 0))):
+        raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
+    kept = [kind for kind in read_lines(path) if kind != process]
+    change_processes(str(app), "ps:stop" if stop else "ps:start", path, [*kept, *([process] if stop else [])])
 
 
-@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, access="deploy", also=("rebuild",))
-def ps_rebuild(everything: bool, parallel: int, app: str | None, caller: Caller) -> None:
-    """Build and deploy the commit of the deploy branch again."""
-    def rebuild(name: str) -> None:
-        """Deploy what HEAD of the repository names."""
-        commit = ref_of(name, "HEAD")
+@command("ps:stop", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("stop", "disable"))
+def ps_stop(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
+    """End an app's processes, or those of one type; nginx answers 502 for an app without web until ps:start."""
+    change_stopped(app, process, True) if process else each_app(app, everything, under_lock("ps:stop", stop_app), parallel)
+
+
+@command("ps:start", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("start", "enable"))
+def ps_start(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
+    """Start what ps:stop stopped; what runs is left alone."""
+    change_stopped(app, process, False) if process else each_app(app, everything, under_lock("ps:start", start_app), parallel)
+
+
+REF = Arg("ref", parse_branch, many="?")
+
+
+def rebuild(app: str | None, everything: bool, parallel: int, ref: str | None, caller: Caller, anew: bool = False) -> None:
+    """Build and deploy a commit of the repository again, of one app or all."""
+    def rebuild_one(name: str) -> None:
+        """Deploy what the ref names; without one, the deploy branch."""
+        commit = ref_of(name, f"{ref or 'HEAD'}^{{commit}}")
         if commit == ZERO:
-            raise NotFound(f"{name} has no commit yet", f"git push dokku@SERVER:{name} main   sends one")
-        deploy(name, commit, caller.name, "rebuild")
-    each_app(app, everything, under_lock("ps:rebuild", rebuild), parallel)
+            raise NotFound(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
+        deploy(name, commit, caller.name, "rebuild", anew)
+    each_app(app, everything, under_lock("ps:rebuild", rebuild_one), parallel)
+
+
+@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",))
+def ps_rebuild(everything: bool, parallel: int, app: str | None, ref: str | None, caller: Caller) -> None:
+    """Build and deploy the commit of the deploy branch again, or another one that the repository has."""
+    rebuild(app, everything, parallel, ref, caller)
+
+
+@command("rebuild:force", MAYBE_APP, REF, access="deploy")
+def rebuild_force(app: str | None, ref: str | None, caller: Caller) -> None:
+    """Build again without any cached layer, and deploy."""
+    rebuild(app, False, 1, ref, caller, anew=True)
+
+
+@command("rebuild:all")
+def rebuild_all(caller: Caller) -> None:
+    """Build and deploy every app again."""
+    rebuild(None, True, 1, None, caller)
+
+
+@command("rebuild:all:force")
+def rebuild_all_force(caller: Caller) -> None:
+    """Build every app again without any cached layer, and deploy."""
+    rebuild(None, True, 1, None, caller, anew=True)
+
+
+@command("ps:retire", access="operate")
+def ps_retire() -> None:
+    """End the old processes whose time to retire has come."""
+    mind_all()
+
+
+@command("status", MAYBE_APP, access="view")
+def status(app: str | None, caller: Caller) -> None:
+    """Say of an app, or of all, whether it runs."""
+    rows = [(name, ps_facts(name)) for name in ([require_app(app)] if app else visible_apps(caller))]
+    said = {"true": "running", "mixed": "partly running", "false": "not running"}
+    if rows:
+        say_table([[name, said[facts["running"]] if facts["deployed"] == "true" else "not deployed"] for name, facts in rows])
+
+
+@command("top", APP, Arg("words", raw=True), access="operate")
+def top(app: str, words: list[str]) -> None:
+    """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
+    for container in require_processes(require_app(app), None):
+        milestone(container.dyno)
+        say(output_of([docker_command(), "top", container.id, *words]))
 
 
 @command("ps:restore", MAYBE_APP, access="operate")
@@ -3769,9 +4341,15 @@ def releases_info(app: str, number: int, style: str) -> None:
     say_json(rows) if style == "json" else say_table([[f"{key}:", value] for key, value in rows.items()])
 
 
-@command("rollback", APP, Arg("number", parse_release_name, many="?"), access="deploy")
-def rollback_command(app: str, number: int | None, caller: Caller) -> None:
-    """Go back to an earlier release: its image and its config, without a build."""
+def release_named(app: str, word: str) -> int:
+    """Find a release by its name, or by a tag that tag:add gave it."""
+    return read_tags(app).get(word) or parse_release_name(word)
+
+
+@command("rollback", APP, Arg("word", many="?"), access="deploy")
+def rollback_command(app: str, word: str | None, caller: Caller) -> None:
+    """Go back to an earlier release, or to a tag: its image and its config, without a build."""
+    number = release_named(require_app(app), word) if word else None
     with locked(app, "rollback"):
         remove_strays(app)
         current = read_current(app)
@@ -3779,6 +4357,161 @@ def rollback_command(app: str, number: int | None, caller: Caller) -> None:
         if number is None and not earlier:
             raise NotFound(f"{app} has no earlier release", f"dokku releases {app}   lists them")
         rollback(app, earlier[-1] if number is None else number, caller.name)
+
+
+# --- checks ---
+
+
+PROCESS_TYPES = Arg("types", parse_process_type, many="*")
+
+
+@facts("checks")
+def checks_facts(app: str) -> dict[str, str]:
+    """Say for which process types checks are off."""
+    modes = {} if app == "--global" else read_check_modes(app)
+    return {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none" for mode in ("disabled", "skipped")}
+
+
+def change_check_modes(app: str, types: list[str], mode: str) -> None:
+    """Keep whether the checks of some process types, or of all, are on, skipped or off."""
+    with locked(require_app(app), "checks"):
+        kept = {kind: other for kind, other in read_check_modes(app).items() if types and kind not in types and kind != "_all_"}
+        wanted = {kind: mode for kind in types or ["_all_"]} if mode != "enabled" else {}
+        write_lines(app_folder(app) / "CHECKS_OFF", [f"{kind} {other}" for kind, other in {**kept, **wanted}.items()])
+    step(f"Checks {mode} for {', '.join(types) or 'every process type'} of {app}, from the next deploy on")
+
+
+@command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",))
+def checks_enable(app: str, types: list[str]) -> None:
+    """Check processes before they serve, and only then end the old ones; this is how every app begins."""
+    change_check_modes(app, types, "enabled")
+
+
+@command("checks:skip", APP, PROCESS_TYPES, access="configure")
+def checks_skip(app: str, types: list[str]) -> None:
+    """Ask nothing of new processes but to stay up for checks default-wait seconds."""
+    change_check_modes(app, types, "skipped")
+
+
+@command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",))
+def checks_disable(app: str, types: list[str]) -> None:
+    """End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile."""
+    change_check_modes(app, types, "disabled")
+
+
+@command("checks:run", APP, PROCESS_TYPES, access="operate")
+def checks_run(app: str, types: list[str]) -> None:
+    """Ask the checks of the processes that run."""
+    current = read_current(require_app(app))
+    for container in require_processes(app, None):
+        if current and container.incarnation == current.incarnation and (not types or container.process_type in types):
+            wait_until_healthy(current, container)
+            step(f"{container.dyno} is fit")
+
+
+@command("preboot:status", APP, access="view")
+def preboot_status(app: str) -> None:
+    """Say whether the old web processes serve until the new ones do."""
+    say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled")
+
+
+@command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure")
+def preboot_wait_time(app: str, seconds: int) -> None:
+    """Set how long processes with skipped checks must stay up (checks default-wait)."""
+    change_property("checks", app, "default-wait", str(seconds))
+
+
+@command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure")
+def preboot_cooldown_time(app: str, seconds: int) -> None:
+    """Set how long old processes may go on serving after a switch (checks wait-to-retire)."""
+    change_property("checks", app, "wait-to-retire", str(seconds))
+
+
+# --- resources ---
+
+
+AMOUNTS = tuple(Arg(name.replace("-", "_"), parse_resource, (f"--{name}",)) for name in RESOURCES)
+PROCESS_TYPE_OPTION = Arg("process", parse_process_type, ("--process-type",))
+
+
+def change_resources(kind: str, app: str, process: str | None, amounts: Mapping[str, str | None]) -> None:
+    """Keep the amounts that are given, or print what there is; they take effect with the next deploy or restart."""
+    given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
+    rows = read_resources(require_app(app))
+    if not given:
+        return say_report("resource", app, "", "text")
+    for name in set(given) & set(WITHOUT_EFFECT):
+        warn(f"{name} is kept, and has no effect with this scheduler")
+    rows.update({(kind, process or "_default_", name): amount for name, amount in given.items()})
+    return write_resources(app, rows)
+
+
+def write_resources(app: str, rows: Mapping[tuple[str, str, str], str]) -> None:
+    """Keep the resources of an app, after Docker could make sense of them."""
+    with locked(app, "resource"):
+        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted(rows.items())])
+    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+
+
+def declare_resources(kind: str) -> None:
+    """Declare resource:KIND and resource:KIND-clear; both kinds differ in their names only."""
+    def change(process: str | None, app: str, **amounts: str | None) -> None:
+        """Set the amounts of cpu and memory of a process type, or of all; without amounts, print them."""
+        change_resources(kind, app, process, amounts)
+
+    def clear(process: str | None, app: str) -> None:
+        """Take such amounts away, of a process type or of all."""
+        write_resources(app, {key: amount for key, amount in read_resources(require_app(app)).items() if key[0] != kind or (process and key[1] != process)})
+    command(f"resource:{kind}", PROCESS_TYPE_OPTION, *AMOUNTS, APP, access="configure")(change)
+    command(f"resource:{kind}-clear", PROCESS_TYPE_OPTION, APP, access="configure")(clear)
+
+
+declare_resources("limit")
+declare_resources("reserve")
+
+
+@facts("resource")
+def resource_facts(app: str) -> dict[str, str]:
+    """Say what every process type may use."""
+    rows = {} if app == "--global" else read_resources(app)
+    kinds = sorted({process for _, process, _ in rows} | {"_default_"})
+    return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
+
+
+# --- tags ---
+
+
+TAG = Arg("tag", parse_tag)
+
+
+@command("tag:add", APP, TAG, access="deploy")
+def tag_add(app: str, tag: str) -> None:
+    """Keep the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
+    if not (current := read_current(require_app(app))):
+        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    with locked(app, "tag:add"):
+        tag_as(current.image, f"dokku/{app}:{tag}")
+        write_tags(app, {**read_tags(app), tag: current.number})
+
+
+@command("tag:list", APP, access="view")
+def tag_list(app: str) -> None:
+    """List the names under which the app's images are kept: its releases, and those of tag:add."""
+    for tag in tags_of(require_app(app)):
+        say(tag)
+
+
+@command("tag:rm", APP, TAG, access="deploy")
+def tag_rm(app: str, tag: str) -> None:
+    """Take a name from an image of the app."""
+    if tag not in read_tags(require_app(app)):
+        raise NotFound(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
+    with locked(app, "tag:rm"):
+        write_tags(app, {other: number for other, number in read_tags(app).items() if other != tag})
+        untag_image(f"dokku/{app}:{tag}")
+
+
+# --- logs ---
 
 
 COLOURS = (36, 33, 32, 35, 31, 34)
@@ -3965,6 +4698,14 @@ def enter(container: str | None, app: str, process: str | None, words: list[str]
     return attend([docker_command(), "exec", "--interactive", *tty, best.id, *(words or shell)])
 
 
+@command("exec", APP, WORDS, access="run")
+def exec_command(app: str, words: list[str]) -> int:
+    """Run a command in the app's first web process."""
+    if not words:
+        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
+    return enter(None, app, None, words)
+
+
 @command("logs:failed", ALL, MAYBE_APP, access="operate")
 def logs_failed(everything: bool, app: str | None) -> None:
     """Print the last words of the processes that did not come up."""
@@ -3981,19 +4722,34 @@ def say_failed(app: str) -> None:
 # --- keys ---
 
 
-@command("ssh-keys:add", Arg("name", parse_key_name), Arg("file", many="?"), also=("access:add",))
-def ssh_keys_add(name: str, file: str | None, caller: Caller) -> None:
-    """Let a public key in as administrator; from standard input, or from a file when root asks."""
+KEY_FILE = Arg("file", many="?")
+
+
+@command("ssh-keys:add", Arg("name", parse_key_name), KEY_FILE, also={"access:add": (Arg("name", parse_key_name, many="?"), KEY_FILE)})
+def ssh_keys_add(name: str | None, file: str | None, caller: Caller) -> None:
+    """Let a public key in as administrator; from standard input, or from a file when root asks.
+
+    access:add needs no name: the key's fingerprint gives one.
+    """
     public, fingerprint = parse_public_key(read_given(file, caller))
-    write_key(Key(name=name, public=public, fingerprint=fingerprint, added=now()))
+    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now()))
     say(fingerprint)
 
 
-@command("ssh-keys:list", also=("access:list",))
-def ssh_keys_list() -> None:
-    """List the keys, with their roles and apps."""
-    for key in read_keys():
+def key_name_of(fingerprint: str, prefix: str = "key") -> str:
+    """Make a name for a key that came without one."""
+    return f"{prefix}-{re.sub('[^A-Za-z0-9]', '', fingerprint.partition(':')[2])[:12]}"
+
+
+@command("ssh-keys:list", FORMAT, Arg("name", many="?"), also=("access:list",))
+def ssh_keys_list(style: str, name: str | None) -> None:
+    """List the keys, with their roles and apps; or one of them."""
+    found = [find_key(name)] if name else read_keys()
+    if style == "json":
+        return say_json([{"fingerprint": key.fingerprint, "name": key.name, "role": key.role, "apps": list(key.apps)} for key in found])
+    for key in found:
         say(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"')
+    return None
 
 
 @command("access:info", Arg("name"))
@@ -4004,21 +4760,22 @@ def access_info(name: str) -> None:
                                                         ("apps", " ".join(key.apps) or "all"), ("added", key.added))])
 
 
-@command("ssh-keys:remove", Arg("name"), also=("access:remove",))
-def ssh_keys_remove(name: str) -> None:
+@command("ssh-keys:remove", Arg("fingerprint", flags=("--fingerprint",)), Arg("name", many="?"), also=("access:remove",))
+def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     """Shut a key out, by its name or whole fingerprint."""
-    drop_key(find_key(name).name)
+    if not (word := fingerprint or name):
+        raise UsageError("Name the key, or give --fingerprint", "dokku ssh-keys:list   lists the keys")
+    drop_key(find_key(word).name)
 
 
 @command("deploy:allow", APP, Arg("name", parse_key_name, many="?"))
 def deploy_allow(app: str, name: str | None) -> None:
     """Let a public key from standard input push one app and do nothing else."""
-    import hashlib
     public, fingerprint = parse_public_key(sys.stdin.read())
     known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
     if known and known.role != "deploy":
         raise DokkuError(f"That key is {known.name}, with the role {known.role}: it may push already")
-    key = known or Key(name or f"deploy-{hashlib.sha256(public.encode()).hexdigest()[:12]}", public, fingerprint, "deploy", (), now())
+    key = known or Key(name or key_name_of(fingerprint, "deploy"), public, fingerprint, "deploy", (), now())
     write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
     say(fingerprint)
 
@@ -4053,7 +4810,7 @@ def version(json: bool) -> None:
 @command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")
 def help_command(word: str | None, every: bool) -> None:
     """List the commands, those of one noun, or explain one command."""
-    row = COMMANDS.get(ALIASES.get(word or "", word or ""))
+    row = declared(word or "")
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
     rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not word or name in commands_of(word))]
@@ -4070,6 +4827,16 @@ def commands_of(noun: str) -> list[str]:
     return [name for name in COMMANDS if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in COMMANDS))]
 
 
+@command("document", Arg("kind", parse_document), local=True, access="local")
+def document(kind: str) -> None:
+    """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
+    rows = [row for _, row in sorted(COMMANDS.items()) if row.access not in ("hook", "local")]
+    say(render(f"host/{DOCUMENTS[kind]}", version=VERSION, spellings=sorted([*(row.name for row in rows), *ALIASES]),
+               options={row.name: flags for row in rows if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
+               summaries={**{row.name: row.summary for row in rows}, **{also: COMMANDS[name].summary for also, name in ALIASES.items()}},
+               rows=[{"usage": short_usage(row), "text": doc_lines(row)} for row in rows]))
+
+
 RECIPES = ("debian",)
 
 
@@ -4082,6 +4849,7 @@ def images_build(force: bool, name: str) -> None:
     if name not in RECIPES:
         raise UsageError(f"There is no recipe for {shown(name)}", f"there is: {', '.join(RECIPES)}")
     make_base_image(force)
+    detail(f"{' and '.join(own_base_images())} are there; --force makes them anew")
 
 
 @command("images:list", access="admin")
@@ -4131,7 +4899,7 @@ def fence_builds() -> None:
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError):
-        make_folder(BUILD_FENCE.parent)
+        BUILD_FENCE.parent.mkdir(parents=True, exist_ok=True)  # a kernel's file system, where flushing a folder fails
         BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
 
 
@@ -4190,20 +4958,24 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
+    remove_dead_writes(ROOT)
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
         if int(row["Labels"]["com.dokku.expires"]) < time.time():
             remove_container(row["Id"])
-    each_app(None, True, mind_once)
+    mind_all()
+    if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
+        each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
+        os.close(lock)
 
 
 @command("boot", local=True, access="local")
 def boot() -> None:
     """Make everything serve again after the machine started."""
     prepare_as_root()
-    for path, error in refused_vhosts():
-        quarantine(path, error)
+    with server_lock("nginx"):
+        quarantine_vhosts()
     setup()
-    each_app(None, True, converge, CONVERGE_AT_ONCE)
+    each_app(None, True, lambda app: converge(app) if property_of(app, "ps", "restore") == "true" else None, CONVERGE_AT_ONCE)
 
 
 # --- internal: git ---
@@ -4215,11 +4987,13 @@ def git_receive_pack(app: str, caller: Caller) -> int:
     if not app_exists(app):
         if not may(caller, "create", app):
             raise AccessDenied
+        if property_of("--global", "apps", "disable-autocreation") == "true":
+            raise NoSuchApp(app)
         create_app(app)
-    lock = open_lock(app_folder(app) / "lock")
+    repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", str(ensure_repository(app))],
-                     env=environment, keep=lock)
+    return supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", repository],
+                     env=environment, keep=[lock, alive])
 
 
 @command("git-upload-pack", APP, access="deploy")
@@ -4314,7 +5088,9 @@ def take_global_words(row: Command, words: Sequence[str]) -> list[str]:
         if word == "--" or (raw and not word.startswith("-")):
             kept += [word, *rest]
             break
-        if word == "--app" and rest:
+        if word == "--app":
+            if not rest:
+                raise UsageError("--app must be followed by the name of an app")
             app = [rest.pop(0)]
         elif word in GLOBAL_WORDS and word not in declared:
             os.environ[GLOBAL_WORDS[word]] = "1"
@@ -4330,12 +5106,16 @@ def wants_help(row: Command, words: Sequence[str]) -> bool:
 
 
 def find_command(word: str) -> Command | None:
-    """Find a command by any of its spellings; nothing for a noun alone and for NOUN:help."""
-    row = COMMANDS.get(ALIASES.get(word, word))
+    """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
+    row = declared(word)
     if not row and not commands_of(word.removesuffix(":help")):
-        close = nearest(word, [*COMMANDS, *ALIASES])
-        raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
+        raise why_unknown(word)
     return row
+
+
+def needs_words(row: Command) -> bool:
+    """Say whether a command has an argument that must be given."""
+    return any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in row.args)
 
 
 def read_words(row: Command, words: list[str]) -> dict[str, Any]:
@@ -4352,11 +5132,12 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     """Find the command, check access, check the words, run the body; note it in events."""
     words = take_leading_words(words) or ["help"]
     row = find_command(words[0])
-    if not row:
+    if not row or (len(words) == 1 and needs_words(row) and commands_of(words[0])):
         return help_command(words[0].removesuffix(":help"), False) or 0
     if wants_help(row, words[1:]):
         return say(usage_of(row)) or 0
-    chosen, began = read_words(row, words[1:]), time.monotonic()
+    absent = {arg.name: None for arg in COMMANDS[row.name].args}  # this spelling may know fewer
+    chosen, began = absent | read_words(row, words[1:]), time.monotonic()
     app = chosen.get("app") or ""
     if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
         raise AccessDenied

@@ -39,6 +39,7 @@ if [ -n "$uninstall" ]; then
     fi
     say "removing the program and what it put on the host"
     rm -rf $library /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py \
+        /usr/share/bash-completion/completions/dokku /usr/share/zsh/vendor-completions/_dokku /usr/share/man/man1/dokku.1 \
         /etc/cron.d/dokku-py /etc/systemd/system/dokku-boot.service /etc/systemd/system/multi-user.target.wants/dokku-boot.service
     nginx -s reload 2>/dev/null || true
     if [ -n "$purge" ]; then
@@ -135,6 +136,11 @@ if [ -d /run/systemd/system ]; then
 else
     printf '@reboot root /usr/bin/dokku boot\n' >> /etc/cron.d/dokku-py
 fi
+
+mkdir -p /usr/share/bash-completion/completions /usr/share/zsh/vendor-completions /usr/share/man/man1
+$library/current/dokku document bash > /usr/share/bash-completion/completions/dokku
+$library/current/dokku document zsh > /usr/share/zsh/vendor-completions/_dokku
+$library/current/dokku document man > /usr/share/man/man1/dokku.1
 
 say "starting docker, sshd and cron"
 if ! engine version >/dev/null 2>&1; then

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Measure the installed product against the cost of its parts, in one run on one machine: only the ratios mean something.
 
-    sudo tests/bench/run [rounds]
+    sudo tests/bench/run [rounds]           latency and deploys
+    sudo tests/bench/run [rounds] large     many containers and many apps as well (some ten minutes)
 
 Each row: what was done, the product's median, the median of the floor (the same work done by hand), their ratio,
 and the ratio aimed at. The exit code is 0 whatever comes out: machines are noisy, people judge.
@@ -18,17 +19,22 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent.parent / "e2e"), str(Path(__file__).parent.parent.parent)]
 sys.path += map(str, Path("/usr/lib/dokku-py/venv/lib").glob("python3*/site-packages"))
 import dokku_py  # noqa: E402
-from conftest import DOCKER, DOMAIN, HELLO, App, Person, ask, base_image, docker, sh  # noqa: E402
+from conftest import DOCKER, DOMAIN, PROCFILE, STATE, SWITCH, App, Person, ask, base_image, docker, sh  # noqa: E402
 
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+ROUNDS = int(next((word for word in sys.argv[1:] if word.isdigit()), 7))
+
+
+def settled():
+    """Wait until nothing of a change is still retiring."""
+    while any(path.stat().st_size for path in STATE.glob("apps/*/RETIRING")):
+        time.sleep(0.1)
 
 
 def median(work, rounds=ROUNDS):
     """Time some work so many times, each after the machine came to rest; give the median in seconds."""
     times = []
     for _ in range(rounds):
-        while list(Path("/var/lib/dokku/apps").glob("*/RETIRING")):
-            time.sleep(0.1)
+        settled()
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
@@ -108,11 +114,7 @@ class Floor:
                 break
             except OSError:
                 time.sleep(0.005)
-        ran("nginx", "-t", "-q")
-        old = set(dokku_py.worker_processes())
-        ran("nginx", "-s", "reload")
-        while old & set(dokku_py.worker_processes()):
-            time.sleep(0.005)
+        reloaded()
         spent = time.perf_counter() - began
         client.remove_container(identity, force=True)
         return spent
@@ -151,6 +153,57 @@ def deploy_rows(app, folder):
     row("`ps:restart` -> live / create, start, ready, reload", median(lambda: ran("dokku", "ps:restart", app.name)), start, 1.5)
 
 
+def restore_rows(app):
+    """Bring many stopped processes up again, against the engine doing so by itself."""
+    for count in (10, 50, 200):
+        ran("dokku", "ps:scale", app.name, f"worker={count // 2}", f"clock={count - count // 2}")
+        settled()
+        names = [name for name in app.containers("-a") if ".web." not in name]
+        stop = lambda names=names: ran(*DOCKER, "kill", *names)  # noqa: E731
+
+        def timed(*words, stop=stop):
+            stop()
+            began = time.perf_counter()
+            ran(*words)
+            return time.perf_counter() - began
+
+        floor = statistics.median(timed(*DOCKER, "start", *names) for _ in range(3))
+        row(f"`ps:restore` of {count} containers / `docker start` of them", statistics.median(timed("dokku", "ps:restore", app.name) for _ in range(3)), floor, "-")
+    ran("dokku", "ps:scale", app.name, "worker=0", "clock=0")
+
+
+def many_apps_rows(app):
+    """Work on one app beside many others, against testing and reloading nginx with them."""
+    apps, vhosts, text = STATE / "apps", STATE / "nginx", (STATE / "nginx" / f"{app.name}.conf").read_text()
+    made = []
+    try:
+        for count in (10, 100, 500):
+            while len(made) < count:
+                name = f"bench-{len(made)}"
+                (apps / name).mkdir()
+                (apps / name / "CREATED").write_text("1\n")
+                (vhosts / f"{name}.conf").write_text(text.replace(app.name, name))
+                made.append(name)
+            ran("chown", "-R", "dokku:dokku", *(apps / name for name in made), *(vhosts / f"{name}.conf" for name in made))
+            sizes = iter(range(2, 1000))
+            row(f"`apps:list` of {count} / `python3 -c pass`", median(lambda: ran("dokku", "apps:list")), median(lambda: ran("/usr/bin/python3", "-c", "pass")), "-")
+            row(f"`nginx:set` beside {count} apps / nginx's own test and reload", median(lambda: ran("dokku", "nginx:set", app.name, "client-max-body-size", f"{next(sizes)}m")),
+                median(reloaded), "-")
+    finally:
+        for name in made:
+            ran("rm", "-r", apps / name, vhosts / f"{name}.conf")
+        ran("nginx", "-s", "reload")
+
+
+def reloaded():
+    """Have nginx test its configuration and take it, seen by its workers."""
+    ran("nginx", "-t", "-q")
+    old = set(dokku_py.worker_processes())
+    ran("nginx", "-s", "reload")
+    while old & set(dokku_py.worker_processes()):
+        time.sleep(0.005)
+
+
 def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,12 +211,15 @@ def main():
         ran("dokku", "ssh-keys:add", "bench", "-", stdin=person.public)
         old = ran("dokku", "--quiet", "domains:report", "--global", "--domains-global-vhosts").split()
         ran("dokku", "domains:set-global", DOMAIN)
-        app = App(person, folder, HELLO)
+        app = App(person, folder, SWITCH)
         print(f"{base_image()}, {os.cpu_count()} processors, median of {ROUNDS}\n\n| what | ms | floor, ms | ratio | goal |\n|---|--:|--:|--:|--:|")
         try:
-            app.deploy()
+            app.deploy(Procfile=PROCFILE)
             cli_rows(app)
             deploy_rows(app, folder)
+            if "large" in sys.argv:
+                restore_rows(app)
+                many_apps_rows(app)
         finally:
             ran("dokku", "--force", "apps:destroy", app.name)
             ran("dokku", "ssh-keys:remove", "bench")

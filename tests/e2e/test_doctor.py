@@ -25,7 +25,7 @@ HARM = {
     "a process is gone": (lambda app: docker("rm", "-f", f"{app.name}.worker.1"), "not running: worker.1"),
     "a process was stopped": (lambda app: docker("stop", "-t", "0", f"{app.name}.web.1"), "not running: web.1"),
     "a container nobody wants": (stray_container, ".web.1.v99"),
-    "a name is lost": (lambda app: docker("rename", f"{app.name}.web.1", f"{app.name}.odd"), "without their short names"),
+    "a name is lost": (lambda app: docker("rename", f"{app.name}.web.1", f"{app.name}.odd"), "lack their short names"),
     "the vhost is gone": (lambda app: (STATE / "nginx" / f"{app.name}.conf").unlink(), "nginx does not serve what is on record"),
     "an address without a holder": (lambda app: (STATE / "addresses" / f"10.213.1.1={app.name}=v77=web.1").write_text(""), "address 10.213.1.1"),
     "a tree of a killed build": (lambda app: (app.folder / "tree.abc").mkdir(), "tree.abc"),

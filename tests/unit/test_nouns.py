@@ -85,7 +85,7 @@ def test_checks_file():
 
 def test_healthchecks_of_app_json():
     rows = {"healthchecks": {"web": [{"type": "startup", "path": "/h", "attempts": 7, "wait": 1}, {"type": "liveness", "path": "/l"}]}}
-    assert [(c.path, c.attempts, c.wait) for c in d.parse_healthchecks(rows)] == [("/h", 7, 1.0)]
+    assert [(c.kind, c.path, c.attempts, c.wait) for c in d.parse_healthchecks(rows)] == [("startup", "/h", 7, 1.0), ("liveness", "/l", d.UNSET, d.UNSET)]
     for bad in ({"healthchecks": []}, {"healthchecks": {"web": [1]}}, {"healthchecks": {"web": [{"path": 1}]}},
                 {"healthchecks": {"web": [{"path": "no slash"}]}}):
         with pytest.raises(d.DokkuError, match="app.json"):

@@ -1,0 +1,526 @@
+"""Kill the product at every point of an operation and see that it ends well: `tests/chaos/run [OPERATION...]`.
+
+An operation is carried out once to count its points (see launcher.py), then again and again, each time killed at
+another point. After each kill:
+
+    - the app has answered, and answers, as before the operation or as after it, and in no other way;
+    - `ps:restore` and `tick` end well, state and what is served agree, and nothing is left that does not belong;
+    - the next push is live.
+
+Every second point is pushed to before anything is restored, every other one is restored first.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import pwd
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+
+from conftest import DOCKER, DOMAIN, HELLO, ROOT, STATE, Person, base_image, docker, sh, wait_until
+
+HERE = Path(__file__).parent
+LIBRARY = Path("/usr/lib/dokku-py")
+AUTHORIZED_KEYS = STATE / ".ssh" / "authorized_keys"
+POLLS_COUNTED = 3  # how often the same chain of doors is killed when it changes nothing
+KEPT = {"ENV", "DOMAINS", "SCALE", "CURRENT", "LAST", "CREATED", "PORT", "PROBATION", "lock", "pushes", "releases", "repo.git", "properties", "FAILED"}
+FRONT_DOOR = """#!/bin/sh
+# What sshd runs for the key: the front door, counted. The client chooses the point by a file, for it can't hand down an environment.
+case $SSH_ORIGINAL_COMMAND in git-receive-pack*) role=door ;; *) role=command ;; esac
+export CHAOS_LOG={log} CHAOS_HOOKS={hooks}
+exec /usr/bin/python3 -IS {launcher} $role --as {key}
+"""
+
+
+def lives(pid):
+    """Say whether a process runs; one that has ended and was not waited for does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def processes_of_dokku():
+    """List the processes that work for the product."""
+    account, found = pwd.getpwnam("dokku").pw_uid, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == account and lives(folder.name):
+                found.append(folder.name)
+    return found
+
+
+class Bench:
+    """The launcher laid out where the user dokku can read it, a key to ask with, and what stood here before."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="dokku-chaos-"))
+        self.folder.chmod(0o755)
+        self.log, self.key = self.folder / "log", f"chaos-{uuid.uuid4().hex[:8]}"
+        self.log.mkdir()
+        self.log.chmod(0o777)
+        self.launcher = self.folder / "launcher.py"
+        shutil.copy(HERE / "launcher.py", self.launcher)
+        self.hooks = self.folder / "hooks"
+        self.hooks.mkdir()
+        self.script(self.hooks / "pre-receive", f"#!/bin/sh\nexec /usr/bin/python3 -IS {self.launcher} hook git-hook\n")
+        self.script(self.folder / "front-door", FRONT_DOOR.format(log=self.log, hooks=self.hooks, launcher=self.launcher, key=self.key))
+        self.person = self.admit()
+        self.quiet()
+        self.before = self.belongings()
+
+    def admit(self):
+        """Have sshd run our front door for a new key, which the product knows by another, so that there is a caller."""
+        known, person = Person(self.folder / "known"), Person(self.folder / "person")
+        done = sh("dokku", "ssh-keys:add", self.key, "-", stdin=known.public)
+        assert done.returncode == 0, done.stderr
+        with AUTHORIZED_KEYS.open("a") as file:  # lines that are not the product's are kept
+            file.write(f'command="{self.folder / "front-door"}",restrict {person.public}')
+        return person
+
+    @staticmethod
+    def script(path, text):
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def close(self):
+        AUTHORIZED_KEYS.write_text("".join(line for line in AUTHORIZED_KEYS.read_text().splitlines(True) if str(self.folder) not in line))
+        sh("dokku", "ssh-keys:remove", self.key)
+        shutil.rmtree(self.folder)
+
+    def belongings(self):
+        """List all that the product has on this machine, by kinds."""
+        state = {str(path.relative_to(STATE)) for depth in ("*", "*/*", "nginx/*/*") for path in STATE.glob(depth)}
+        return {"containers": set(docker("ps", "-a", "--format", "{{.Names}}").split()), "networks": set(docker("network", "ls", "-q").split()),
+                "volumes": set(docker("volume", "ls", "-q").split()), "images": set(docker("images", "-q", "--no-trunc").split()),
+                "files": state | {str(path) for path in Path("/tmp").glob("dokku-crash-*")}}
+
+    def quiet(self):
+        """Wait until nothing works for the product any more."""
+        wait_until(lambda: not processes_of_dokku(), 120)
+
+    def carry_out(self, argv, point="", **options):
+        """Run a client to its end, and wait until all that it began has ended; give its code, its words and the points reached."""
+        for name, text in (("points", ""), ("killed", ""), ("point", point)):
+            (self.log / name).write_text(text)
+            (self.log / name).chmod(0o666)
+        done = subprocess.run([str(word) for word in argv], env=self.person.environment(), capture_output=True, text=True, errors="replace",
+                              timeout=300, stdin=subprocess.DEVNULL, check=False, **options)
+        self.quiet()
+        points = [json.loads(line) for line in (self.log / "points").read_text().splitlines()]
+        return done.returncode, done.stdout + done.stderr, points
+
+    def ask(self, *words, point=""):
+        return self.carry_out(["ssh", *self.person.options, "dokku@127.0.0.1", *words], point)
+
+    def killed(self):
+        return (self.log / "killed").read_text().strip()
+
+
+class Watch:
+    """Somebody who keeps asking the app through nginx and remembers every answer."""
+
+    def __init__(self, host):
+        self.host, self.seen, self.going = host, {}, threading.Event()
+        self.thread = threading.Thread(target=self._ask, daemon=True)
+        self.thread.start()
+
+    def _ask(self):
+        while not self.going.wait(0.02):
+            self.seen.setdefault(answer_of(self.host), time.strftime("%H:%M:%S"))
+
+    def end(self):
+        self.going.set()
+        self.thread.join()
+        return self.seen
+
+
+def answer_of(host):
+    """Ask the app through nginx; give what it says, or what went wrong."""
+    connection = http.client.HTTPConnection("127.0.0.1", 80, timeout=30)
+    try:
+        connection.request("GET", "/", headers={"Host": host})
+        answer = connection.getresponse()
+        body = answer.read().decode().strip()
+        return body if answer.status == 200 else f"status {answer.status}"
+    except (OSError, http.client.HTTPException) as error:
+        return f"error {error!r}"
+    finally:
+        connection.close()
+
+
+class Subject:
+    """A tiny app that says which image and which config it runs with: `m3 w2`."""
+
+    def __init__(self, bench):
+        self.bench, self.name = bench, f"c-{uuid.uuid4().hex[:8]}"
+        self.host, self.folder, self.mark, self.turn = f"{self.name}.{DOMAIN}", STATE / "apps" / self.name, 0, 0
+        self.work = bench.folder / self.name
+        shutil.copytree(HELLO, self.work)
+        (self.work / "Procfile").write_text('web: GREETING="$MARK $WORD" exec perl /server.pl\nrelease: exit 0\n')
+        self.git("init", "-q", "-b", "main")
+
+    def git(self, *words):
+        done = sh("git", *words, cwd=self.work, env=self.bench.person.environment())
+        assert done.returncode == 0, done.stderr
+
+    def commit(self):
+        """Commit a tree whose image says another mark; its layers with files are those of before."""
+        self.mark += 1
+        (self.work / "Dockerfile").write_text(f"FROM {base_image()}\nCOPY server.pl /server.pl\nEXPOSE 8080\nENV MARK=m{self.mark}\n")
+        self.git("add", "-A")
+        self.git("commit", "-qm", f"m{self.mark}")
+
+    def push(self, point=""):
+        return self.bench.carry_out(["git", "push", f"dokku@127.0.0.1:{self.name}", "main"], point, cwd=self.work)
+
+    def deploy(self):
+        """Push a new commit; it must be live afterwards."""
+        self.commit()
+        code, output, _ = self.push()
+        assert code == 0, f"the push failed:\n{output}"
+        assert self.answer() == self.wanted(f"m{self.mark}"), f"{self.answer()!r} answers after a push of m{self.mark}:\n{output}"
+
+    def ok(self, command, *words):
+        code, output, _ = self.bench.ask(command, self.name, *words)
+        assert code == 0, f"{command} failed:\n{output}"
+        return output
+
+    def answer(self):
+        return answer_of(self.host)
+
+    def read(self, name):
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / name).read_text()
+        return ""
+
+    def facts(self):
+        """Give what the operations change."""
+        return self.answer(), self.read("SCALE"), self.read("DOMAINS")
+
+    def word(self):
+        """Read the config var that the app says."""
+        return "".join(json.loads(line.partition("=")[2]) for line in self.read("ENV").splitlines() if line.startswith("WORD="))
+
+    def wanted(self, mark):
+        return f"{mark} {self.word()}".strip()
+
+    def count(self):
+        """Read how many web processes there should be."""
+        return int("".join(line.partition("=")[2] for line in self.read("SCALE").splitlines()) or 1)
+
+    def releases(self):
+        """List what became of each release."""
+        rows = [line.split() for line in self.ok("releases").splitlines()]
+        return {int(row[0][1:]): row[-1] for row in rows if row and row[0].startswith("v")}
+
+    def destroy(self):
+        sh("dokku", "--force", "apps:destroy", self.name)
+        docker("image", "prune", "--force", "--filter", f"label=com.dokku.app-name={self.name}")
+        shutil.rmtree(self.work)
+        self.bench.before = self.bench.belongings()
+
+    # --- what must hold after a crash was mended ---
+
+    def strays(self):
+        """List all that does not belong to what the state says."""
+        have, before = self.bench.belongings(), self.bench.before
+        dynos = [f"web.{number + 1}" for number in range(self.count())] if self.folder.exists() and self.read("CURRENT") else []
+        mine = {"containers": {f"{self.name}.{dyno}" for dyno in dynos}, "networks": set(), "volumes": set(), "images": self.images(),
+                "files": {f"apps/{self.name}", f"nginx/{self.name}.conf", "nginx/candidate/_server.conf"} if self.folder.exists() else set()}
+        found = [f"{kind}: {thing}" for kind in mine for thing in sorted(have[kind] - before[kind] - mine[kind]) if not thing.startswith("addresses/")]
+        found += [f"missing {kind}: {thing}" for kind in mine for thing in sorted((mine[kind] | before[kind]) - have[kind]) if kind != "files"]
+        return found + self.stray_addresses(dynos) + self.stray_tags() + self.stray_files()
+
+    def images(self):
+        return set(docker("images", "-q", "--no-trunc", f"dokku/{self.name}").split())
+
+    def stray_addresses(self, dynos):
+        rows = [path.name.split("=") for path in (STATE / "addresses").iterdir()]
+        wanted = [[self.name, self.read("CURRENT").strip(), dyno] for dyno in dynos]
+        have = sorted(row[1:] for row in rows if f"addresses/{'='.join(row)}" not in self.bench.before["files"])
+        return [] if have == wanted else [f"addresses: {have}, wanted {wanted}"]
+
+    def stray_tags(self):
+        """List names of images that no release which ran goes by, and releases whose image has no name."""
+        if not self.folder.exists() or not self.read("CURRENT"):
+            return [f"image names: {self.images()}"] if self.images() else []
+        have = set(docker("images", f"dokku/{self.name}", "--format", "{{.Tag}}").split())
+        released = {f"v{number}": status for number, status in self.releases().items()}
+        alive = {number for number, status in released.items() if status in ("live", "replaced")}
+        live = self.read("CURRENT").strip().partition(".")[0]
+        newest = docker("images", "-q", f"dokku/{self.name}:latest"), docker("images", "-q", f"dokku/{self.name}:{live}")
+        return [f"image names: {sorted(have - alive - {'latest'})}"] * bool(have - alive - {"latest"}) \
+            + [f"latest is not {live}"] * (newest[0] != newest[1]) + [f"{live} is {released[live]}"] * (released[live] != "live") \
+            + [f"{number} never ran, and is {status}" for number, status in released.items() if int(number[1:]) > int(live[1:]) and status in ("live", "replaced")]
+
+    def stray_files(self):
+        if not self.folder.exists():
+            return []
+        repository = self.folder / "repo.git"
+        found = [path for path in self.folder.iterdir() if path.name not in KEPT]
+        found += [path for path in self.folder.rglob(".*")] + [path for path in repository.rglob("*.lock")] + list((repository / "objects").glob("tmp_*"))
+        found += [path for path in (self.folder / "lock", *(STATE / "locks").iterdir()) if sh("flock", "-n", path, "true").returncode]
+        return [f"file: {path.relative_to(self.folder.parent)}" for path in found]
+
+    def restore(self):
+        """Have the product mend what a crash left; then all must agree, and nothing be left."""
+        self.ok("ps:restore")
+        done = sh("dokku", "tick")
+        assert done.returncode == 0, f"tick failed:\n{done.stdout}{done.stderr}"
+        self.bench.quiet()
+        left = self.strays()
+        assert not left, "left after ps:restore and tick: " + "; ".join(left)
+        assert self.answer().partition(" ")[2] == self.word(), f"{self.answer()!r} is served, and the config on record says {self.word()!r}"
+        for domain in self.read("DOMAINS").split():
+            assert answer_of(domain) == self.answer(), f"{domain} is on record, and nginx answers it with {answer_of(domain)!r}"
+
+
+# --- the operations ---
+
+
+class Operation:
+    """Something a user does to an app that runs: how to begin, what to ask for, and what is served afterwards."""
+
+    words: tuple = ()
+
+    def prepare(self, subject):
+        """Bring the app to where the operation can be carried out."""
+
+    def after(self, subject):
+        """Say what is served once the operation is done."""
+        return subject.answer()
+
+    def act(self, subject, point=""):
+        return subject.bench.ask(*(word.format(app=subject.name, turn=subject.turn) for word in self.words), point=point)
+
+    def check(self, subject, restore_first):
+        """See that the app is whole."""
+        if restore_first:
+            subject.restore()
+        subject.deploy()
+        subject.restore()
+
+
+class Deploy(Operation):
+    """A push of a new commit."""
+
+    def prepare(self, subject):
+        subject.commit()
+
+    def after(self, subject):
+        return subject.wanted(f"m{subject.mark}")
+
+    def act(self, subject, point=""):
+        return subject.push(point)
+
+
+class Config(Operation):
+    """A change of a config var."""
+
+    words = ("config:set", "{app}", "WORD=w{turn}")
+
+    def after(self, subject):
+        return f"{subject.answer().partition(' ')[0]} w{subject.turn}"
+
+
+class Rollback(Operation):
+    """The release before, image and config; what is served then was seen when that one ran."""
+
+    words = ("rollback", "{app}")
+
+    def prepare(self, subject):
+        self.earlier = subject.answer()
+        subject.ok("config:set", f"WORD=x{subject.turn}")
+
+    def after(self, subject):
+        return self.earlier
+
+
+class ScaleUp(Operation):
+    """More processes of a type."""
+
+    words = ("ps:scale", "{app}", "web=3")
+
+    def prepare(self, subject):
+        subject.ok("ps:scale", "web=1")
+
+
+class ScaleDown(Operation):
+    """Fewer processes of a type."""
+
+    words = ("ps:scale", "{app}", "web=1")
+
+    def prepare(self, subject):
+        subject.ok("ps:scale", "web=3")
+
+
+class Restart(Operation):
+    """New processes of the same release."""
+
+    words = ("ps:restart", "{app}")
+
+
+class Domains(Operation):
+    """Another set of domains; the one that is asked all along is in both."""
+
+    words = ("domains:set", "{app}", "{app}." + DOMAIN, "{app}-{turn}." + DOMAIN)
+
+
+class Destroy(Operation):
+    """The removal of an app: afterwards it is whole, or it can be removed again and nothing is left."""
+
+    words = ("--force", "apps:destroy", "{app}")
+
+    def after(self, subject):
+        return None
+
+    def check(self, subject, restore_first):
+        if restore_first and subject.folder.exists() and subject.answer() == subject.wanted(f"m{subject.mark}"):
+            subject.deploy()
+        code, output, _ = subject.bench.ask("--force", "apps:destroy", subject.name)
+        assert code in (0, 20), output
+        assert sh("dokku", "tick").returncode == 0
+        subject.bench.quiet()
+        assert not subject.folder.exists() and not subject.strays(), f"left of a destroyed app: {subject.strays()}"
+        assert subject.answer() == "status 404"
+
+
+class First(Operation):
+    """The first push, which makes the app."""
+
+    def after(self, subject):
+        return None
+
+    def act(self, subject, point=""):
+        subject.commit()
+        return subject.push(point)
+
+    def check(self, subject, restore_first):
+        if restore_first and subject.folder.exists():
+            subject.ok("ps:restore")
+        subject.deploy()
+        subject.restore()
+
+
+OPERATIONS = {"deploy": Deploy, "config:set": Config, "rollback": Rollback, "scale-up": ScaleUp, "scale-down": ScaleDown, "ps:restart": Restart,
+              "domains:set": Domains, "apps:destroy": Destroy, "first-push": First}
+
+
+class Run:
+    """An operation, carried out on one app after the other until all chosen points were tried."""
+
+    def __init__(self, bench, name):
+        self.bench, self.name, self.operation, self.subject = bench, name, OPERATIONS[name](), None
+        self.points = self.all_points()
+
+    def fresh(self):
+        """Have an app that runs; a first push has none yet, and a destroyed app is not used again."""
+        if self.subject and self.name not in ("apps:destroy", "first-push"):
+            return self.subject
+        self.close()
+        self.subject = Subject(self.bench)
+        if self.name != "first-push":
+            self.subject.deploy()
+        return self.subject
+
+    def close(self):
+        if self.subject:
+            self.subject.destroy()
+        self.subject = None
+
+    def begin(self, subject):
+        """Bring the app to where the operation can be carried out, and have it ask for something new."""
+        subject.turn += 1
+        self.operation.prepare(subject)
+
+    def all_points(self):
+        """Carry the operation out once, unharmed, and list its points; of polls that change nothing only the first few."""
+        subject = self.fresh()
+        if self.name == "deploy":
+            [subject.deploy() for _ in range(6)]  # so that old images are let go, too
+        self.begin(subject)
+        code, output, points = self.operation.act(subject)
+        assert code == 0, output
+        return [(point, effect) for point, effect, _ in points if effect or int(point.split()[2]) <= POLLS_COUNTED]
+
+    def choose(self, count, seed):
+        """Choose so many points, each role in its turn, half of them just before an effect."""
+        chance, chosen = random.Random(f"{seed} {self.name}"), []
+        roles = sorted({point.split()[0] for point, _ in self.points})
+        while len(chosen) < min(count, len(self.points)):
+            role, effects = roles[len(chosen) % len(roles)], chance.random() < 0.5
+            left = [row for row in self.points if row not in chosen]
+            own = [row for row in left if row[0].startswith(role + " ")]
+            chosen.append(chance.choice([row for row in own if row[1] or not effects] or own or left))
+        return [point for point, _ in chosen]
+
+    def attempt(self, point, restore_first):
+        """Kill the operation at a point, and see that all ends well; give what came of the kill: old, new or unreached."""
+        subject = self.fresh()
+        self.begin(subject)
+        old, new, before = subject.answer(), self.operation.after(subject), subject.facts()
+        watch = Watch(subject.host)
+        try:
+            _, output, _ = self.operation.act(subject, point)
+            killed, answer, changed = self.bench.killed(), subject.answer(), subject.facts() != before
+            if new is not None:
+                assert answer in (old, new), f"{answer!r} is served; before the operation it was {old!r}, after it {new!r}\n{output}"
+            self.operation.check(subject, restore_first)
+        finally:
+            seen = watch.end()
+        if new is not None:
+            odd = {word: at for word, at in seen.items() if word not in (old, new, subject.answer())}
+            assert not odd, f"answered {odd}; before the operation {old!r}, after it {new!r}"
+        return "unreached" if not killed else "new" if changed else "old"
+
+
+def try_points(bench, name, count=None, seed="1", say=print):
+    """Try the points of an operation, all or so many; give the outcome of each, failures with their reason."""
+    run = Run(bench, name)
+    points = run.choose(count, seed) if count else [point for point, _ in run.points]
+    outcomes = {}
+    for number, point in enumerate(points):
+        began = time.monotonic()
+        try:
+            outcomes[point] = run.attempt(point, number % 2 == 0)
+        except AssertionError as error:
+            outcomes[point] = f"FAILED {error}"
+            run.close()
+        except Exception:
+            outcomes[point] = f"FAILED {traceback.format_exc()}"
+            run.close()
+        say(f"{number + 1}/{len(points)} {name}: {point}: {outcomes[point]} ({time.monotonic() - began:.1f} s)")
+    run.close()
+    return outcomes
+
+
+def main(names):
+    """Try every point of the operations named, or of all; print the table for docs/reliability.md."""
+    bench = Bench()
+    rows = []
+    count = int(os.environ.get("CHAOS_COUNT", "0")) or None
+    try:
+        for name in names or OPERATIONS:
+            began = time.monotonic()
+            outcomes = try_points(bench, name, count, os.environ.get("CHAOS_SEED", "1"), say=lambda text: print(text, flush=True))
+            kinds = [outcome.split()[0] for outcome in outcomes.values()]
+            rows.append([name, len(kinds), *(kinds.count(kind) for kind in ("old", "new", "unreached", "FAILED")), f"{time.monotonic() - began:.0f} s"])
+    finally:
+        bench.close()
+        print("| operation | points | old | new | not reached | failed | time |\n|---|--:|--:|--:|--:|--:|--:|")
+        for row in rows:
+            print("| " + " | ".join(str(cell) for cell in row) + " |")
+    return 1 if any(row[5] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

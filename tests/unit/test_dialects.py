@@ -1,0 +1,64 @@
+"""Every command and property of the two dialects is here, comes later, or is refused with what to use instead."""
+
+from pathlib import Path
+
+import dokku_py as d
+import pytest
+
+ROWS = [line.split("\t") for line in (Path(__file__).parent.parent / "commands.tsv").read_text().splitlines()[2:]]
+NAMES = sorted({row[0] for row in ROWS})
+TESTS = "\n".join(path.read_text() for path in Path(__file__).parent.parent.rglob("test_*.py"))
+
+
+def answer_to(name):
+    """Say which of the three answers a command gets."""
+    row = d.declared(name)
+    if row or d.commands_of(name):
+        return "here"
+    error = d.why_unknown(name)
+    if "not available in this version" in error.message:
+        return "later"
+    return "refused" if error.hint and not isinstance(error, d.UsageError) else "unknown"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_one_of_three_answers(name):
+    assert answer_to(name) in ("here", "later", "refused")
+
+
+def test_no_command_that_is_here_is_said_to_come_later():
+    assert [name for name in d.LATER if name in d.COMMANDS or name in d.ALIASES] == []
+    assert [name for name in d.REFUSED if d.commands_of(name)] == []
+
+
+def test_a_mistyped_command_is_neither():
+    assert answer_to("apps:lst") == "unknown" and "apps:list" in d.why_unknown("apps:lst").hint
+
+
+def test_every_command_of_the_dialects_is_named_by_a_test():
+    """By any of its spellings, in a test that runs it or in a table of such tests."""
+    spellings = {row.name: {row.name, *(also for also, name in d.ALIASES.items() if name == row.name)} for row in d.COMMANDS.values()}
+    declared = {name for name in d.COMMANDS if name.partition(":")[2] in ("set", "report") and name.partition(":")[0] in {noun for noun, _ in d.PROPERTIES}}
+    untested = [name for name, words in sorted(spellings.items()) if name not in declared and not any(f'"{word}"' in TESTS for word in words)]
+    assert untested == []
+
+
+@pytest.mark.parametrize("noun, key", sorted(d.PROPERTIES))
+def test_every_property_accepts_its_default_and_refuses_injection(noun, key):
+    row = d.PROPERTIES[noun, key]
+    if row.default:
+        assert str(row.parse(row.default)) == row.default
+    assert row.summary and row.access in ("configure", "admin")
+    for hostile in ("a\nb", "x; include /etc/passwd", "}", "a\0b"):
+        if row.parse is d.parse_line and hostile in ("x; include /etc/passwd", "}"):
+            continue  # such a line reaches no configuration that another program reads
+        with pytest.raises(d.DokkuError):
+            row.parse(hostile)
+
+
+def test_a_spelling_may_have_arguments_of_its_own():
+    """dokku-alt's access:add takes no name, ssh-keys:add must have one: both are one command."""
+    assert d.declared("access:add").body is d.declared("ssh-keys:add").body
+    assert d.parse_arguments(d.declared("access:add"), [])["name"] is None
+    with pytest.raises(d.UsageError):
+        d.parse_arguments(d.declared("ssh-keys:add"), [])

@@ -3125,26 +3125,21 @@ def republish(app: str) -> None:
         remove_container(first.id) if is_stopped(app) else restart(app)
 
 
-def serve(app: str, had: set[int] | None = None, proxied: bool = True) -> None:
-    """Have an app served as it stands in state, by nginx or by ports that Docker publishes; `had` and `proxied` say how it was. Under the lock.
-
-    Ports of the host that something else has are refused. Nginx lets go of ports before Docker takes them, and the reverse.
-    """
-    require_ports(app, host_ports(app) if had is None else had)
-    if not is_proxied(app):
-        render_vhost(app)
-    if not (proxied and is_proxied(app)):
-        republish(app)
-    render_vhost(app)
-
-
 @contextlib.contextmanager
 def served_with(app: str, path: Path) -> Iterator[None]:
-    """Have an app served by the fact that is changed within; when that fails the file is put back. Only under the lock."""
+    """Have an app served by the fact that is changed within, by nginx or by ports that Docker publishes; when that fails the file is put back.
+
+    Ports of the host that something else has are refused. Nginx lets go of ports before Docker takes them, and the reverse. Only under the lock.
+    """
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
     try:
         yield
-        serve(app, had, proxied)
+        require_ports(app, had)
+        if not is_proxied(app):
+            render_vhost(app)
+        if not (proxied and is_proxied(app)):
+            republish(app)
+        render_vhost(app)
     except BaseException:
         remove_file(path) if old is None else write_text(path, old)
         with contextlib.suppress(DokkuError):
@@ -3524,24 +3519,25 @@ def visible_apps(caller: Caller) -> list[str]:
     return [app for app in apps() if may(caller, "view", app)]
 
 
-SERVED = {("network", "bind-all-interfaces"), ("network", "static-web-listener"), ("proxy", "proxy-port"),
-          *(row for row in PROPERTIES if row[0] == "nginx")}  # take effect at once
-
-
 def change_property(noun: str, app: str, key: str, value: str) -> None:
     """Set or clear a property; one by which apps are served takes effect at once, for all or none, and is put back when that fails."""
-    path, served = property_file(app, noun, key), (noun, key) in SERVED
+    path, served = property_file(app, noun, key), noun == "nginx" or key in ("bind-all-interfaces", "static-web-listener", "proxy-port")
     if app != "--global":
         with locked(app, f"{noun}:set"), served_with(app, path) if served else contextlib.nullcontext():
             return write_property(app, noun, key, value)
+
+    def serve(name: str) -> None:
+        """Have one app served by what the server's property says now."""
+        with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
+            pass
     old = read_text(path).strip()
     write_property(app, noun, key, value)
     try:
-        return each_app(None, True, under_lock(f"{noun}:set", serve)) if served else None
+        return each_app(None, True, serve) if served else None
     except BaseException:
         write_property(app, noun, key, old)
         with contextlib.suppress(DokkuError):
-            each_app(None, True, under_lock(f"{noun}:set", serve))
+            each_app(None, True, serve)
         raise
 
 
@@ -4118,7 +4114,7 @@ def declare_nginx_logs() -> None:
         def say_log_of(tail: bool, app: str, kind: str = kind) -> int:
             """Print what nginx logged of an app last; -t goes on until you leave."""
             path = log_of(require_app(app), kind)
-            if path == "off":
+            if not Path(path).is_file():
                 raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
             return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
         command(f"nginx:{kind}-logs", Arg("tail", flags=("-t", "--tail"), switch=True), APP, access="operate")(say_log_of)

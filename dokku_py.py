@@ -296,6 +296,20 @@ class Check(NamedTuple):
         return self._replace(**{key: float(defaults[key] or value) for key, value in builtin.items() if getattr(self, key) == UNSET})
 
 
+class Job(NamedTuple):
+    """A cron job of an app: when, what, and what happens while an earlier run still goes (allow, forbid, replace)."""
+
+    schedule: str
+    command: str
+    concurrency: str = "allow"
+
+    @property
+    def id(self) -> str:
+        """Name the job by what it is, so that it keeps its name over deploys."""
+        import hashlib
+        return hashlib.sha256(f"{self.schedule}\0{self.command}".encode()).hexdigest()[:10]
+
+
 class Release(NamedTuple):
     """One version of an app that ran or may run: an image, a config and how to start them.
 
@@ -315,6 +329,7 @@ class Release(NamedTuple):
     checks: tuple[Check, ...] = ()
     port: int = DEFAULT_PORT
     scripts: Mapping[str, str] = {}
+    jobs: tuple[Job, ...] = ()
 
     @property
     def name(self) -> str:
@@ -489,6 +504,13 @@ def parse_line(text: str) -> str:
     return text
 
 
+def parse_mail(text: str) -> str:
+    """Accept mail addresses, separated by commas."""
+    if not re.fullmatch(r"[A-Za-z0-9._+@,-]{1,200}", text):
+        raise UsageError(f"{shown(text)} is not a mail address")
+    return text
+
+
 def parse_label(text: str) -> str:
     """Accept the name of a label."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", text):
@@ -550,6 +572,16 @@ def parse_log_path(text: str) -> str:
     if text != "off" and (parse_path(text) != text or Path(text).parent != NGINX_LOGS):
         raise UsageError(f"{shown(text)} is not a place for logs", f"off, or a file in {NGINX_LOGS}")
     return text
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Give a parser that accepts these words only."""
+    def parse_word(text: str) -> str:
+        """Accept one of a few words."""
+        if text not in words:
+            raise UsageError(f"{shown(text)} is not possible here", f"one of: {', '.join(words)}")
+        return text
+    return parse_word
 
 
 def parse_switch(text: str) -> str:
@@ -711,6 +743,21 @@ def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if bad := next((pair for pair in found if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
         raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
     return tuple(found)
+
+
+SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
+
+
+def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
+    """Read the cron jobs of app.json; a schedule is what crontab(5) takes, five fields or a word such as @daily."""
+    jobs = []
+    for row in member(app_json, "cron", list, "app.json", []):
+        schedule, command, policy = (member(row if isinstance(row, dict) else {}, key, str, "app.json cron", default).strip()
+                                     for key, default in (("schedule", ""), ("command", ""), ("concurrency_policy", "allow")))
+        if not SCHEDULE.fullmatch(schedule) or not command or "\n" in command:
+            raise DokkuError(f"app.json: {shown(schedule)} {shown(command)} is not a cron job", 'for example  {"schedule": "0 3 * * *", "command": "./clean"}')
+        jobs.append(Job(schedule, command, one_of("allow", "forbid", "replace")(policy.lower())))
+    return tuple(jobs)
 
 
 SCRIPTS = ("predeploy", "postdeploy", "first")
@@ -877,6 +924,16 @@ def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = 
     return done
 
 
+def begin(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program without waiting for it. Raises DokkuError when there is none of that name."""
+    import subprocess
+    trace(argv)
+    try:
+        return subprocess.Popen(list(argv), **options)
+    except FileNotFoundError:
+        raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
+
+
 def output_of(argv: Sequence[str], **options: Any) -> str:
     """Run a program and give what it wrote to standard output, as text without the last newline."""
     return run(argv, **options).stdout.decode(errors="surrogateescape").rstrip("\n")
@@ -889,9 +946,7 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_lin
     """
     import subprocess
     last: list[str] = []
-    trace(argv)
-    process = subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env=None if env is None else dict(env))
+    process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None if env is None else dict(env))
     try:
         for raw in process.stdout or ():
             line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
@@ -912,7 +967,7 @@ def pipe(first: Sequence[str], second: Sequence[str]) -> str:
     import subprocess
     import tempfile
     with tempfile.TemporaryFile() as errors, \
-            subprocess.Popen(list(first), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
+            begin(first, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
         done = subprocess.run(list(second), stdin=source.stdout, capture_output=True, check=False)
         source.stdout.close()
         if source.wait():
@@ -936,12 +991,14 @@ def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int
     stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` are the
     descriptors of locks, handed down so that they live until git has moved its refs.
     """
-    import subprocess
-    process = subprocess.Popen(list(argv), env=dict(env), start_new_session=True, pass_fds=keep)
-    while process.poll() is None:
-        if reader_left(0.1):
-            end_group(process)
-            break
+    process = begin(argv, env=dict(env), start_new_session=True, pass_fds=keep)
+    try:
+        while process.poll() is None:
+            if reader_left(0.1):
+                leave()
+    except BaseException:
+        end_group(process)
+        raise
     return process.wait()
 
 
@@ -950,10 +1007,8 @@ def attend(argv: Sequence[str]) -> int:
 
     sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells.
     """
-    import subprocess
     signal.signal(signal.SIGHUP, leave)
-    signal.signal(signal.SIGTERM, leave)
-    process = subprocess.Popen(list(argv))
+    process = begin(argv)
     try:
         while process.poll() is None:
             if reader_left(0.05):
@@ -1241,7 +1296,7 @@ def take_lock(descriptor: int, purpose: str, who: str, waiting: str) -> None:
         detail(f"{waiting}: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{purpose} by {who} since {now()}\n".encode(), 0)
+    os.pwrite(descriptor, f"{purpose} by {who} since {now()} (process {os.getpid()})\n".encode(), 0)
 
 
 @contextlib.contextmanager
@@ -1346,7 +1401,7 @@ def read_release(app: str, number: int) -> Release | None:
         return None
     checks = tuple(Check(**{**check, "command": tuple(check["command"]), "headers": tuple(map(tuple, check.get("headers", ())))})
                    for check in record.pop("checks"))
-    return Release(**{**record, "app": app, "checks": checks})
+    return Release(**{**record, "app": app, "checks": checks, "jobs": tuple(Job(*row) for row in record.get("jobs", ()))})
 
 
 def write_release(release: Release, config: Mapping[str, str], own: Mapping[str, str] | None = None) -> None:
@@ -1554,16 +1609,6 @@ class Property(NamedTuple):
     access: str = "configure"
 
 
-def one_of(*words: str) -> Callable[[str], str]:
-    """Give a parser that accepts these words only."""
-    def parse_word(text: str) -> str:
-        """Accept one of a few words."""
-        if text not in words:
-            raise UsageError(f"{shown(text)} is not possible here", f"one of: {', '.join(words)}")
-        return text
-    return parse_word
-
-
 PROPERTIES = {(row.noun, row.key): row for row in (
     Property("app-json", "appjson-path", "app.json", parse_path, "where app.json stands in the tree"),
     Property("apps", "disable-autocreation", "false", parse_switch, "a push does not make an app that does not exist", "admin"),
@@ -1577,8 +1622,8 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("checks", "timeout", "", parse_count, "seconds one attempt may take when the check does not say itself"),
     Property("checks", "wait", "", parse_count, "seconds between two attempts when the check does not say itself"),
     Property("checks", "wait-to-retire", "60", parse_count, "seconds that old processes may go on serving after a switch"),
-    Property("cron", "mailfrom", "", parse_line, "who cron's mails come from", "admin"),
-    Property("cron", "mailto", "", parse_line, "who gets what the app's cron jobs print", "admin"),
+    Property("cron", "mailfrom", "", parse_mail, "who cron's mails come from", "admin"),
+    Property("cron", "mailto", "", parse_mail, "who gets what the app's cron jobs print", "admin"),
     Property("cron", "maintenance", "false", parse_switch, "run none of the app's cron jobs"),
     Property("git", "archive-max-files", "10000", parse_count, "the most files an archive may hold"),
     Property("git", "archive-max-size", "1g", parse_size, "the most bytes an archive may unpack to"),
@@ -1692,6 +1737,8 @@ def write_property(app: str, noun: str, key: str, value: str) -> None:
 
 def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0, seconds: float = 0.0, note: str = "") -> None:
     """Add a line of JSON to events.log."""
+    if (ROOT / "EVENTS_OFF").exists():
+        return
     event = {"at": now(), "who": caller.name, "from": caller.address, "command": command, "app": app, "result": result,
              "ms": round(seconds * 1000), "note": note}
     append_line(ROOT / "events.log", json.dumps({key: value for key, value in event.items() if value != ""}, ensure_ascii=False))
@@ -1921,7 +1968,7 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
                      **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
     client = engine()
-    words = docker_options_of(release.app, "run" if kind == "run" else "deploy", dyno.rpartition(".")[0])
+    words = docker_options_of(release.app, "run" if kind in ("run", "cron") else "deploy", dyno.rpartition(".")[0])
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
                                             **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
@@ -2003,10 +2050,9 @@ def inspect_container(identity: str) -> dict[str, Any]:
     return inspect_or_nothing(engine().inspect_container, identity)
 
 
-def last_exit_code(identity: str, facts: Mapping[str, Any]) -> str:
+def last_exit_code(identity: str) -> str:
     """Give the exit code with which a container ended last, also when Docker has started it again since; else nothing."""
-    wanted = {"container": identity, "event": "die"}
-    ended = engine().events(since=facts["Created"][:19] + "Z", until=int(time.time()) + 1, filters=wanted, decode=True) if facts["RestartCount"] else ()
+    ended = engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters={"container": identity, "event": "die"}, decode=True)
     return next((event["Actor"]["Attributes"].get("exitCode", "") for event in reversed(list(ended))), "")
 
 
@@ -2325,11 +2371,13 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
     name = property_of(release.app, "builder-dockerfile", "dockerfile-path")
     if not (tree / name).is_file() or not (tree / name).resolve().is_relative_to(tree.resolve()):
         raise DokkuError(f"There is no {name} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
-    options = [*docker_options_of(release.app, "build"), *(["--no-cache"] if anew else []), "--file", str(tree / name)]
+    purged = app_folder(release.app) / "PURGED"
+    options = [*docker_options_of(release.app, "build"), *(["--no-cache"] if anew or purged.exists() else []), "--file", str(tree / name)]
     with build_slot():
         require_disk()
         ensure_base_images(read_tree_file(tree, name))
         image = build_with_dockerfile(release.app, tree, options)
+    remove_file(purged)
     return release._replace(image=image, port=exposed_port(inspect_image(image)))
 
 
@@ -2347,7 +2395,7 @@ def read_tree(release: Release, tree: Path) -> Release:
     """Read what the tree says of its processes: Procfile, app.json, CHECKS. Bad files are refused before the build."""
     app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
     return release._replace(procfile=parse_procfile(read_tree_file(tree, property_of(release.app, "ps", "procfile-path"))),
-                            formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json),
+                            formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json), jobs=parse_jobs(app_json),
                             checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
 
 
@@ -2411,7 +2459,7 @@ def process_trouble(container: Container) -> str:
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
         return ""
     killed = ", out of memory" if state["OOMKilled"] else ""
-    return f"it ended with exit code {last_exit_code(container.id, facts) or state['ExitCode']}{killed}"
+    return f"it ended with exit code {last_exit_code(container.id) or state['ExitCode']}{killed}"
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
@@ -2597,6 +2645,7 @@ def switch_to(release: Release) -> None:
     remove_file(app_folder(release.app) / "STOPPED")
     try:
         retire(release, workers, begin_probation(release, previous))
+        render_crontab()
         keep_images(release.app)
     except DokkuError as error:  # it is live: what is left to tidy must not say that it failed
         complain(error)
@@ -2617,6 +2666,29 @@ def stop_what_runs_alone(release: Release) -> list[Container]:
     for container in alone:
         stop_container(container.id, grace)
     return alone
+
+
+def jobs_of(app: str) -> dict[str, Job]:
+    """Give the cron jobs of the release that runs, by their ids."""
+    current = read_current(app)
+    return {job.id: job for job in current.jobs} if current else {}
+
+
+def render_crontab() -> None:
+    """Have cron run the jobs of every app: it is told our own command and an id only."""
+    with server_lock("cron"):
+        jobs = [{"app": app, "schedule": job.schedule, "id": job.id, **{key: property_of(app, "cron", key) for key in ("mailto", "mailfrom")}}
+                for app in apps() if not is_stopped(app) and property_of(app, "cron", "maintenance") == "false"
+                for job in jobs_of(app).values() if job.id not in read_lines(suspended_file(app))]
+        text = render("host/crontab.j2", jobs=jobs)
+        if text != read_text(ROOT / "crontab"):
+            run(["crontab", "-"], stdin=text)
+            write_text(ROOT / "crontab", text)
+
+
+def suspended_file(app: str) -> Path:
+    """Locate the list of the cron jobs that `cron:suspend` keeps from running."""
+    return app_folder(app) / "CRON_SUSPENDED"
 
 
 def go_live(release: Release) -> list[Worker]:
@@ -2994,6 +3066,7 @@ def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> N
 def stop_app(app: str) -> None:
     """Note that an app is stopped, have nginx answer for it, and end its processes."""
     write_text(app_folder(app) / "STOPPED", now() + "\n")
+    render_crontab()
     workers, deadline = render_vhost(app), time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
     while any(map(worker_lives, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -3021,6 +3094,7 @@ def start_app(app: str) -> None:
         raise
     remove_file(app_folder(app) / "STOPPED")
     render_vhost(app)
+    render_crontab()
 
 
 def restart(app: str) -> None:
@@ -3130,28 +3204,40 @@ class Command(NamedTuple):
         return (self.body.__doc__ or "").strip().splitlines()[0]
 
 
+QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
 COMMANDS: dict[str, Command] = {}
 ALIASES: dict[str, str] = {}
+SHAPES: dict[str, tuple[Arg, ...]] = {}  # the arguments of a spelling whose dialect orders or counts them differently
 
 
-def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] = (), local: bool = False) -> Callable[[Any], Any]:
-    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program."""
+def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False) -> Callable[[Any], Any]:
+    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program.
+
+    `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
+    """
     def declare(body: Callable[..., Any]) -> Callable[..., Any]:
         for spelling in (name, *also):
             if spelling in COMMANDS or spelling in ALIASES:
                 raise RuntimeError(f"{spelling} is declared twice")
         COMMANDS[name] = Command(name, body, args, access, local)
         ALIASES.update(dict.fromkeys(also, name))
+        SHAPES.update({spelling: tuple(shape) for spelling, shape in also.items()} if isinstance(also, Mapping) else {})
         return body
     return declare
 
 
+def declared(word: str) -> Command | None:
+    """Find a command by any of its spellings, with the arguments that this spelling takes."""
+    row = COMMANDS.get(ALIASES.get(word, word))
+    return row._replace(args=SHAPES[word]) if row and word in SHAPES else row
+
+
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup builds:cancel builds:info builds:list builds:output builds:prune certs cleanup clone cron:list cron:resume cron:run
-    cron:suspend developer domains:redirect:get domains:redirect:set events events:list events:off events:on git:allow-host git:auth git:auth-status
+LATER = frozenset("""acl backup certs clone
+    developer domains:redirect:get domains:redirect:set git:allow-host git:auth git:auth-status
     git:from-archive git:from-image git:generate-deploy-key git:initialize git:load-image git:public-key git:status git:sync htpasswd http-auth
     import:docker letsencrypt maintenance mariadb memcached mongo mongodb mysql network nginx:import-ssl postgres postgresql rabbitmq redirect redis
-    registry:login registry:logout repo run:list run:logs run:retire run:stop ssh ssl storage trace volume""".split())
+    registry:login registry:logout ssh ssl storage volume""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
 REFUSED = {
@@ -3270,6 +3356,7 @@ NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
 MERGED = Arg("merged", flags=("--merged",), switch=True)
 PARALLEL = Arg("parallel", parse_parallel, ("--parallel",), default="1")
 ALL = Arg("everything", flags=("--all", "-A"), switch=True)
+TTL = Arg("seconds", parse_count, ("--ttl-seconds",), default="86400")
 FORCE = Arg("force", flags=("--force", "-f"), switch=True)
 FORMAT = Arg("style", flags=("--format",), default="text")
 
@@ -3330,6 +3417,8 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
         old = read_text(property_file(app, noun, key)).strip()
         write_property(app, noun, key, value)
         try:
+            if noun == "cron":
+                render_crontab()
             if noun == "nginx":
                 each_app(None if app == "--global" else app, app == "--global", render_vhost)
         except DokkuError:
@@ -3437,7 +3526,7 @@ def destroy_app(app: str) -> None:
         remove_file(ROOT / "nginx" / f"{app}.conf")
         with server_lock("nginx"):
             reload_nginx()
-        for container in [row for kind in ("deploy", "run", "release") for row in containers_of(app, kind)]:
+        for container in [row for kind in ("deploy", "run", "release", "cron") for row in containers_of(app, kind)]:
             remove_container(container.id)
         for tag in tags_of(app):
             untag_image(f"dokku/{app}:{tag}")
@@ -3445,6 +3534,7 @@ def destroy_app(app: str) -> None:
         doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
+    render_crontab()
 
 
 SKIP_DEPLOY = Arg("skip_deploy", flags=("--skip-deploy",), switch=True)
@@ -3979,18 +4069,19 @@ def nginx_show_config(app: str) -> None:
     say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n"))
 
 
-@command("releases", APP, access="view")
-def releases(app: str) -> None:
-    """List the releases of an app, newest first."""
+@command("releases", FORMAT, Arg("kind", flags=("--kind",)), Arg("status", flags=("--status",)), APP, access="view", also=("builds:list",))
+def releases(style: str, kind: str | None, status: str | None, app: str) -> None:
+    """List the releases of an app, newest first: every push, rebuild, change of config and rollback, whatever became of it."""
     current = read_current(require_app(app))
-    rows = [(number, read_release(app, number)) for number in reversed(release_numbers(app))]
-    table = [[f"v{number}", row.at if row else "", row.by if row else "", row.commit[:7] if row else "", row.reason if row else "",
-              release_status(app, number, current)] for number, row in rows]
-    if table:
-        say_table(table)
+    rows = [(number, read_release(app, number) or Release(app, number), release_status(app, number, current)) for number in reversed(release_numbers(app))]
+    found = [{"release": row.name, "at": row.at, "by": row.by, "commit": row.commit[:7], "reason": row.reason, "status": became} for _, row, became in rows
+             if (not kind or row.reason.startswith(kind)) and (not status or became.startswith(status))]
+    if style == "json":
+        return say_json(found)
+    return say_table([list(row.values()) for row in found]) if found else None
 
 
-@command("releases:info", APP, Arg("number", parse_release_name), FORMAT, access="view")
+@command("releases:info", APP, Arg("number", parse_release_name), FORMAT, access="view", also=("builds:info",))
 def releases_info(app: str, number: int, style: str) -> None:
     """Print what is on record of one release; config by its names only."""
     release = read_release(require_app(app), number)
@@ -4018,6 +4109,141 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
         if number is None and not earlier:
             raise NotFound(f"{app} has no earlier release", f"dokku releases {app}   lists them")
         rollback(app, earlier[-1] if number is None else number, caller.name)
+
+
+# --- builds ---
+
+
+@command("builds:output", APP, Arg("word", many="?"), access="operate")
+def builds_output(app: str, word: str | None) -> int:
+    """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
+    numbers = release_numbers(require_app(app))
+    number = numbers[-1] if numbers and word in (None, "current") else parse_release_name(word or "")
+    log = release_folder(app, number) / "build.log"
+    if not log.exists():
+        raise NotFound(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
+    pid = lock_holder(app) if word == "current" else 0
+    return attend(["tail", "--lines=+1", "--follow", f"--pid={pid}", str(log)]) if pid else say(read_text(log).rstrip("\n")) or 0
+
+
+def lock_holder(app: str) -> int:
+    """Give the id of the process that is changing an app right now; 0 when none is."""
+    lock = try_lock(app_folder(app) / "lock")
+    if lock is not None:
+        os.close(lock)
+        return 0
+    found = re.search(r"\(process (\d+)\)", read_text(app_folder(app) / "lock"))
+    return int(found[1]) if found else 0
+
+
+@command("builds:cancel", APP, access="deploy")
+def builds_cancel(app: str) -> None:
+    """Break off the deploy of an app that is going on; what runs goes on running. Past the switch it is too late."""
+    if not (pid := lock_holder(require_app(app))):
+        raise DokkuError(f"Nothing is being changed in {app}")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
+
+
+@command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy")
+def builds_prune(everything: bool, app: str | None) -> None:
+    """Drop records and images that builds retention and the rollback of five images no longer ask for."""
+    each_app(app, everything, under_lock("builds:prune", keep_images))
+
+
+@command("cleanup", MAYBE_APP, access="operate")
+def cleanup(app: str | None) -> None:
+    """Remove what is of no use any more, of one app or all: old images, one-offs that ended, what killed commands left. Never another's."""
+    def clean(name: str) -> None:
+        """Do it for one app."""
+        keep_images(name)
+        drop_images(name, 0)
+        for container in one_offs(name):
+            if not container.running:
+                remove_container(container.id)
+    each_app(app, not app, under_lock("cleanup", clean))
+
+
+@command("repo:gc", APP, access="operate")
+def repo_gc(app: str) -> None:
+    """Have git pack an app's repository anew."""
+    with locked(require_app(app), "repo:gc"):
+        git(app, "gc", "--quiet")
+
+
+@command("repo:purge-cache", APP, access="deploy")
+def repo_purge_cache(app: str) -> None:
+    """Have the next build of an app use nothing that was cached."""
+    write_text(app_folder(require_app(app)) / "PURGED", "")
+
+
+# --- cron ---
+
+
+CRON_ID = Arg("id", parse_nginx_word)
+
+
+@facts("cron")
+def cron_facts(app: str) -> dict[str, str]:
+    """Say how many cron jobs an app has."""
+    return {} if app == "--global" else {"cron-task-count": str(len(jobs_of(app)))}
+
+
+def require_job(app: str, identity: str) -> Job:
+    """Find a cron job of the release that runs."""
+    if job := jobs_of(require_app(app)).get(identity):
+        return job
+    raise NotFound(f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
+
+
+@command("cron:list", FORMAT, APP, access="view")
+def cron_list(style: str, app: str) -> None:
+    """List the cron jobs of an app."""
+    suspended = read_lines(suspended_file(require_app(app)))
+    rows = [{"id": job.id, "schedule": job.schedule, "command": job.command, "concurrency": job.concurrency, "suspended": str(job.id in suspended).lower(),
+             "last-run": read_text(app_folder(app) / "cron" / job.id).strip()} for job in jobs_of(app).values()]
+    if style == "json":
+        return say_json(rows)
+    return say_table([["ID", "Schedule", "Command", "Concurrency", "Suspended", "Last run"], *(list(row.values()) for row in rows)])
+
+
+@command("cron:run", Arg("detach", flags=("--detach",), switch=True), TTL, APP, CRON_ID, access="run")
+def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
+    """Run a cron job of an app now; cron itself calls this. The container stays until its time is up, for run:logs."""
+    job = require_job(app, id)
+    going = [row for row in containers_of(app, "cron") if row.running and row.dyno == f"cron.{id}"]
+    if going and job.concurrency == "forbid":
+        raise Busy(f"{going[0].name} still runs, and the job's concurrency policy is forbid", f"dokku run:stop --container {going[0].name}   ends it")
+    for container in going if job.concurrency == "replace" else []:
+        stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
+    make_folder(app_folder(app) / "cron")
+    write_text(app_folder(app) / "cron" / id, f"{now()}\n")
+    name = create_one_off(app, {}, shell_command(app, job.command), seconds, kind="cron", dyno=f"cron.{id}")
+    if detach:
+        return start_container(name) or say(name) or 0
+    return attend([docker_command(), "start", "--attach", name])
+
+
+def change_suspended(app: str, identity: str, suspend: bool) -> None:
+    """Keep a cron job from running, or let it run again."""
+    require_job(app, identity)
+    with locked(app, "cron"):
+        kept = [other for other in read_lines(suspended_file(app)) if other != identity]
+        write_lines(suspended_file(app), [*kept, *([identity] if suspend else [])])
+    render_crontab()
+
+
+@command("cron:suspend", APP, CRON_ID, access="operate")
+def cron_suspend(app: str, id: str) -> None:
+    """Keep a cron job from running until cron:resume."""
+    change_suspended(app, id, True)
+
+
+@command("cron:resume", APP, CRON_ID, access="operate")
+def cron_resume(app: str, id: str) -> None:
+    """Let a suspended cron job run again."""
+    change_suspended(app, id, False)
 
 
 # --- checks ---
@@ -4303,7 +4529,6 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 
 ENV_PAIRS = Arg("pairs", parse_pair, ("-e", "--env"), many="*")
-TTL = Arg("seconds", parse_count, ("--ttl-seconds",), default="86400")
 WORDS = Arg("words", raw=True)
 
 
@@ -4330,7 +4555,7 @@ def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, ap
     say(name)
 
 
-def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, **terminal: bool) -> str:
+def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, kind: str = "run", dyno: str = "", **terminal: bool) -> str:
     """Create the container of a one-off and give its name; `tick` removes it after that many seconds, ended or not."""
     current = read_current(require_app(app))
     if not current:
@@ -4340,11 +4565,71 @@ def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds
     single = current.procfile.get(words[0], words[0] if " " in words[0] else "") if len(words) == 1 else ""
     ensure_network()
     number = time.time_ns() // 1000 % 10**9
-    name = f"{app}.run.{number}"
-    create_container(current, f"run.{number}", config={**release_config(current), **extra}, kind="run", name=name,
+    name = f"{app}.{kind}.{number}"
+    create_container(current, dyno or f"run.{number}", config={**release_config(current), **extra}, kind=kind, name=name,
                      command=["/bin/sh", "-c", single] if single else words, labels={"com.dokku.expires": str(int(time.time()) + seconds)},
                      options=terminal)
     return name
+
+
+def one_offs(app: str = "") -> list[Container]:
+    """List the one-offs of an app, or of all: those of run, run:detached and cron, running or ended."""
+    return sorted((row for kind in ("run", "cron") for row in containers_of(app, kind)), key=lambda row: row.name)
+
+
+def find_one_offs(app: str | None, name: str | None, caller: Caller) -> list[Container]:
+    """Find the one-offs of an app, or the one that is named. Raises NotFound."""
+    if bool(app) == bool(name):
+        raise UsageError("Name an app, or give --container")
+    found = [row for row in one_offs(app or "") if (not name or name in (row.name, row.id[:12], row.id)) and may(caller, "operate", row.app)]
+    if not found:
+        raise NotFound(f"There is no one-off {shown(name)}" if name else f"{require_app(str(app))} has no one-off", "dokku run:list   lists them")
+    return found
+
+
+CONTAINER = Arg("container", flags=("--container",))
+
+
+@command("run:list", FORMAT, MAYBE_APP, access="operate")
+def run_list(style: str, app: str | None, caller: Caller) -> None:
+    """List the one-offs of an app, or of all, running or ended."""
+    rows = [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(require_app(app) if app else "") if may(caller, "operate", row.app)]
+    if style == "json":
+        return say_json(rows)
+    return say_table([list(row.values()) for row in rows]) if rows else None
+
+
+@command("run:logs", CONTAINER, Arg("tail", flags=("--tail", "-t"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"), MAYBE_APP, access="operate")
+def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int:
+    """Print what the one-offs of an app, or one of them, wrote; -t follows the last until it ends."""
+    found = find_one_offs(app, container, caller)
+    if tail:
+        return attend([docker_command(), "logs", "--follow", "--tail", str(lines), found[-1].id])
+    for row in found:
+        for line in logs_of(row.id, lines):
+            say(f"{row.name}: {line}")
+    return 0
+
+
+@command("run:stop", CONTAINER, MAYBE_APP, access="operate")
+def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
+    """End the one-offs of an app, or one of them."""
+    for row in find_one_offs(app, container, caller):
+        stop_container(row.id, int(property_of(row.app, "ps", "stop-timeout-seconds")))
+        step(f"Stopped {row.name}")
+
+
+@command("run:retire", access="operate")
+def run_retire() -> None:
+    """Remove the one-offs whose time is up."""
+    remove_expired()
+
+
+def remove_expired() -> None:
+    """Remove the one-offs whose time is up, ended or not."""
+    for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
+        if int(row["Labels"]["com.dokku.expires"]) < time.time():
+            remove_container(row["Id"])
 
 
 @command("enter", Arg("container", flags=("--container-id",)), APP, Arg("process", many="?"), WORDS, access="run")
@@ -4384,19 +4669,34 @@ def say_failed(app: str) -> None:
 # --- keys ---
 
 
-@command("ssh-keys:add", Arg("name", parse_key_name), Arg("file", many="?"), also=("access:add",))
-def ssh_keys_add(name: str, file: str | None, caller: Caller) -> None:
-    """Let a public key in as administrator; from standard input, or from a file when root asks."""
+KEY_FILE = Arg("file", many="?")
+
+
+@command("ssh-keys:add", Arg("name", parse_key_name), KEY_FILE, also={"access:add": (Arg("name", parse_key_name, many="?"), KEY_FILE)})
+def ssh_keys_add(name: str | None, file: str | None, caller: Caller) -> None:
+    """Let a public key in as administrator; from standard input, or from a file when root asks.
+
+    access:add needs no name: the key's fingerprint gives one.
+    """
     public, fingerprint = parse_public_key(read_given(file, caller))
-    write_key(Key(name=name, public=public, fingerprint=fingerprint, added=now()))
+    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now()))
     say(fingerprint)
 
 
-@command("ssh-keys:list", also=("access:list",))
-def ssh_keys_list() -> None:
-    """List the keys, with their roles and apps."""
-    for key in read_keys():
+def key_name_of(fingerprint: str, prefix: str = "key") -> str:
+    """Make a name for a key that came without one."""
+    return f"{prefix}-{re.sub('[^A-Za-z0-9]', '', fingerprint.partition(':')[2])[:12]}"
+
+
+@command("ssh-keys:list", FORMAT, Arg("name", many="?"), also=("access:list",))
+def ssh_keys_list(style: str, name: str | None) -> None:
+    """List the keys, with their roles and apps; or one of them."""
+    found = [find_key(name)] if name else read_keys()
+    if style == "json":
+        return say_json([{"fingerprint": key.fingerprint, "name": key.name, "role": key.role, "apps": list(key.apps)} for key in found])
+    for key in found:
         say(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"')
+    return None
 
 
 @command("access:info", Arg("name"))
@@ -4407,21 +4707,22 @@ def access_info(name: str) -> None:
                                                         ("apps", " ".join(key.apps) or "all"), ("added", key.added))])
 
 
-@command("ssh-keys:remove", Arg("name"), also=("access:remove",))
-def ssh_keys_remove(name: str) -> None:
+@command("ssh-keys:remove", Arg("fingerprint", flags=("--fingerprint",)), Arg("name", many="?"), also=("access:remove",))
+def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     """Shut a key out, by its name or whole fingerprint."""
-    drop_key(find_key(name).name)
+    if not (word := fingerprint or name):
+        raise UsageError("Name the key, or give --fingerprint", "dokku ssh-keys:list   lists the keys")
+    drop_key(find_key(word).name)
 
 
 @command("deploy:allow", APP, Arg("name", parse_key_name, many="?"))
 def deploy_allow(app: str, name: str | None) -> None:
     """Let a public key from standard input push one app and do nothing else."""
-    import hashlib
     public, fingerprint = parse_public_key(sys.stdin.read())
     known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
     if known and known.role != "deploy":
         raise DokkuError(f"That key is {known.name}, with the role {known.role}: it may push already")
-    key = known or Key(name or f"deploy-{hashlib.sha256(public.encode()).hexdigest()[:12]}", public, fingerprint, "deploy", (), now())
+    key = known or Key(name or key_name_of(fingerprint, "deploy"), public, fingerprint, "deploy", (), now())
     write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
     say(fingerprint)
 
@@ -4444,6 +4745,47 @@ def deploy_revoke(app: str, name: str) -> None:
     write_key(key._replace(apps=left)) if left else drop_key(key.name)
 
 
+# --- events ---
+
+
+@command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"))
+def events(tail: bool, lines: int) -> int:
+    """Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows."""
+    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")])
+
+
+@command("events:list")
+def events_list() -> None:
+    """List the commands that are noted in the events: those that change something, and every refusal."""
+    for row in COMMANDS.values():
+        if row.access not in QUIET_ACCESS:
+            say(row.name)
+
+
+@command("events:off")
+def events_off() -> None:
+    """Note no more events; that itself is noted."""
+    write_text(ROOT / "EVENTS_OFF", now() + "\n")
+
+
+@command("events:on")
+def events_on() -> None:
+    """Note events again; this is how a server begins."""
+    remove_file(ROOT / "EVENTS_OFF")
+
+
+@command("trace:on")
+def trace_on() -> None:
+    """Show, in every command, the programs that are run."""
+    write_text(ROOT / "TRACE", now() + "\n")
+
+
+@command("trace:off")
+def trace_off() -> None:
+    """Show them no more."""
+    remove_file(ROOT / "TRACE")
+
+
 # --- the server ---
 
 
@@ -4456,7 +4798,7 @@ def version(json: bool) -> None:
 @command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")
 def help_command(word: str | None, every: bool) -> None:
     """List the commands, those of one noun, or explain one command."""
-    row = COMMANDS.get(ALIASES.get(word or "", word or ""))
+    row = declared(word or "")
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
     rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not word or name in commands_of(word))]
@@ -4605,9 +4947,7 @@ def tick() -> None:
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
     remove_dead_writes(ROOT)
-    for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
-        if int(row["Labels"]["com.dokku.expires"]) < time.time():
-            remove_container(row["Id"])
+    remove_expired()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
         each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
@@ -4768,7 +5108,7 @@ def wants_help(row: Command, words: Sequence[str]) -> bool:
 
 def find_command(word: str) -> Command | None:
     """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
-    row = COMMANDS.get(ALIASES.get(word, word))
+    row = declared(word)
     if not row and not commands_of(word.removesuffix(":help")):
         raise why_unknown(word)
     return row
@@ -4797,12 +5137,17 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         return help_command(words[0].removesuffix(":help"), False) or 0
     if wants_help(row, words[1:]):
         return say(usage_of(row)) or 0
-    chosen, began = read_words(row, words[1:]), time.monotonic()
+    absent = {arg.name: None for arg in COMMANDS[row.name].args}  # this spelling may know fewer
+    chosen, began = absent | read_words(row, words[1:]), time.monotonic()
     app = chosen.get("app") or ""
     if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
+        become_owner(ROOT)
+        record_event(caller, row.name, app=app, result=AccessDenied.code)
         raise AccessDenied
     if not row.local:
         become_owner(ROOT)
+    if (ROOT / "TRACE").exists():
+        os.environ["DOKKU_TRACE"] = "1"
     if "caller" in row.body.__code__.co_varnames[:row.body.__code__.co_argcount]:
         chosen["caller"] = caller
     os.environ.setdefault("DOKKU_CALLER", caller.name)
@@ -4813,7 +5158,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         code = error.code
         raise
     finally:
-        if row.access not in ("view", "anyone", "local", "hook"):
+        if row.access not in QUIET_ACCESS:
             record_event(caller, row.name, app=app, result=code, seconds=time.monotonic() - began)
     return code
 
@@ -4853,6 +5198,7 @@ def main(argv: Sequence[str]) -> int:
 
 def front_door(argv: Sequence[str]) -> NoReturn:
     """Run one command and leave at once: taking the interpreter down takes longer than most commands."""
+    signal.signal(signal.SIGTERM, leave)
     gc.set_threshold(100_000)  # imports make many objects and no garbage
     code = main(argv)
     with contextlib.suppress(OSError):

@@ -38,7 +38,7 @@ if [ -n "$uninstall" ]; then
         [ -z "$purge" ] || engine images -q 'dokku/*' | sort -u | xargs -r docker -H unix:///var/run/docker.sock rmi -f >/dev/null
     fi
     say "removing the program and what it put on the host"
-    rm -rf $library /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py \
+    rm -rf $library /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py /etc/.dokku-py.new \
         /usr/share/bash-completion/completions/dokku /usr/share/zsh/vendor-completions/_dokku /usr/share/man/man1/dokku.1 \
         /etc/cron.d/dokku-py /etc/systemd/system/dokku-boot.service /etc/systemd/system/multi-user.target.wants/dokku-boot.service
     nginx -s reload 2>/dev/null || true
@@ -114,6 +114,7 @@ old=$(readlink $library/current || true)
 [ "$old" = "$version" ] || rm -rf "$version"
 [ -d "$version" ] && rm -rf "$new" || mv "$new" "$version"
 env -u PYTHONDONTWRITEBYTECODE /usr/bin/python3 -m compileall -q "$version/dokku_py.py" "$packages"
+sync -f $library  # the program is on the disk before its name is
 ln -sfn "$version" $library/current.new && mv -T $library/current.new $library/current
 ln -sfn $library/current/dokku /usr/bin/dokku.new && mv -T /usr/bin/dokku.new /usr/bin/dokku
 for folder in $library/versions/* $library/versions/.new.*; do
@@ -122,20 +123,24 @@ done
 
 say "installing what the host needs: sudoers, nginx include, cron, logrotate"
 visudo -cqf $library/current/templates/host/sudoers
-install -m 440 $library/current/templates/host/sudoers /etc/sudoers.d/dokku-py
-install -m 644 $library/current/templates/host/nginx.conf /etc/nginx/conf.d/dokku.conf
-install -m 644 $library/current/templates/host/logrotate /etc/logrotate.d/dokku-py
+place() {  # MODE FILE TARGET: in one step, for half a sudoers file would shut everybody out
+    install -m "$1" "$2" /etc/.dokku-py.new && mv -T /etc/.dokku-py.new "$3"
+}
+place 440 $library/current/templates/host/sudoers /etc/sudoers.d/dokku-py
+place 644 $library/current/templates/host/nginx.conf /etc/nginx/conf.d/dokku.conf
+place 644 $library/current/templates/host/logrotate /etc/logrotate.d/dokku-py
 if [ "$(readlink /etc/nginx/sites-enabled/default 2>/dev/null)" = /etc/nginx/sites-available/default ]; then
     rm /etc/nginx/sites-enabled/default
     echo "       removed the distribution's own default site (it claims every name)"
 fi
-printf '# dokku_py: finish what a killed process left, judge new releases.\n* * * * * root /usr/bin/dokku tick 2>&1 | logger -t dokku\n' > /etc/cron.d/dokku-py
+printf '# dokku_py: finish what a killed process left, judge new releases.\n* * * * * root /usr/bin/dokku tick 2>&1 | logger -t dokku\n' > $library/cron
 if [ -d /run/systemd/system ]; then
-    install -m 644 $library/current/templates/host/dokku-boot.service /etc/systemd/system/dokku-boot.service
+    place 644 $library/current/templates/host/dokku-boot.service /etc/systemd/system/dokku-boot.service
     systemctl daemon-reload && systemctl enable --quiet dokku-boot.service docker nginx
 else
-    printf '@reboot root /usr/bin/dokku boot\n' >> /etc/cron.d/dokku-py
+    printf '@reboot root /usr/bin/dokku boot\n' >> $library/cron
 fi
+place 644 $library/cron /etc/cron.d/dokku-py
 
 mkdir -p /usr/share/bash-completion/completions /usr/share/zsh/vendor-completions /usr/share/man/man1
 $library/current/dokku document bash > /usr/share/bash-completion/completions/dokku

@@ -40,6 +40,18 @@ export CHAOS_LOG={log} CHAOS_HOOKS={hooks}
 exec /usr/bin/python3 -IS {launcher} $role --as {key}
 """
 
+SHIM = """#!/bin/sh
+# Count, and end the whole group where it is to end; then be the real program.
+printf x >> {log}/step.{name}
+point="shim {name} $(($(wc -c < {log}/step.{name})))"
+printf '["%s", true, ""]\\n' "$point" >> {log}/points
+if [ "$point" = "$(cat {log}/point)" ]; then
+    echo "$point $*" > {log}/killed
+    kill -9 0
+fi
+exec {real} "$@"
+"""
+
 
 def lives(pid):
     """Say whether a process runs; one that has ended and was not waited for does not."""
@@ -112,14 +124,14 @@ class Bench:
         for name, text in (("points", ""), ("killed", ""), ("point", point)):
             (self.log / name).write_text(text)
             (self.log / name).chmod(0o666)
-        done = subprocess.run([str(word) for word in argv], env=self.person.environment(), capture_output=True, text=True, errors="replace",
-                              timeout=300, stdin=subprocess.DEVNULL, check=False, **options)
+        done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, errors="replace",
+                              timeout=300, stdin=subprocess.DEVNULL, check=False, **{"env": self.person.environment(), **options})
         self.quiet()
         points = [json.loads(line) for line in (self.log / "points").read_text().splitlines()]
         return done.returncode, done.stdout + done.stderr, points
 
     def ask(self, *words, point=""):
-        return self.carry_out(["ssh", *self.person.options, "dokku@127.0.0.1", *words], point)
+        return self.carry_out(["ssh", *self.person.options, "--", "dokku@127.0.0.1", *words], point)
 
     def killed(self):
         return (self.log / "killed").read_text().strip()
@@ -295,6 +307,9 @@ class Operation:
     def prepare(self, subject):
         """Bring the app to where the operation can be carried out."""
 
+    def finish(self):
+        """Leave the machine as it was."""
+
     def after(self, subject):
         """Say what is served once the operation is done."""
         return subject.answer()
@@ -386,6 +401,8 @@ class Destroy(Operation):
     def check(self, subject, restore_first):
         if restore_first and subject.folder.exists() and subject.answer() == subject.wanted(f"m{subject.mark}"):
             subject.deploy()
+        if not restore_first:
+            subject.bench.ask("ps:restore", subject.name)  # which may be impossible by now, and must do no harm
         code, output, _ = subject.bench.ask("--force", "apps:destroy", subject.name)
         assert code in (0, 20), output
         assert sh("dokku", "tick").returncode == 0
@@ -411,8 +428,58 @@ class First(Operation):
         subject.restore()
 
 
+class Upgrade(Operation):
+    """Another version of the product, by its install.sh; each program that this starts is a point, and each door of each `dokku`."""
+
+    programs = ("basename cat chmod chown cp cut docker dokku env find getent grep hostname id install ip ln logger mkdir mktemp mv pgrep readlink rm "
+                "service sha256sum sort ssh-keygen sync touch usermod visudo").split()
+
+    def lay_out(self, bench):
+        """Lay two versions out, and a program of each name that counts before it becomes the real one."""
+        self.versions, self.shims = [bench.folder / "one", bench.folder / "two"], bench.folder / "shims"
+        self.shims.mkdir()
+        for folder in self.versions:
+            folder.mkdir()
+            for name in ("dokku_py.py", "install.sh", "templates"):
+                sh("cp", "-r", ROOT / name, folder)
+            with (folder / "dokku_py.py").open("a") as file:
+                file.write(f"# {folder.name}\n")
+        for name in self.programs:
+            real = f"/usr/bin/python3 -IS {bench.launcher} setup" if name == "dokku" else shutil.which(name)
+            if real:
+                bench.script(self.shims / name, SHIM.format(log=bench.log, name=name, real=real))
+
+    def prepare(self, subject):
+        if not hasattr(self, "shims"):
+            self.lay_out(subject.bench)
+
+    def act(self, subject, point=""):
+        for path in subject.bench.log.glob("step.*"):
+            path.unlink()
+        self.versions.reverse()
+        environment = {**os.environ, "PATH": f"{self.shims}:{os.environ['PATH']}", "CHAOS_LOG": str(subject.bench.log)}
+        return subject.bench.carry_out([self.versions[0] / "install.sh", "--key", subject.bench.folder / "known" / "key.pub"], point,
+                                       env=environment, start_new_session=True)
+
+    def check(self, subject, restore_first):
+        assert subject.answer() == subject.wanted(f"m{subject.mark}")
+        assert sh("/usr/bin/dokku", "version").returncode == 0, "a killed upgrade left no program"
+        if restore_first:
+            subject.restore()
+        code, output, _ = self.act(subject)
+        assert code == 0, output
+        left = [*LIBRARY.glob("*.new"), *LIBRARY.glob("versions/.new*"), *Path("/usr/bin").glob("dokku.*"), *Path("/etc").glob(".dokku-py*")]
+        assert not left and len(list(LIBRARY.glob("versions/*"))) <= 2, left
+        subject.restore()
+
+    def finish(self):
+        """Install the checkout again."""
+        done = sh(ROOT / "install.sh", "--key", "/dev/null")
+        assert done.returncode == 0, done.stderr
+
+
 OPERATIONS = {"deploy": Deploy, "config:set": Config, "rollback": Rollback, "scale-up": ScaleUp, "scale-down": ScaleDown, "ps:restart": Restart,
-              "domains:set": Domains, "apps:destroy": Destroy, "first-push": First}
+              "domains:set": Domains, "apps:destroy": Destroy, "first-push": First, "upgrade": Upgrade}
 
 
 class Run:
@@ -420,7 +487,7 @@ class Run:
 
     def __init__(self, bench, name):
         self.bench, self.name, self.operation, self.subject = bench, name, OPERATIONS[name](), None
-        self.points = self.all_points()
+        self.points = []
 
     def fresh(self):
         """Have an app that runs; a first push has none yet, and a destroyed app is not used again."""
@@ -436,6 +503,10 @@ class Run:
         if self.subject:
             self.subject.destroy()
         self.subject = None
+
+    def end(self):
+        self.close()
+        self.operation.finish()
 
     def begin(self, subject):
         """Bring the app to where the operation can be carried out, and have it ask for something new."""
@@ -453,14 +524,16 @@ class Run:
         return [(point, effect) for point, effect, _ in points if effect or int(point.split()[2]) <= POLLS_COUNTED]
 
     def choose(self, count, seed):
-        """Choose so many points, each role in its turn, half of them just before an effect."""
-        chance, chosen = random.Random(f"{seed} {self.name}"), []
-        roles = sorted({point.split()[0] for point, _ in self.points})
-        while len(chosen) < min(count, len(self.points)):
+        """Choose so many points: each role in its turn, half of them just before an effect, no chain twice while there are others."""
+        chance, chosen, left = random.Random(f"{seed} {self.name}"), [], list(self.points)
+        roles = sorted({point.split()[0] for point, _ in left})
+        while left and len(chosen) < count:
             role, effects = roles[len(chosen) % len(roles)], chance.random() < 0.5
-            left = [row for row in self.points if row not in chosen]
-            own = [row for row in left if row[0].startswith(role + " ")]
-            chosen.append(chance.choice([row for row in own if row[1] or not effects] or own or left))
+            own = [row for row in left if row[0].split()[0] == role] or left
+            own = [row for row in own if row[1]] or own if effects else own
+            chain = chance.choice(sorted({row[0].rpartition(" ")[0] for row in own}))
+            chosen.append(chance.choice([row for row in own if row[0].rpartition(" ")[0] == chain]))
+            left = [row for row in left if not row[0].startswith(chain + " ")] or [row for row in self.points if row not in chosen]
         return [point for point, _ in chosen]
 
     def attempt(self, point, restore_first):
@@ -485,21 +558,20 @@ class Run:
 
 def try_points(bench, name, count=None, seed="1", say=print):
     """Try the points of an operation, all or so many; give the outcome of each, failures with their reason."""
-    run = Run(bench, name)
-    points = run.choose(count, seed) if count else [point for point, _ in run.points]
-    outcomes = {}
-    for number, point in enumerate(points):
-        began = time.monotonic()
-        try:
-            outcomes[point] = run.attempt(point, number % 2 == 0)
-        except AssertionError as error:
-            outcomes[point] = f"FAILED {error}"
-            run.close()
-        except Exception:
-            outcomes[point] = f"FAILED {traceback.format_exc()}"
-            run.close()
-        say(f"{number + 1}/{len(points)} {name}: {point}: {outcomes[point]} ({time.monotonic() - began:.1f} s)")
-    run.close()
+    run, outcomes = Run(bench, name), {}
+    try:
+        run.points = run.all_points()
+        points = run.choose(count, seed) if count else [point for point, _ in run.points]
+        for number, point in enumerate(points):
+            began = time.monotonic()
+            try:
+                outcomes[point] = run.attempt(point, number % 2 == 0)
+            except (AssertionError, OSError, subprocess.SubprocessError):
+                outcomes[point] = f"FAILED {traceback.format_exc()}"
+                run.close()
+            say(f"{number + 1}/{len(points)} {name}: {point}: {outcomes[point]} ({time.monotonic() - began:.1f} s)")
+    finally:
+        run.end()
     return outcomes
 
 

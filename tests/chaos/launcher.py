@@ -6,10 +6,11 @@ A point is `ROLE CHAIN COUNT`: the chain of doors that are open, and how often t
 from run to run, however often something is polled. The environment says what to do:
 
     CHAOS_LOG     a folder: every point reached is added to the file `points` there
-                  at the point that its file `point` names, the whole process group gets SIGKILL; `killed` says so before
-    CHAOS_WRITES  a file to which every change of a file is added, with what stood there before: see writes.py
+                  at the point that its file `point` names, the whole process group gets SIGKILL; `killed` says so before;
+                  when it has a file `writes`, every change of the state tree is added to that: see writes.py
 
-Roles: `door` (receives a push), `hook` (deploys it), `command`, and `minder` (the detached process, which counts anew).
+Roles: `door` (receives a push), `hook` (deploys it), `command`, `setup` (a command of install.sh, which dies with it), and
+`minder` (the detached process, which counts anew).
 """
 
 import _thread
@@ -74,14 +75,49 @@ def reach(name, effect, detail=""):
         Counter.busy = False
 
 
+def path_of(name, folder=-1):
+    """Give the whole path of a name, which may be relative to an open folder."""
+    return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(name)) if folder not in (-1, None) else os.path.abspath(os.fsdecode(name))
+
+
+def record(kind, path, target="", content=""):
+    """Add a change of the state tree to the log of writes; git's own and scratch folders are not ours."""
+    inside = path.startswith(f"{dokku_py.ROOT}/") and "/repo.git/" not in path and "/tree." not in path and not path.endswith("/repo.git")
+    if inside and not Counter.busy and os.path.exists(os.path.join(os.environ["CHAOS_LOG"], "writes")):
+        Counter.busy = True
+        add("writes", json.dumps([kind, path, target, content]) + "\n")
+        Counter.busy = False
+
+
+def record_event(event, args):
+    """Note a change that is about to be made; one that will fail changes nothing."""
+    if event == "os.rename":
+        record("rename", path_of(args[0], args[2]), path_of(args[1], args[3]))
+    elif event in ("os.remove", "os.rmdir") and os.path.lexists(path := path_of(args[0], args[1])):
+        record("remove", path)
+    elif event == "os.mkdir" and not os.path.lexists(path := path_of(args[0], args[2])):
+        record("mkdir", path)
+    elif event == "open" and args[2] & os.O_CREAT and not os.path.lexists(args[0]):
+        record("create", path_of(args[0]))
+
+
+def record_sync(descriptor):
+    """Note that a file's content, or a folder's names, are safe from now on."""
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    folder = os.path.isdir(path)
+    record("folder" if folder else "sync", path, content="" if folder else Path(path).read_text(errors="surrogateescape"))
+
+
 def on_event(event, args):
     """Count what the interpreter reports as an effect on the world outside."""
     if event == "open":
         path, _, flags = args
         if not isinstance(path, int) and isinstance(flags, int) and flags & WRITING and not os.fsdecode(path).startswith(("/proc", "/dev")):
             reach("open", True, os.fsdecode(path))
+            record_event(event, args)
     elif event in EFFECTS:
         reach(event, True, str(args[0])[-100:] if args else "")
+        record_event(event, args)
 
 
 def counted(name, function):
@@ -122,7 +158,7 @@ def wrap_doors():
     for name in ("_get", "_post", "_put", "_delete"):
         setattr(docker.APIClient, name, verb(name, getattr(docker.APIClient, name)))
     fsync, detach = os.fsync, dokku_py.detach
-    os.fsync = lambda descriptor: (reach("os.fsync", True), fsync(descriptor))[1]
+    os.fsync = lambda descriptor: (reach("os.fsync", True), fsync(descriptor), record_sync(descriptor))[1]
     dokku_py.detach = lambda work: detach(lambda: (begin("minder"), hurry(), work(), reach("end", False)))
     sys.addaudithook(on_event)
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import uuid
+from pathlib import Path
 
 from conftest import HELLO_TEXT, ask, quoted, sh
 
@@ -55,8 +56,8 @@ def test_a_provisioner_asks_before_it_changes(admin):
         assert admin.ok("--quiet", "apps:list").split().count(name) == 1 and name in json.loads(admin.ok("apps:list", "--format", "json"))
         admin.ok("config:set", "--encoded", "--no-restart", name, "A=aGkgdGhlcmU=")
         assert json.loads(admin.ok("config:export", "--format", "json", name)) == {"A": "hi there"}
-        admin.ok("domains:set", name, "a.example.net", "b.example.net")
-        assert admin.ok("domains:report", name, "--domains-app-vhosts").split() == ["a.example.net", "b.example.net"]
+        admin.ok("domains:set", name, f"a.{name}.net", f"b.{name}.net")
+        assert admin.ok("domains:report", name, "--domains-app-vhosts").split() == [f"a.{name}.net", f"b.{name}.net"]
         admin.ok("checks:set", name, "wait-to-retire", "12")
         facts = json.loads(admin.ok("checks:report", name, "--format", "json"))
         assert (facts["wait-to-retire"], facts["computed-wait-to-retire"], facts["global-wait-to-retire"]) == ("12", "12", "60")
@@ -106,7 +107,8 @@ def test_what_is_not_there_is_said_as_such(admin):
 
 
 def test_the_manual_and_the_completions_are_installed():
-    assert "apps:clone" in sh("man", "-l", "/usr/share/man/man1/dokku.1").stdout or "apps:clone" in open("/usr/share/man/man1/dokku.1").read()
+    page = Path("/usr/share/man/man1/dokku.1").read_text()
+    assert page.startswith('.\\"') and ".B dokku apps:clone" in page
     script = ("source /usr/share/bash-completion/completions/dokku; COMP_LINE='dokku ps:sc' COMP_POINT=11 COMP_CWORD=3; COMP_WORDS=(dokku ps : sc); _dokku; "
               "echo ${COMPREPLY[@]}")
     assert sh("bash", "-c", script).stdout == "scale\n"
@@ -121,3 +123,16 @@ def test_properties_name_the_valid_ones(bare):
     for noun in ("app-json", "builder", "builder-dockerfile", "builds", "cron", "letsencrypt", "logs", "network", "registry", "scheduler", "scheduler-docker-local"):
         assert f"{noun} information" in bare.ok(f"{noun}:report"), noun
     assert "ps information" in bare.ok("report") and "resource information" in bare.ok("report")
+
+
+def test_keys_in_both_dialects(admin, new_person):
+    first, second = new_person(), new_person()
+    assert admin.ok("access:add", stdin=first.public).strip() == first.fingerprint
+    listed = json.loads(admin.ok("ssh-keys:list", "--format", "json"))
+    name = next(row["name"] for row in listed if row["fingerprint"] == first.fingerprint)
+    assert f'NAME="{name}"' in admin.ok("ssh-keys:list", name) and first.ok("version")
+    admin.ok("ssh-keys:add", "second-" + name, stdin=second.public)
+    admin.ok("ssh-keys:remove", "--fingerprint", second.fingerprint)
+    assert second.ssh("version").returncode == 255
+    admin.ok("access:remove", first.fingerprint)
+    assert first.ssh("version").returncode == 255 and "No key is named" in admin.refused("access:info", first.fingerprint)

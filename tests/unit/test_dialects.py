@@ -12,7 +12,7 @@ TESTS = "\n".join(path.read_text() for path in Path(__file__).parent.parent.rglo
 
 def answer_to(name):
     """Say which of the three answers a command gets."""
-    row = d.COMMANDS.get(d.ALIASES.get(name, name))
+    row = d.declared(name)
     if row or d.commands_of(name):
         return "here"
     error = d.why_unknown(name)
@@ -54,3 +54,11 @@ def test_every_property_accepts_its_default_and_refuses_injection(noun, key):
             continue  # such a line reaches no configuration that another program reads
         with pytest.raises(d.DokkuError):
             row.parse(hostile)
+
+
+def test_a_spelling_may_have_arguments_of_its_own():
+    """dokku-alt's access:add takes no name, ssh-keys:add must have one: both are one command."""
+    assert d.declared("access:add").body is d.declared("ssh-keys:add").body
+    assert d.parse_arguments(d.declared("access:add"), [])["name"] is None
+    with pytest.raises(d.UsageError):
+        d.parse_arguments(d.declared("ssh-keys:add"), [])

@@ -1684,7 +1684,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("logs", "max-size", "10m", parse_size, "the size at which a container's log starts anew"),
     Property("network", "attach-post-create", "", parse_line, "networks a container joins before it starts"),
     Property("network", "attach-post-deploy", "", parse_line, "networks a container joins once it serves"),
-    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the app's port on every address of the host", "admin"),
+    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the ports of an app without nginx on every address, past the host's firewall", "admin"),
     Property("network", "initial-network", "", parse_line, "the network a container starts in"),
     Property("network", "static-web-listener", "", parse_upstream, "an address:port that nginx forwards to instead of the app's processes"),
     Property("network", "tld", "", parse_domain, "the ending of the names by which processes find each other"),
@@ -3168,7 +3168,9 @@ def disagreements(app: str) -> Iterator[Disagreement]:
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
     if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app):
-        yield found("nginx does not serve what is on record", functools.partial(render_vhost, app))
+        yield found("nginx does not serve what is on record", functools.partial(serve, app))
+    if misplaced_process(app):
+        yield found("Docker does not publish the ports on record", functools.partial(serve, app))
 
 
 def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
@@ -3208,30 +3210,35 @@ def render_vhost(app: str, anew: bool = False) -> list[Worker]:
     return install_vhost(f"{app}.conf", vhost_text(app), anew)
 
 
-def republish(app: str) -> None:
-    """Replace the processes of an app when the ports that Docker publishes for it are not those on record. Only under the lock."""
-    remove_strays(app)
+def misplaced_process(app: str) -> Container | None:
+    """Find the first web process of an app when Docker does not publish for it what is on record."""
     current = read_current(app)
-    first = next((row for row in containers_of(app) if row.dyno == "web.1" and current and row.incarnation == current.incarnation), None)
-    if first and current and first.published != " ".join(published_ports(current)):
+    wanted = " ".join(published_ports(current)) if current else ""
+    rows = [row for row in containers_of(app) if current and row.dyno == "web.1" and row.incarnation == current.incarnation]
+    return next((row for row in rows if row.published != wanted), None)
+
+
+def serve(app: str) -> None:
+    """Have an app served as it stands in state, by nginx or by Docker; each lets go of ports before the other takes them. Only under the lock."""
+    if not is_proxied(app):
+        render_vhost(app)
+    remove_strays(app)
+    if first := misplaced_process(app):
         remove_container(first.id) if is_stopped(app) else restart(app)
+    render_vhost(app)
 
 
 @contextlib.contextmanager
 def served_with(app: str, path: Path) -> Iterator[None]:
-    """Have an app served by the fact that is changed within, by nginx or by ports that Docker publishes; when that fails the file is put back.
+    """Have an app served by the fact that is changed within; ports that something else has are refused. Only under the lock.
 
-    Ports of the host that something else has are refused. Nginx lets go of ports before Docker takes them, and the reverse. Only under the lock.
+    When it fails the file of the fact is put back.
     """
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
     try:
         yield
         require_ports(app, had)
-        if not is_proxied(app):
-            render_vhost(app)
-        if not (proxied and is_proxied(app)):
-            republish(app)
-        render_vhost(app)
+        render_vhost(app) if proxied and is_proxied(app) else serve(app)
     except BaseException:
         remove_file(path) if old is None else write_text(path, old)
         with contextlib.suppress(DokkuError):
@@ -4087,13 +4094,17 @@ def ports_facts(app: str) -> dict[str, str]:
 
 def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
     """Keep an app's port maps, one for each port of the host, and serve it by them."""
-    with locked(app, "ports"), served_with(app, app_folder(app) / "PORTS"):
-        for row in set(maps) - set(own_maps(app)):
-            if row.scheme != "http":
-                raise DokkuError(f"{row} can't be served: {app} has no certificate")
-            if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
-                raise AccessDenied
-        write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
+    with locked(app, "ports"):
+        had = host_ports(app)
+        with served_with(app, app_folder(app) / "PORTS"):
+            for row in set(maps) - set(own_maps(app)):
+                if row.scheme != "http":
+                    raise DokkuError(f"{row} can't be served: {app} has no certificate")
+                if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
+                    raise AccessDenied
+            write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
+        if gone := had - host_ports(app):
+            warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")
 
 
 @command("ports:list", APP, access="view")
@@ -4111,7 +4122,7 @@ def ports_list(app: str) -> None:
 
 @command("ports:add", APP, MAPS, access="configure")
 def ports_add(app: str, maps: list[PortMap], caller: Caller) -> None:
-    """Add port maps to an app; a port of the host that it has already leads to the new place."""
+    """Add port maps to an app; the detected one no longer counts, and a port of the host that has a map leads to the new place."""
     change_ports(app, [*own_maps(app), *maps], caller)
 
 

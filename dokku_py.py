@@ -3024,6 +3024,22 @@ def converge(app: str) -> None:
             difference.mend()
 
 
+def revive(app: str) -> None:
+    """Converge an app whose processes Docker gave up; not while a command works on it, and not where the policy is to give up.
+
+    When dockerd was killed, the next one stops what still runs, takes that for stopped by hand, and leaves it so (20.10).
+    """
+    current, policy = read_current(app), property_of(app, "ps", "restart-policy")
+    if not current or is_stopped(app) or policy not in ("always", "unless-stopped") or property_of(app, "ps", "restore") == "false":
+        return
+    alive = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.state in ("running", "restarting")}
+    missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
+    if missing and (lock := try_lock(app_folder(app) / "lock")) is not None:
+        os.close(lock)
+        converge(app)
+        record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
+
+
 def vhost_text(app: str) -> str:
     """Render the vhost of an app as it stands in state."""
     return render("vhost.conf.j2", **vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app))._asdict())
@@ -4943,13 +4959,14 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
 
 @command("tick", local=True, access="local")
 def tick() -> None:
-    """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
+    """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
     remove_dead_writes(ROOT)
     remove_expired()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
+        each_app(None, True, revive, CONVERGE_AT_ONCE)
         each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
         os.close(lock)
 

@@ -328,6 +328,7 @@ class Release(NamedTuple):
     formation: Mapping[str, int] = {}
     checks: tuple[Check, ...] = ()
     port: int = DEFAULT_PORT
+    template: str = ""  # the vhost template of its tree, rendered where that is allowed
     scripts: Mapping[str, str] = {}
     jobs: tuple[Job, ...] = ()
 
@@ -353,6 +354,8 @@ class Container(NamedTuple):
     running: bool
     address: str = ""
     state: str = ""
+    published: str = ""  # the ports we had Docker publish
+    holds_ports: bool = False  # whether it publishes any port now, by us or by an option of Docker
 
     @property
     def process_type(self) -> str:
@@ -360,13 +363,25 @@ class Container(NamedTuple):
         return self.dyno.rpartition(".")[0]
 
 
+class PortMap(NamedTuple):
+    """A port of the host that leads to a port of an app's web processes."""
+
+    scheme: str
+    host: int
+    container: int
+
+    def __str__(self) -> str:
+        """Write it as users do: http:80:5000."""
+        return f"{self.scheme}:{self.host}:{self.container}"
+
+
 class Vhost(NamedTuple):
-    """What the vhost template of an app may know; every value is a parsed word."""
+    """What the vhost template of an app may know; every value is a parsed word. `upstreams` goes by the port of the container."""
 
     app: str
     domains: tuple[str, ...]
-    listen: int
-    upstreams: tuple[str, ...]
+    listeners: tuple[PortMap, ...]
+    upstreams: Mapping[int, tuple[str, ...]]
     access_log: str
     error_log: str
     settings: Mapping[str, str]
@@ -530,6 +545,36 @@ def parse_port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
         raise UsageError(f"{shown(text)} is not a port", "give a number of 1 to 65535")
     return int(text)
+
+
+def parse_proxy_port(text: str) -> int:
+    """Accept a port of the host that anybody may choose."""
+    if (port := parse_port(text)) < 1024 and port not in (80, 443):
+        raise UsageError(f"{port} is a port of the system", "give 80, 443 or one from 1024 on; an administrator maps others with ports:set")
+    return port
+
+
+def parse_port_map(text: str) -> PortMap:
+    """Accept SCHEME:HOST-PORT:CONTAINER-PORT."""
+    scheme, *ports = text.split(":")
+    if scheme not in ("http", "https", "grpc", "grpcs") or len(ports) != 2:
+        raise UsageError(f"{shown(text)} is not SCHEME:HOST-PORT:CONTAINER-PORT", "write for example  http:80:5000")
+    found = PortMap(scheme, *map(parse_port, ports))
+    if {"http": 443, "https": 80}.get(scheme) == found.host:
+        raise UsageError(f"{found}: port 80 is for http, 443 for https")
+    return found
+
+
+def refuse_directives(text: str, logs: Iterable[str]) -> str:
+    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed.
+
+    A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
+    """
+    allowed = "|".join(map(re.escape, ["off", *logs]))
+    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
+                          rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
+        raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
+    return text
 
 
 def parse_ip(text: str) -> str:
@@ -1646,8 +1691,8 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("nginx", "access-log-format", "", parse_nginx_word, "the name of a log_format; empty: nginx's own"),
     Property("nginx", "access-log-path", "", parse_log_path, "where requests are logged; off: nowhere", "admin"),
     Property("nginx", "allow-template", "false", parse_switch, "render nginx.conf.j2 of the pushed tree as the app's vhost", "admin"),
-    Property("nginx", "bind-address-ipv4", "", parse_ip, "the IPv4 address to listen on; empty: all"),
-    Property("nginx", "bind-address-ipv6", "::", parse_ip, "the IPv6 address to listen on"),
+    Property("nginx", "bind-address-ipv4", "", parse_ip, "the IPv4 address to listen on, where other apps then answer only if they have it too; empty: all", "admin"),
+    Property("nginx", "bind-address-ipv6", "::", parse_ip, "the IPv6 address to listen on, likewise", "admin"),
     Property("nginx", "client-body-timeout", "60s", parse_seconds, "how long nginx waits for the next bytes of a request's body"),
     Property("nginx", "client-header-timeout", "60s", parse_seconds, "how long nginx waits for a request's header"),
     Property("nginx", "client-max-body-size", "1m", parse_size, "the largest request body; 0: any"),
@@ -1674,7 +1719,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("nginx", "x-forwarded-port-value", "$server_port", parse_nginx_variable, "what the app reads as X-Forwarded-Port"),
     Property("nginx", "x-forwarded-proto-value", "$scheme", parse_nginx_variable, "what the app reads as X-Forwarded-Proto"),
     Property("nginx", "x-forwarded-ssl", "", parse_nginx_variable, "what the app reads as X-Forwarded-Ssl; empty: not sent"),
-    Property("proxy", "proxy-port", "", parse_port, "the http port of an app without port maps; empty: 80, or its own when it has no domain"),
+    Property("proxy", "proxy-port", "", parse_proxy_port, "the http port of an app without port maps; empty: 80, or its own when it has no domain"),
     Property("proxy", "proxy-ssl-port", "", parse_port, "the https port of an app without port maps; empty: 443"),
     Property("proxy", "type", "nginx", one_of("nginx"), "what stands in front of the app"),
     Property("ps", "auto-rollback", "true", parse_switch, "roll back a release that crash-loops in its first minute"),
@@ -1933,7 +1978,8 @@ def as_container(row: Mapping[str, Any]) -> Container:
     labels, network = row["Labels"], row["NetworkSettings"]["Networks"].get(NETWORK) or {}
     return Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), app=labels.get("com.dokku.app-name", ""),
                      dyno=labels.get("com.dokku.dyno", ""), incarnation=labels.get("com.dokku.incarnation", ""), state=row["State"],
-                     running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""))
+                     running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""),
+                     published=labels.get("com.dokku.published", ""), holds_ports=any("PublicPort" in port for port in row["Ports"]))
 
 
 def process_environment(release: Release, config: Mapping[str, str], dyno: str) -> dict[str, str]:
@@ -1965,10 +2011,10 @@ def resource_limits(app: str, process_type: str) -> dict[str, Any]:
 
 def create_container(release: Release, dyno: str, *, config: Mapping[str, str] | None, address: str = "", command: list[str] | None = None,
                      kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
-                     **host: Any) -> str:
+                     published: Sequence[str] = (), **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
     client = engine()
-    words = docker_options_of(release.app, "run" if kind in ("run", "cron") else "deploy", dyno.rpartition(".")[0])
+    words = [*docker_options_of(release.app, "run" if kind in ("run", "cron") else "deploy", dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
                                             **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
@@ -2197,16 +2243,110 @@ def render(name: str, **words: Any) -> str:
     return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True).get_template(name).render(**words) + "\n"
 
 
-def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
+def render_pushed(text: str, vhost: Vhost) -> str:
+    """Render the vhost template that a tree brought, in a sandbox; what reaches beyond the app is refused. Raises DokkuError."""
+    jinja2, sandbox = importlib.import_module("jinja2"), importlib.import_module("jinja2.sandbox")
+    try:
+        environment = sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True)
+        rendered = environment.from_string(text).render(**vhost._asdict())
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DokkuError(f"The vhost template of the tree can't be rendered: {error}", f"it may use: {', '.join(Vhost._fields)}") from None
+    return refuse_directives(rendered, [vhost.access_log, vhost.error_log]) + "\n"
+
+
+def is_proxied(app: str) -> bool:
+    """Say whether nginx stands in front of an app; otherwise Docker publishes its ports."""
+    return not (app_folder(app) / "NO_PROXY").exists()
+
+
+def is_by_name(app: str) -> bool:
+    """Say whether an app is told from others by its domains, so that they can share a port of the host."""
+    return is_proxied(app) and bool(domains_of(app))
+
+
+def own_maps(app: str) -> list[PortMap]:
+    """Read the port maps that `ports:set` gave an app."""
+    return [parse_port_map(line) for line in read_lines(app_folder(app) / "PORTS")]
+
+
+def detected_map(app: str, container: int) -> PortMap:
+    """Give the port map of an app that has none of its own; the server's proxy-port is for apps that can share it."""
+    port = property_of(app, "proxy", "proxy-port") if is_by_name(app) else read_text(property_file(app, "proxy", "proxy-port")).strip()
+    return PortMap("http", int(port or 80), container)
+
+
+def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
+    """List the port maps in effect. Port 80 is shared by name: an app without one has a port of its own in its place."""
+    rows = own_maps(app) or [detected_map(app, container)]
+    return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
+
+
+def app_port(app: str) -> int:
+    """Give the port of an app that has no domain, always the same one."""
+    own = app_folder(app) / "PORT"
+    if not read_text(own):
+        with server_lock("ports"):
+            files = [path for other in apps() for path in (app_folder(other) / "PORT", property_file(other, "proxy", "proxy-port"))]
+            taken = {*map(read_text, files), *(f"{row.host}\n" for other in apps() for row in own_maps(other)), *(f"{port}\n" for port in listening_ports())}
+            write_text(own, next(f"{port}\n" for port in range(5001, 10000) if f"{port}\n" not in taken))
+    return int(read_text(own))
+
+
+def listening_ports() -> dict[int, int]:
+    """List the TCP ports of this host on which something listens, each with its user id (proc(5), /proc/net/tcp)."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in read_lines(Path("/proc/net") / name)[1:]]
+    return {int(row[1].rpartition(":")[2], 16): int(row[7]) for row in rows if row[3] == "0A"}
+
+
+def host_ports(app: str) -> set[int]:
+    """List the ports of the host under which an app is served."""
+    return {row.host for row in port_maps(app)}
+
+
+def require_ports(app: str, had: set[int]) -> None:
+    """Refuse ports of the host that another program has, or an app with which they can't be shared by name; the app is served on `had` already."""
+    for port in sorted(host_ports(app)):
+        others = [other for other in apps() if other != app and port in host_ports(other)]
+        holder = next((other for other in others if not (is_by_name(app) and is_by_name(other))), "")
+        if not others and port not in had | {80, 443} and (user := listening_ports().get(port)) is not None:
+            holder = f"a program of the user {pwd.getpwuid(user).pw_name}"
+        if holder:
+            raise DokkuError(f"{port} is used by {holder}", f"choose another port: dokku ports:set {app} http:PORT:PORT")
+
+
+def published_ports(release: Release) -> list[str]:
+    """List what Docker publishes for an app without nginx, as its option -p has it: on loopback, unless told otherwise."""
+    if is_proxied(release.app):
+        return []
+    address = "0.0.0.0" if property_of(release.app, "network", "bind-all-interfaces") == "true" else "127.0.0.1"
+    return [f"{address}:{row.host}:{row.container}" for row in port_maps(release.app, port_of(release))]
+
+
+def log_of(app: str, kind: str) -> str:
+    """Locate the access or error log of an app; `off` when there is none."""
+    return property_of(app, "nginx", f"{kind}-log-path") or str(NGINX_LOGS / f"{app}-{kind}.log")
+
+
+def vhost_of(release: Release | None, app: str) -> Vhost:
     """Compute what an app's vhost says: from state alone, so that it can always be rendered again."""
-    wanted = release.incarnation if release else ""
     found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
-                   if release and owner == app and incarnation == wanted and dyno.startswith("web.") and dyno in wanted_dynos(release))
-    domains = tuple(domains_of(app))
-    target = port_of(release) if release else DEFAULT_PORT
-    return Vhost(app=app, domains=domains, listen=80 if domains else port, upstreams=tuple(f"{address}:{target}" for _, address in found),
-                 access_log=str(NGINX_LOGS / f"{app}-access.log"), error_log=str(NGINX_LOGS / f"{app}-error.log"),
-                 settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"})
+                   if release and owner == app and incarnation == release.incarnation and dyno.startswith("web.") and dyno in wanted_dynos(release))
+    listeners = port_maps(app, port_of(release) if release else DEFAULT_PORT)
+    other = property_of(app, "network", "static-web-listener")
+    upstreams = {row.container: (other,) if other else tuple(f"{address}:{row.container}" for _, address in found) for row in listeners}
+    custom = "" if property_of(app, "nginx", "disable-custom-config") == "true" else f"{app_folder(app)}/nginx.conf.d/*.conf"
+    return Vhost(app=app, domains=tuple(domains_of(app)), listeners=tuple(listeners), upstreams=upstreams, access_log=log_of(app, "access"),
+                 error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom)
+
+
+def vhost_text_of(release: Release | None, app: str) -> str:
+    """Render the vhost of an app for a release, by the template it brought where that is allowed; nothing when nginx does not serve it."""
+    if not is_proxied(app):
+        return ""
+    vhost = vhost_of(release, app)
+    if release and release.template and property_of(app, "nginx", "allow-template") == "true":
+        return render_pushed(release.template, vhost)
+    return render("vhost.conf.j2", **vhost._asdict())
 
 
 def worker_processes(accepting: bool = True) -> list[Worker]:
@@ -2266,29 +2406,67 @@ def test_candidate(name: str, text: str) -> None:
         raise DokkuError(f"nginx refuses the configuration of {name}: {error.output.strip()}", "the old one goes on serving") from None
 
 
-def install_vhost(name: str, text: str) -> list[Worker]:
-    """Make nginx serve a vhost: test the candidate, rename it into place, reload; give the old workers.
+def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
+    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers.
 
     A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
     UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
+    One that is served already is left alone, unless `anew`: what it includes may have changed.
     """
     folder = ROOT / "nginx"
     target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
         clear_candidates()
         old = read_text(target)
-        if old == text and not unseen.exists():
+        if old == text and not anew and not unseen.exists():
             return []
-        test_candidate(name, text)
+        if text:
+            test_candidate(name, text)
         append_line(unseen, name)
-        rename_file(candidate, target)
+        if moves_address(old, text):
+            remove_file(target)
+            serve_vhosts()
+        rename_file(candidate, target) if text else remove_file(target)
         try:
-            workers = reload_nginx()
+            workers = serve_vhosts()
         except DokkuError:
             write_text(target, old) if old else remove_file(target)
             raise
         remove_file(unseen)
         return workers
+
+
+def moves_address(old: str, new: str) -> bool:
+    """Say whether a port goes over to another address: nginx can't open that while it holds the old one (bind(2), EADDRINUSE)."""
+    before, after = (set(re.findall(r"^ *listen (\S*?)(\d+);", text, re.MULTILINE)) for text in (old, new))
+    return bool({port for _, port in before - after} & {port for _, port in after - before} - {"80", "443"})
+
+
+def serve_vhosts() -> list[Worker]:
+    """Reload or start nginx; a vhost that it has come to refuse, by a file that somebody put beside it, goes into quarantine."""
+    try:
+        return reload_nginx()
+    except ToolFailed:
+        quarantine_vhosts()
+        return reload_nginx()
+
+
+def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
+    """Name the vhosts that nginx refuses, each tested alone, and move them out of its way unless told not to; say how many. Only under nginx's lock.
+
+    So one app never keeps the others from serving.
+    """
+    refused = 0
+    for path in sorted((ROOT / "nginx").glob(f"{app}.conf")):
+        clear_candidates()
+        try:
+            test_candidate(path.name, read_text(path))
+        except DokkuError as error:
+            refused += 1
+            complain(error)
+            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None
+    clear_candidates()
+    return refused
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2300,7 +2478,9 @@ def start_process(release: Release, dyno: str, subnet: str) -> Container:
     process_type = dyno.rpartition(".")[0]
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
+    published = published_ports(release) if dyno == "web.1" else []
     identity = create_container(release, dyno, config=release_config(release), address=address, command=process_command(release, process_type),
+                                labels={"com.dokku.published": " ".join(published)}, published=published,
                                 restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
     return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation}", app=release.app, dyno=dyno,
@@ -2384,7 +2564,7 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
 def read_tree_file(tree: Path, name: str) -> str:
     """Read a small text file of a pushed tree; links are not followed out of the tree."""
     path = tree / name
-    if path.is_symlink() or not path.is_file():
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(tree)) or path.is_symlink() or not path.is_file():
         return ""
     if path.stat().st_size > 2**20:
         raise DokkuError(f"{name} is larger than 1 MiB", "that file holds settings only")
@@ -2392,9 +2572,10 @@ def read_tree_file(tree: Path, name: str) -> str:
 
 
 def read_tree(release: Release, tree: Path) -> Release:
-    """Read what the tree says of its processes: Procfile, app.json, CHECKS. Bad files are refused before the build."""
+    """Read what the tree says of its processes: Procfile, app.json, CHECKS, and its vhost template. Bad files are refused before the build."""
     app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
     return release._replace(procfile=parse_procfile(read_tree_file(tree, property_of(release.app, "ps", "procfile-path"))),
+                            template=read_tree_file(tree, property_of(release.app, "nginx", "nginx-conf-sigil-path")),
                             formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json), jobs=parse_jobs(app_json),
                             checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
 
@@ -2512,6 +2693,7 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
     refuse_locked(app)
     tell_of_rollback(app)
     release = new_release(app, commit=commit, by=by, reason=reason)
+    write_release(release, {})
     with build_log(release):
         with checkout(app, commit) as tree:
             folder = build_folder(app, tree)
@@ -2659,11 +2841,12 @@ def beside_retiring(release: Release) -> Release:
 
 
 def stop_what_runs_alone(release: Release) -> list[Container]:
-    """Stop the old processes of types whose checks are disabled: those must never run twice at once. Gives them."""
+    """Stop the old processes that can't run beside new ones: their checks are disabled, or they hold a published port. Gives them."""
     grace = int(property_of(release.app, "ps", "stop-timeout-seconds"))
     alone = [row for row in containers_of(release.app) if row.running and row.incarnation != release.incarnation
-             and check_mode(release.app, row.process_type) == "disabled"]
+             and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
     for container in alone:
+        detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
         stop_container(container.id, grace)
     return alone
 
@@ -2693,24 +2876,15 @@ def suspended_file(app: str) -> Path:
 
 def go_live(release: Release) -> list[Worker]:
     """Point nginx at a release; give the old workers, which may still be serving."""
-    return install_vhost(f"{release.app}.conf", render("vhost.conf.j2", **vhost_of(release, release.app, app_port(release.app))._asdict()))
-
-
-def app_port(app: str) -> int:
-    """Give the port of an app that has no domain, always the same one."""
-    with server_lock("ports"):
-        own = read_text(app_folder(app) / "PORT").strip()
-        taken = {read_text(app_folder(other) / "PORT").strip() for other in apps()}
-        if not own:
-            own = next(str(port) for port in range(5001, 10000) if str(port) not in taken)
-            write_text(app_folder(app) / "PORT", own)
-    return int(own)
+    return install_vhost(f"{release.app}.conf", vhost_text_of(release, release.app))
 
 
 def urls_of(app: str) -> list[str]:
     """List the addresses under which an app answers."""
     import socket
-    return [f"http://{domain}" for domain in domains_of(app)] or [f"http://{socket.getfqdn()}:{app_port(app)}"]
+    everywhere = is_proxied(app) or property_of(app, "network", "bind-all-interfaces") == "true"
+    names = domains_of(app) if is_by_name(app) else [socket.getfqdn() if everywhere else "127.0.0.1"]
+    return [f"{row.scheme}://{name}:{row.host}".removesuffix(":80") for name in names for row in port_maps(app)]
 
 
 def keep_last_words(container: Container) -> list[str]:
@@ -2928,7 +3102,7 @@ def keep_images(app: str) -> None:
     images: list[str] = []
     for number in reversed(numbers):
         record = read_release(app, number)
-        if record and record.image not in images:
+        if record and record.image and record.image not in images:
             images.append(record.image)
         if record and record.image in images[IMAGES_KEPT:]:
             untag_image(f"dokku/{app}:v{number}")
@@ -3042,12 +3216,43 @@ def revive(app: str) -> None:
 
 def vhost_text(app: str) -> str:
     """Render the vhost of an app as it stands in state."""
-    return render("vhost.conf.j2", **vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app))._asdict())
+    return vhost_text_of(None if is_stopped(app) else read_current(app), app)
 
 
-def render_vhost(app: str) -> list[Worker]:
+def render_vhost(app: str, anew: bool = False) -> list[Worker]:
     """Have nginx serve an app as it stands in state; give the old workers. Only under the app's lock: state is moving otherwise."""
-    return install_vhost(f"{app}.conf", vhost_text(app))
+    return install_vhost(f"{app}.conf", vhost_text(app), anew)
+
+
+def republish(app: str) -> None:
+    """Replace the processes of an app when the ports that Docker publishes for it are not those on record. Only under the lock."""
+    remove_strays(app)
+    current = read_current(app)
+    first = next((row for row in containers_of(app) if row.dyno == "web.1" and current and row.incarnation == current.incarnation), None)
+    if first and current and first.published != " ".join(published_ports(current)):
+        remove_container(first.id) if is_stopped(app) else restart(app)
+
+
+@contextlib.contextmanager
+def served_with(app: str, path: Path) -> Iterator[None]:
+    """Have an app served by the fact that is changed within, by nginx or by ports that Docker publishes; when that fails the file is put back.
+
+    Ports of the host that something else has are refused. Nginx lets go of ports before Docker takes them, and the reverse. Only under the lock.
+    """
+    old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
+    try:
+        yield
+        require_ports(app, had)
+        if not is_proxied(app):
+            render_vhost(app)
+        if not (proxied and is_proxied(app)):
+            republish(app)
+        render_vhost(app)
+    except BaseException:
+        remove_file(path) if old is None else write_text(path, old)
+        with contextlib.suppress(DokkuError):
+            render_vhost(app)
+        raise
 
 
 def rollback(app: str, number: int, by: str) -> Release:
@@ -3427,21 +3632,25 @@ def visible_apps(caller: Caller) -> list[str]:
 
 
 def change_property(noun: str, app: str, key: str, value: str) -> None:
-    """Set or clear a property; one that nginx reads takes effect at once, and is put back when nginx refuses it."""
-    def change(name: str) -> None:
-        """Write it, and have nginx serve the app with it."""
-        old = read_text(property_file(app, noun, key)).strip()
-        write_property(app, noun, key, value)
-        try:
-            if noun == "cron":
-                render_crontab()
-            if noun == "nginx":
-                each_app(None if app == "--global" else app, app == "--global", render_vhost)
-        except DokkuError:
-            write_property(app, noun, key, old)
-            raise
-    require_subject(app)
-    change(app) if app == "--global" else under_lock(f"{noun}:set", change)(app)
+    """Set or clear a property; one by which apps are served takes effect at once, for all or none, and is put back when that fails."""
+    path, served = property_file(app, noun, key), noun == "nginx" or key in ("bind-all-interfaces", "static-web-listener", "proxy-port")
+    if app != "--global":
+        with locked(app, f"{noun}:set"), served_with(app, path) if served else contextlib.nullcontext():
+            return write_property(app, noun, key, value)
+
+    def serve(name: str) -> None:
+        """Have one app served by what the server's property says now."""
+        with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
+            pass
+    old = read_text(path).strip()
+    write_property(app, noun, key, value)
+    try:
+        return each_app(None, True, serve) if served else None
+    except BaseException:
+        write_property(app, noun, key, old)
+        with contextlib.suppress(DokkuError):
+            each_app(None, True, serve)
+        raise
 
 
 def declare_reports() -> None:
@@ -3453,6 +3662,7 @@ def declare_reports() -> None:
             if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
                 raise AccessDenied
             change_property(noun, app, key, " ".join(value))
+            render_crontab() if noun == "cron" else None
             step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(value)}")
         command(f"{noun}:set", APP_OR_GLOBAL, Arg("key"), Arg("value", many="*"), access="configure")(set_one)
     for noun in sorted({*owners, *FACTS}):
@@ -3572,7 +3782,7 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
             remove_file(app_folder(new) / "CURRENT")
         current = read_current(new)
         for number in release_numbers(new):
-            if (record := read_release(new, number)) and inspect_image(record.image):
+            if (record := read_release(new, number)) and record.image and inspect_image(record.image):
                 for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
                     tag_as(record.image, f"dokku/{new}:{tag}")
         render_vhost(new)
@@ -3798,13 +4008,8 @@ def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
         for other in apps():
             if other != app and (both := set(domains) & set(domains_of(other))):
                 raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
-        old = read_lines(app_folder(app) / "DOMAINS")
-        write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
-        try:
-            render_vhost(app)
-        except DokkuError:
-            write_lines(app_folder(app) / "DOMAINS", old)
-            raise
+        with served_with(app, app_folder(app) / "DOMAINS"):
+            write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
 @command("domains:add", APP, DOMAINS, access="configure")
@@ -3845,10 +4050,9 @@ def domains_enable(app: str) -> None:
 
 def set_vhosts(app: str, wanted: bool) -> None:
     """Note whether an app is served by names, and have nginx do so."""
-    with locked(require_app(app), "domains"):
-        path = app_folder(app) / "NO_VHOST"
+    path = app_folder(app) / "NO_VHOST"
+    with locked(app, "domains"), served_with(app, path):
         remove_file(path) if wanted else write_text(path, "")
-        render_vhost(app)
 
 
 def change_global_domains(change: Callable[[list[str]], Iterable[str]]) -> None:
@@ -3880,6 +4084,161 @@ def domains_remove_global(domains: list[str]) -> None:
 def domains_clear_global() -> None:
     """Remove every global domain: apps without domains of their own are served by a port each."""
     change_global_domains(lambda old: [])
+
+
+# --- ports, proxy, nginx ---
+
+
+MAPS = Arg("maps", parse_port_map, many="+")
+
+
+@facts("ports")
+def ports_facts(app: str) -> dict[str, str]:
+    """Say which port maps an app has, and which one it has without any."""
+    if app == "--global":
+        return {}
+    current = read_current(app)
+    return {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": str(detected_map(app, port_of(current) if current else DEFAULT_PORT))}
+
+
+def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
+    """Keep an app's port maps, one for each port of the host, and serve it by them."""
+    with locked(app, "ports"), served_with(app, app_folder(app) / "PORTS"):
+        for row in set(maps) - set(own_maps(app)):
+            if row.scheme != "http":
+                raise DokkuError(f"{row} can't be served: {app} has no certificate")
+            if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
+                raise AccessDenied
+        write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
+
+
+@command("ports:list", APP, access="view")
+def ports_list(app: str) -> None:
+    """List an app's port maps: scheme, port of the host, port of the container."""
+    rows = own_maps(require_app(app))
+    if not rows:
+        raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
+    table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
+    if not inherited("DOKKU_QUIET_OUTPUT"):
+        step(f"Port mappings for {app}")
+        table = [["  ", "scheme", "host port", "container port"], *table]
+    say_table(table)
+
+
+@command("ports:add", APP, MAPS, access="configure")
+def ports_add(app: str, maps: list[PortMap], caller: Caller) -> None:
+    """Add port maps to an app; a port of the host that it has already leads to the new place."""
+    change_ports(app, [*own_maps(app), *maps], caller)
+
+
+@command("ports:set", APP, MAPS, access="configure")
+def ports_set(app: str, maps: list[PortMap], caller: Caller) -> None:
+    """Give an app these port maps and no others."""
+    change_ports(app, maps, caller)
+
+
+@command("ports:remove", APP, Arg("gone", many="+"), access="configure")
+def ports_remove(app: str, gone: list[str], caller: Caller) -> None:
+    """Take port maps from an app, named by their ports of the host or whole."""
+    rows = own_maps(require_app(app))
+    if unknown := set(gone) - {str(word) for row in rows for word in (row, row.host)}:
+        raise NotFound(f"{app} has no port map {shown(min(unknown))}", f"dokku ports:list {app}   lists them")
+    change_ports(app, [row for row in rows if not {str(row), str(row.host)} & set(gone)], caller)
+
+
+@command("ports:clear", APP, access="configure")
+def ports_clear(app: str, caller: Caller) -> None:
+    """Take every port map from an app: it is served by the detected one."""
+    change_ports(app, [], caller)
+
+
+@facts("proxy")
+def proxy_facts(app: str) -> dict[str, str]:
+    """Say whether nginx stands in front of an app."""
+    return {} if app == "--global" else {"proxy-enabled": str(is_proxied(app)).lower()}
+
+
+def set_proxied(app: str, wanted: bool) -> None:
+    """Note whether nginx stands in front of an app, and serve it so."""
+    path = app_folder(app) / "NO_PROXY"
+    with locked(app, "proxy"), served_with(app, path):
+        remove_file(path) if wanted else write_text(path, "")
+    if not wanted:
+        warn(f"{app} answers on {' '.join(urls_of(app))}; each release ends its old web.1 before the new one starts, which leaves a gap")
+
+
+@command("proxy:disable", ALL, PARALLEL, MAYBE_APP, access="configure")
+def proxy_disable(everything: bool, parallel: int, app: str | None) -> None:
+    """Take nginx away from an app: Docker publishes its web.1 on the app's ports of the host instead.
+
+    On loopback only, unless network:set bind-all-interfaces is true: published ports bypass the host's firewall.
+    """
+    each_app(app, everything, lambda name: set_proxied(name, False), parallel)
+
+
+@command("proxy:enable", ALL, PARALLEL, MAYBE_APP, access="configure")
+def proxy_enable(everything: bool, parallel: int, app: str | None) -> None:
+    """Put nginx in front of an app again."""
+    each_app(app, everything, lambda name: set_proxied(name, True), parallel)
+
+
+@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
+def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
+    """Render an app's nginx configuration again and have nginx serve it, with what its nginx.conf.d holds now."""
+    each_app(app, everything, under_lock("proxy:build-config", lambda name: render_vhost(name, anew=True)), parallel)
+
+
+@command("proxy:clear-config", ALL, MAYBE_APP, access="operate")
+def proxy_clear_config(everything: bool, app: str | None) -> None:
+    """Remove an app's nginx configuration: nginx does not know it until proxy:build-config or a deploy."""
+    each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", "")))
+
+
+@command("nginx:show-config", APP, access="view")
+def nginx_show_config(app: str) -> None:
+    """Print an app's nginx configuration."""
+    say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n"))
+
+
+@command("nginx:validate-config", Arg("clean", flags=("--clean",), switch=True), MAYBE_APP)
+def nginx_validate_config(clean: bool, app: str | None) -> int:
+    """Ask nginx whether it takes the configuration of an app, or each of all; --clean puts those it refuses into quarantine."""
+    with server_lock("nginx"):
+        refused = quarantine_vhosts(require_app(app) if app else "*", clean)
+        if clean and refused:
+            reload_nginx()
+    return 1 if refused and not clean else 0
+
+
+@command("nginx:reload", also=("nginx:start",))
+def nginx_reload() -> None:
+    """Have nginx read its configuration again, or start it."""
+    with server_lock("nginx"):
+        serve_vhosts()
+
+
+@command("nginx:stop")
+def nginx_stop() -> None:
+    """Stop nginx: no app is reached until nginx:start, or the next command that nginx is needed for."""
+    with server_lock("nginx"):
+        said = output_of(as_root(["/usr/sbin/service", "nginx", "stop"]), check=False)
+        if worker_processes():
+            raise DokkuError(f"nginx runs on: {said}", "stop it as root: service nginx stop")
+
+
+def declare_nginx_logs() -> None:
+    """Declare nginx:access-logs and nginx:error-logs."""
+    for kind in ("access", "error"):
+        def say_log_of(tail: bool, app: str, kind: str = kind) -> int:
+            """Print what nginx logged of an app last; -t goes on until you leave."""
+            path = log_of(require_app(app), kind)
+            if not Path(path).is_file():
+                raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
+            return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
+        command(f"nginx:{kind}-logs", Arg("tail", flags=("-t", "--tail"), switch=True), APP, access="operate")(say_log_of)
+
+
+declare_nginx_logs()
 
 
 # --- processes, releases, logs ---
@@ -4071,18 +4430,6 @@ def ps_inspect(app: str) -> None:
     for facts in found:
         facts["Config"]["Env"] = [f"{word.partition('=')[0]}=***" for word in facts["Config"]["Env"]]
     say(json.dumps(found, indent=2))
-
-
-@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
-def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
-    """Render an app's nginx configuration again and have nginx serve it."""
-    each_app(app, everything, under_lock("proxy:build-config", render_vhost), parallel)
-
-
-@command("nginx:show-config", APP, access="view")
-def nginx_show_config(app: str) -> None:
-    """Print an app's nginx configuration."""
-    say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n"))
 
 
 @command("releases", FORMAT, Arg("kind", flags=("--kind",)), Arg("status", flags=("--status",)), APP, access="view", also=("builds:list",))
@@ -4971,24 +5318,12 @@ def tick() -> None:
         os.close(lock)
 
 
-def quarantine_vhosts() -> None:
-    """Move every vhost that nginx refuses out of its way, so that one app never keeps the others from serving."""
-    with server_lock("nginx"):
-        for path in sorted((ROOT / "nginx").glob("*.conf")):
-            clear_candidates()
-            try:
-                test_candidate(path.name, read_text(path))
-            except DokkuError as error:
-                rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
-                complain(error)
-        clear_candidates()
-
-
 @command("boot", local=True, access="local")
 def boot() -> None:
     """Make everything serve again after the machine started."""
     prepare_as_root()
-    quarantine_vhosts()
+    with server_lock("nginx"):
+        quarantine_vhosts()
     setup()
     each_app(None, True, lambda app: converge(app) if property_of(app, "ps", "restore") == "true" else None, CONVERGE_AT_ONCE)
 
@@ -5007,8 +5342,8 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    code = supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", repository],
-                     env=environment, keep=[lock, alive])
+    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference")  # git flushes nothing of a small push itself
+    code = supervise(["git", *(word for setting in settings for word in ("-c", setting)), "receive-pack", repository], env=environment, keep=[lock, alive])
     if code and not same_file(lock, app_folder(app) / "lock"):
         raise NoSuchApp(app)  # destroyed meanwhile: git's own words for that are many, and none names it
     return code

@@ -3125,7 +3125,7 @@ def remove_strays(app: str) -> None:
         keep_config(current)
     wanted, strays = sort_containers(app, current, rows)
     if strays:
-        render_vhost(app)  # nginx may have been switched to the strays before the crash
+        wait_for_workers(app, render_vhost(app))  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
         remove_container(container.id)
     held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
@@ -3288,10 +3288,15 @@ def stop_app(app: str) -> None:
     """Note that an app is stopped, have nginx answer for it, and end its processes."""
     write_text(app_folder(app) / "STOPPED", now() + "\n")
     render_crontab()
-    workers, deadline = render_vhost(app), time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
+    wait_for_workers(app, render_vhost(app))
+    stop_processes(app)
+
+
+def wait_for_workers(app: str, workers: Sequence[Worker]) -> None:
+    """Let nginx's old workers answer what they have begun, for as long as `wait-to-retire` says."""
+    deadline = time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
     while any(map(worker_lives, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    stop_processes(app)
 
 
 def stop_processes(app: str) -> None:

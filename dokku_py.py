@@ -3125,7 +3125,7 @@ def remove_strays(app: str) -> None:
         keep_config(current)
     wanted, strays = sort_containers(app, current, rows)
     if strays:
-        render_vhost(app)  # nginx may have been switched to the strays before the crash
+        wait_for_workers(app, render_vhost(app))  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
         remove_container(container.id)
     held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
@@ -3198,6 +3198,22 @@ def converge(app: str) -> None:
     with locked(app, "converge"):
         for difference in disagreements(app):
             difference.mend()
+
+
+def revive(app: str) -> None:
+    """Converge an app whose processes Docker gave up; not while a command works on it, and not where the policy is to give up.
+
+    When dockerd was killed, the next one stops what still runs, takes that for stopped by hand, and leaves it so (20.10).
+    """
+    current, policy = read_current(app), property_of(app, "ps", "restart-policy")
+    if not current or is_stopped(app) or policy not in ("always", "unless-stopped") or property_of(app, "ps", "restore") == "false":
+        return
+    alive = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.state in ("running", "restarting")}
+    missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
+    if missing and (lock := try_lock(app_folder(app) / "lock")) is not None:
+        os.close(lock)
+        converge(app)
+        record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
 
 
 def vhost_text(app: str) -> str:
@@ -3279,10 +3295,15 @@ def stop_app(app: str) -> None:
     """Note that an app is stopped, have nginx answer for it, and end its processes."""
     write_text(app_folder(app) / "STOPPED", now() + "\n")
     render_crontab()
-    workers, deadline = render_vhost(app), time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
+    wait_for_workers(app, render_vhost(app))
+    stop_processes(app)
+
+
+def wait_for_workers(app: str, workers: Sequence[Worker]) -> None:
+    """Let nginx's old workers answer what they have begun, for as long as `wait-to-retire` says."""
+    deadline = time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
     while any(map(worker_lives, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    stop_processes(app)
 
 
 def stop_processes(app: str) -> None:
@@ -5301,13 +5322,14 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
 
 @command("tick", local=True, access="local")
 def tick() -> None:
-    """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
+    """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
     remove_dead_writes(ROOT)
     remove_expired()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
+        each_app(None, True, revive, CONVERGE_AT_ONCE)
         each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
         os.close(lock)
 

@@ -3443,15 +3443,17 @@ ALIASES: dict[str, str] = {}
 SHAPES: dict[str, tuple[Arg, ...]] = {}  # the arguments of a spelling whose dialect orders or counts them differently
 
 
-def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False) -> Callable[[Any], Any]:
+def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False,
+            does: str = "") -> Callable[[Any], Any]:
     """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program.
 
-    `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
+    A command of one line is a lambda, and `does` its summary. `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
     """
     def declare(body: Callable[..., Any]) -> Callable[..., Any]:
         for spelling in (name, *also):
             if spelling in COMMANDS or spelling in ALIASES:
                 raise RuntimeError(f"{spelling} is declared twice")
+        body.__doc__ = does or body.__doc__
         COMMANDS[name] = Command(name, body, args, access, local)
         ALIASES.update(dict.fromkeys(also, name))
         SHAPES.update({spelling: tuple(shape) for spelling, shape in also.items()} if isinstance(also, Mapping) else {})
@@ -3737,10 +3739,8 @@ def apps_list(style: str, caller: Caller) -> None:
     return None
 
 
-@command("apps:exists", APP, access="view")
-def apps_exists(app: str) -> None:
-    """Say by the exit code whether an app exists: 0 or 20."""
-    require_app(app)
+command("apps:exists", APP, access="view", does="Say by the exit code whether an app exists: 0 or 20.")(
+    lambda app: require_app(app))
 
 
 @command("apps:destroy", APP, FORCE, also=("delete",))
@@ -3955,10 +3955,8 @@ def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) ->
     change_config(app, without, no_restart, caller, "config:unset " + " ".join(keys))
 
 
-@command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure")
-def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
-    """Remove every config var and bring the app up without them."""
-    change_config(app, lambda config: {}, no_restart, caller, "config:clear")
+command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure", does="Remove every config var and bring the app up without them.")(
+    lambda no_restart, app, caller: change_config(app, lambda config: {}, no_restart, caller, "config:clear"))
 
 
 @command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
@@ -4024,22 +4022,12 @@ def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
             write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
-@command("domains:add", APP, DOMAINS, access="configure")
-def domains_add(app: str, domains: list[str]) -> None:
-    """Add domains to an app."""
-    change_domains(app, lambda own: [*own, *domains])
-
-
-@command("domains:set", APP, DOMAINS, access="configure")
-def domains_set(app: str, domains: list[str]) -> None:
-    """Give an app these domains and no others."""
-    change_domains(app, lambda own: domains)
-
-
-@command("domains:remove", APP, DOMAINS, access="configure")
-def domains_remove(app: str, domains: list[str]) -> None:
-    """Take domains from an app."""
-    change_domains(app, lambda own: [domain for domain in own if domain not in domains])
+command("domains:add", APP, DOMAINS, access="configure", does="Add domains to an app.")(
+    lambda app, domains: change_domains(app, lambda own: [*own, *domains]))
+command("domains:set", APP, DOMAINS, access="configure", does="Give an app these domains and no others.")(
+    lambda app, domains: change_domains(app, lambda own: domains))
+command("domains:remove", APP, DOMAINS, access="configure", does="Take domains from an app.")(
+    lambda app, domains: change_domains(app, lambda own: [domain for domain in own if domain not in domains]))
 
 
 @command("domains:clear", APP, access="configure", also=("domains:reset",))
@@ -4048,16 +4036,10 @@ def domains_clear(app: str) -> None:
     change_domains(app, lambda own: [])
 
 
-@command("domains:disable", APP, access="configure")
-def domains_disable(app: str) -> None:
-    """Serve an app by a port of its own instead of by names."""
-    set_vhosts(app, False)
-
-
-@command("domains:enable", APP, access="configure")
-def domains_enable(app: str) -> None:
-    """Serve an app by its domains again."""
-    set_vhosts(app, True)
+command("domains:disable", APP, access="configure", does="Serve an app by a port of its own instead of by names.")(
+    lambda app: set_vhosts(app, False))
+command("domains:enable", APP, access="configure", does="Serve an app by its domains again.")(
+    lambda app: set_vhosts(app, True))
 
 
 def set_vhosts(app: str, wanted: bool) -> None:
@@ -4074,28 +4056,14 @@ def change_global_domains(change: Callable[[list[str]], Iterable[str]]) -> None:
     each_app(None, True, under_lock("domains", render_vhost))
 
 
-@command("domains:set-global", DOMAINS)
-def domains_set_global(domains: list[str]) -> None:
-    """Set the domains under which every app gets its name."""
-    change_global_domains(lambda old: domains)
-
-
-@command("domains:add-global", DOMAINS)
-def domains_add_global(domains: list[str]) -> None:
-    """Add domains under which every app gets its name."""
-    change_global_domains(lambda old: [*old, *domains])
-
-
-@command("domains:remove-global", DOMAINS)
-def domains_remove_global(domains: list[str]) -> None:
-    """Remove global domains."""
-    change_global_domains(lambda old: [domain for domain in old if domain not in domains])
-
-
-@command("domains:clear-global")
-def domains_clear_global() -> None:
-    """Remove every global domain: apps without domains of their own are served by a port each."""
-    change_global_domains(lambda old: [])
+command("domains:set-global", DOMAINS, does="Set the domains under which every app gets its name.")(
+    lambda domains: change_global_domains(lambda old: domains))
+command("domains:add-global", DOMAINS, does="Add domains under which every app gets its name.")(
+    lambda domains: change_global_domains(lambda old: [*old, *domains]))
+command("domains:remove-global", DOMAINS, does="Remove global domains.")(
+    lambda domains: change_global_domains(lambda old: [domain for domain in old if domain not in domains]))
+command("domains:clear-global", does="Remove every global domain: apps without domains of their own are served by a port each.")(
+    lambda: change_global_domains(lambda old: []))
 
 
 # --- ports, proxy, nginx ---
@@ -4147,10 +4115,8 @@ def ports_add(app: str, maps: list[PortMap], caller: Caller) -> None:
     change_ports(app, [*own_maps(app), *maps], caller)
 
 
-@command("ports:set", APP, MAPS, access="configure")
-def ports_set(app: str, maps: list[PortMap], caller: Caller) -> None:
-    """Give an app these port maps and no others."""
-    change_ports(app, maps, caller)
+command("ports:set", APP, MAPS, access="configure", does="Give an app these port maps and no others.")(
+    lambda app, maps, caller: change_ports(app, maps, caller))
 
 
 @command("ports:remove", APP, Arg("gone", many="+"), access="configure")
@@ -4162,10 +4128,8 @@ def ports_remove(app: str, gone: list[str], caller: Caller) -> None:
     change_ports(app, [row for row in rows if not {str(row), str(row.host)} & set(gone)], caller)
 
 
-@command("ports:clear", APP, access="configure")
-def ports_clear(app: str, caller: Caller) -> None:
-    """Take every port map from an app: it is served by the detected one."""
-    change_ports(app, [], caller)
+command("ports:clear", APP, access="configure", does="Take every port map from an app: it is served by the detected one.")(
+    lambda app, caller: change_ports(app, [], caller))
 
 
 @facts("proxy")
@@ -4192,10 +4156,8 @@ def proxy_disable(everything: bool, parallel: int, app: str | None) -> None:
     each_app(app, everything, lambda name: set_proxied(name, False), parallel)
 
 
-@command("proxy:enable", ALL, PARALLEL, MAYBE_APP, access="configure")
-def proxy_enable(everything: bool, parallel: int, app: str | None) -> None:
-    """Put nginx in front of an app again."""
-    each_app(app, everything, lambda name: set_proxied(name, True), parallel)
+command("proxy:enable", ALL, PARALLEL, MAYBE_APP, access="configure", does="Put nginx in front of an app again.")(
+    lambda everything, parallel, app: each_app(app, everything, lambda name: set_proxied(name, True), parallel))
 
 
 @command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
@@ -4210,10 +4172,8 @@ def proxy_clear_config(everything: bool, app: str | None) -> None:
     each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", "")))
 
 
-@command("nginx:show-config", APP, access="view")
-def nginx_show_config(app: str) -> None:
-    """Print an app's nginx configuration."""
-    say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n"))
+command("nginx:show-config", APP, access="view", does="Print an app's nginx configuration.")(
+    lambda app: say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n")))
 
 
 @command("nginx:validate-config", Arg("clean", flags=("--clean",), switch=True), MAYBE_APP)
@@ -4392,28 +4352,14 @@ def ps_rebuild(everything: bool, parallel: int, app: str | None, ref: str | None
     rebuild(app, everything, parallel, ref, caller)
 
 
-@command("rebuild:force", MAYBE_APP, REF, access="deploy")
-def rebuild_force(app: str | None, ref: str | None, caller: Caller) -> None:
-    """Build again without any cached layer, and deploy."""
-    rebuild(app, False, 1, ref, caller, anew=True)
-
-
-@command("rebuild:all")
-def rebuild_all(caller: Caller) -> None:
-    """Build and deploy every app again."""
-    rebuild(None, True, 1, None, caller)
-
-
-@command("rebuild:all:force")
-def rebuild_all_force(caller: Caller) -> None:
-    """Build every app again without any cached layer, and deploy."""
-    rebuild(None, True, 1, None, caller, anew=True)
-
-
-@command("ps:retire", access="operate")
-def ps_retire() -> None:
-    """End the old processes whose time to retire has come."""
-    mind_all()
+command("rebuild:force", MAYBE_APP, REF, access="deploy", does="Build again without any cached layer, and deploy.")(
+    lambda app, ref, caller: rebuild(app, False, 1, ref, caller, anew=True))
+command("rebuild:all", does="Build and deploy every app again.")(
+    lambda caller: rebuild(None, True, 1, None, caller))
+command("rebuild:all:force", does="Build every app again without any cached layer, and deploy.")(
+    lambda caller: rebuild(None, True, 1, None, caller, anew=True))
+command("ps:retire", access="operate", does="End the old processes whose time to retire has come.")(
+    lambda: mind_all())
 
 
 @command("status", MAYBE_APP, access="view")
@@ -4433,10 +4379,8 @@ def top(app: str, words: list[str]) -> None:
         say(output_of([docker_command(), "top", container.id, *words]))
 
 
-@command("ps:restore", MAYBE_APP, access="operate")
-def ps_restore(app: str | None) -> None:
-    """Make Docker and nginx agree with what is on record, for one app or all."""
-    each_app(app, not app, converge, CONVERGE_AT_ONCE)
+command("ps:restore", MAYBE_APP, access="operate", does="Make Docker and nginx agree with what is on record, for one app or all.")(
+    lambda app: each_app(app, not app, converge, CONVERGE_AT_ONCE))
 
 
 @command("ps:inspect", APP, access="operate")
@@ -4551,10 +4495,8 @@ def repo_gc(app: str) -> None:
         git(app, "gc", "--quiet")
 
 
-@command("repo:purge-cache", APP, access="deploy")
-def repo_purge_cache(app: str) -> None:
-    """Have the next build of an app use nothing that was cached."""
-    write_text(app_folder(require_app(app)) / "PURGED", "")
+command("repo:purge-cache", APP, access="deploy", does="Have the next build of an app use nothing that was cached.")(
+    lambda app: write_text(app_folder(require_app(app)) / "PURGED", ""))
 
 
 # --- cron ---
@@ -4613,16 +4555,10 @@ def change_suspended(app: str, identity: str, suspend: bool) -> None:
     render_crontab()
 
 
-@command("cron:suspend", APP, CRON_ID, access="operate")
-def cron_suspend(app: str, id: str) -> None:
-    """Keep a cron job from running until cron:resume."""
-    change_suspended(app, id, True)
-
-
-@command("cron:resume", APP, CRON_ID, access="operate")
-def cron_resume(app: str, id: str) -> None:
-    """Let a suspended cron job run again."""
-    change_suspended(app, id, False)
+command("cron:suspend", APP, CRON_ID, access="operate", does="Keep a cron job from running until cron:resume.")(
+    lambda app, id: change_suspended(app, id, True))
+command("cron:resume", APP, CRON_ID, access="operate", does="Let a suspended cron job run again.")(
+    lambda app, id: change_suspended(app, id, False))
 
 
 # --- checks ---
@@ -4653,10 +4589,8 @@ def checks_enable(app: str, types: list[str]) -> None:
     change_check_modes(app, types, "enabled")
 
 
-@command("checks:skip", APP, PROCESS_TYPES, access="configure")
-def checks_skip(app: str, types: list[str]) -> None:
-    """Ask nothing of new processes but to stay up for checks default-wait seconds."""
-    change_check_modes(app, types, "skipped")
+command("checks:skip", APP, PROCESS_TYPES, access="configure", does="Ask nothing of new processes but to stay up for checks default-wait seconds.")(
+    lambda app, types: change_check_modes(app, types, "skipped"))
 
 
 @command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",))
@@ -4675,10 +4609,8 @@ def checks_run(app: str, types: list[str]) -> None:
             step(f"{container.dyno} is fit")
 
 
-@command("preboot:status", APP, access="view")
-def preboot_status(app: str) -> None:
-    """Say whether the old web processes serve until the new ones do."""
-    say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled")
+command("preboot:status", APP, access="view", does="Say whether the old web processes serve until the new ones do.")(
+    lambda app: say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled"))
 
 
 @command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure")
@@ -4998,10 +4930,8 @@ def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
         step(f"Stopped {row.name}")
 
 
-@command("run:retire", access="operate")
-def run_retire() -> None:
-    """Remove the one-offs whose time is up."""
-    remove_expired()
+command("run:retire", access="operate", does="Remove the one-offs whose time is up.")(
+    lambda: remove_expired())
 
 
 def remove_expired() -> None:
@@ -5032,10 +4962,8 @@ def exec_command(app: str, words: list[str]) -> int:
     return enter(None, app, None, words)
 
 
-@command("logs:failed", ALL, MAYBE_APP, access="operate")
-def logs_failed(everything: bool, app: str | None) -> None:
-    """Print the last words of the processes that did not come up."""
-    each_app(app, everything, say_failed)
+command("logs:failed", ALL, MAYBE_APP, access="operate", does="Print the last words of the processes that did not come up.")(
+    lambda everything, app: each_app(app, everything, say_failed))
 
 
 def say_failed(app: str) -> None:
@@ -5141,28 +5069,20 @@ def events_list() -> None:
             say(row.name)
 
 
-@command("events:off")
-def events_off() -> None:
-    """Note no more events; that itself is noted."""
-    write_text(ROOT / "EVENTS_OFF", now() + "\n")
+command("events:off", does="Note no more events; that itself is noted.")(
+    lambda: write_text(ROOT / "EVENTS_OFF", now() + "\n"))
 
 
-@command("events:on")
-def events_on() -> None:
-    """Note events again; this is how a server begins."""
-    remove_file(ROOT / "EVENTS_OFF")
+command("events:on", does="Note events again; this is how a server begins.")(
+    lambda: remove_file(ROOT / "EVENTS_OFF"))
 
 
-@command("trace:on")
-def trace_on() -> None:
-    """Show, in every command, the programs that are run."""
-    write_text(ROOT / "TRACE", now() + "\n")
+command("trace:on", does="Show, in every command, the programs that are run.")(
+    lambda: write_text(ROOT / "TRACE", now() + "\n"))
 
 
-@command("trace:off")
-def trace_off() -> None:
-    """Show them no more."""
-    remove_file(ROOT / "TRACE")
+command("trace:off", does="Show them no more.")(
+    lambda: remove_file(ROOT / "TRACE"))
 
 
 # --- the server ---
@@ -5365,10 +5285,8 @@ def git_receive_pack(app: str, caller: Caller) -> int:
     return code
 
 
-@command("git-upload-pack", APP, access="deploy")
-def git_upload_pack(app: str) -> int:
-    """Send an app's repository."""
-    become(["git", "upload-pack", str(repository_of(require_app(app)))])
+command("git-upload-pack", APP, access="deploy", does="Send an app's repository.")(
+    lambda app: become(["git", "upload-pack", str(repository_of(require_app(app)))]))
 
 
 @command("git-hook", access="hook")
@@ -5521,7 +5439,8 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     os.environ.setdefault("DOKKU_CALLER", caller.name)
     code = 70
     try:
-        code = row.body(**chosen) or 0
+        outcome = row.body(**chosen)
+        code = outcome if isinstance(outcome, int) else 0
     except DokkuError as error:
         code = error.code
         raise

@@ -4028,14 +4028,9 @@ command("domains:set", APP, DOMAINS, access="configure", does="Give an app these
     lambda app, domains: change_domains(app, lambda own: domains))
 command("domains:remove", APP, DOMAINS, access="configure", does="Take domains from an app.")(
     lambda app, domains: change_domains(app, lambda own: [domain for domain in own if domain not in domains]))
-
-
-@command("domains:clear", APP, access="configure", also=("domains:reset",))
-def domains_clear(app: str) -> None:
-    """Take an app's own domains away: it answers under its name in each global domain again."""
-    change_domains(app, lambda own: [])
-
-
+command("domains:clear", APP, access="configure", also=("domains:reset",),
+        does="Take an app's own domains away: it answers under its name in each global domain again.")(
+    lambda app: change_domains(app, lambda own: []))
 command("domains:disable", APP, access="configure", does="Serve an app by a port of its own instead of by names.")(
     lambda app: set_vhosts(app, False))
 command("domains:enable", APP, access="configure", does="Serve an app by its domains again.")(
@@ -4109,12 +4104,9 @@ def ports_list(app: str) -> None:
     say_table(table)
 
 
-@command("ports:add", APP, MAPS, access="configure")
-def ports_add(app: str, maps: list[PortMap], caller: Caller) -> None:
-    """Add port maps to an app; the detected one no longer counts, and a port of the host that has a map leads to the new place."""
-    change_ports(app, [*own_maps(app), *maps], caller)
-
-
+command("ports:add", APP, MAPS, access="configure",
+        does="Add port maps to an app; the detected one no longer counts, and a port of the host that has a map leads to the new place.")(
+    lambda app, maps, caller: change_ports(app, [*own_maps(app), *maps], caller))
 command("ports:set", APP, MAPS, access="configure", does="Give an app these port maps and no others.")(
     lambda app, maps, caller: change_ports(app, maps, caller))
 
@@ -4166,12 +4158,9 @@ def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None
     each_app(app, everything, under_lock("proxy:build-config", lambda name: render_vhost(name, anew=True)), parallel)
 
 
-@command("proxy:clear-config", ALL, MAYBE_APP, access="operate")
-def proxy_clear_config(everything: bool, app: str | None) -> None:
-    """Remove an app's nginx configuration: nginx does not know it until proxy:build-config or a deploy."""
-    each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", "")))
-
-
+command("proxy:clear-config", ALL, MAYBE_APP, access="operate",
+        does="Remove an app's nginx configuration: nginx does not know it until proxy:build-config or a deploy.")(
+    lambda everything, app: each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", ""))))
 command("nginx:show-config", APP, access="view", does="Print an app's nginx configuration.")(
     lambda app: say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n")))
 
@@ -4346,12 +4335,9 @@ def rebuild(app: str | None, everything: bool, parallel: int, ref: str | None, c
     each_app(app, everything, under_lock("ps:rebuild", rebuild_one), parallel)
 
 
-@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",))
-def ps_rebuild(everything: bool, parallel: int, app: str | None, ref: str | None, caller: Caller) -> None:
-    """Build and deploy the commit of the deploy branch again, or another one that the repository has."""
-    rebuild(app, everything, parallel, ref, caller)
-
-
+command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",),
+        does="Build and deploy the commit of the deploy branch again, or another one that the repository has.")(
+    lambda everything, parallel, app, ref, caller: rebuild(app, everything, parallel, ref, caller))
 command("rebuild:force", MAYBE_APP, REF, access="deploy", does="Build again without any cached layer, and deploy.")(
     lambda app, ref, caller: rebuild(app, False, 1, ref, caller, anew=True))
 command("rebuild:all", does="Build and deploy every app again.")(
@@ -4469,10 +4455,9 @@ def builds_cancel(app: str) -> None:
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
 
 
-@command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy")
-def builds_prune(everything: bool, app: str | None) -> None:
-    """Drop records and images that builds retention and the rollback of five images no longer ask for."""
-    each_app(app, everything, under_lock("builds:prune", keep_images))
+command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy",
+        does="Drop records and images that builds retention and the rollback of five images no longer ask for.")(
+    lambda everything, app: each_app(app, everything, under_lock("builds:prune", keep_images)))
 
 
 @command("cleanup", MAYBE_APP, access="operate")
@@ -4583,20 +4568,14 @@ def change_check_modes(app: str, types: list[str], mode: str) -> None:
     step(f"Checks {mode} for {', '.join(types) or 'every process type'} of {app}, from the next deploy on")
 
 
-@command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",))
-def checks_enable(app: str, types: list[str]) -> None:
-    """Check processes before they serve, and only then end the old ones; this is how every app begins."""
-    change_check_modes(app, types, "enabled")
-
-
+command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",),
+        does="Check processes before they serve, and only then end the old ones; this is how every app begins.")(
+    lambda app, types: change_check_modes(app, types, "enabled"))
 command("checks:skip", APP, PROCESS_TYPES, access="configure", does="Ask nothing of new processes but to stay up for checks default-wait seconds.")(
     lambda app, types: change_check_modes(app, types, "skipped"))
-
-
-@command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",))
-def checks_disable(app: str, types: list[str]) -> None:
-    """End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile."""
-    change_check_modes(app, types, "disabled")
+command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",),
+        does="End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile.")(
+    lambda app, types: change_check_modes(app, types, "disabled"))
 
 
 @command("checks:run", APP, PROCESS_TYPES, access="operate")
@@ -4611,18 +4590,12 @@ def checks_run(app: str, types: list[str]) -> None:
 
 command("preboot:status", APP, access="view", does="Say whether the old web processes serve until the new ones do.")(
     lambda app: say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled"))
-
-
-@command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure")
-def preboot_wait_time(app: str, seconds: int) -> None:
-    """Set how long processes with skipped checks must stay up (checks default-wait)."""
-    change_property("checks", app, "default-wait", str(seconds))
-
-
-@command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure")
-def preboot_cooldown_time(app: str, seconds: int) -> None:
-    """Set how long old processes may go on serving after a switch (checks wait-to-retire)."""
-    change_property("checks", app, "wait-to-retire", str(seconds))
+command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure",
+        does="Set how long processes with skipped checks must stay up (checks default-wait).")(
+    lambda app, seconds: change_property("checks", app, "default-wait", str(seconds)))
+command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure",
+        does="Set how long old processes may go on serving after a switch (checks wait-to-retire).")(
+    lambda app, seconds: change_property("checks", app, "wait-to-retire", str(seconds)))
 
 
 # --- resources ---
@@ -5055,10 +5028,9 @@ def deploy_revoke(app: str, name: str) -> None:
 # --- events ---
 
 
-@command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"))
-def events(tail: bool, lines: int) -> int:
-    """Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows."""
-    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")])
+command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"),
+        does="Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows.")(
+    lambda tail, lines: attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")]))
 
 
 @command("events:list")
@@ -5088,10 +5060,9 @@ command("trace:off", does="Show them no more.")(
 # --- the server ---
 
 
-@command("version", Arg("json", flags=("--json",), switch=True), access="anyone")
-def version(json: bool) -> None:
-    """Print the version that clients look for; with --json our own as well."""
-    say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}")
+command("version", Arg("json", flags=("--json",), switch=True), access="anyone",
+        does="Print the version that clients look for; with --json our own as well.")(
+    lambda json: say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}"))
 
 
 @command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")

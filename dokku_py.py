@@ -3821,7 +3821,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS"])
+    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"])])  # two can't share those
     return step(f"Cloned {app} to {new}")
 
 

@@ -305,6 +305,17 @@ def test_apps_share_a_port_by_their_names_and_no_other_way(live, switch, bare, p
         live.ok("ports:clear")
 
 
+def test_a_clone_never_takes_a_port_that_it_can_not_share(switch, new_app, port):
+    switch.deploy()
+    switch.ok("domains:disable")
+    switch.ok("ports:set", f"http:{port}:8080")
+    clone = new_app()
+    switch.ok("apps:clone", clone.name)
+    own = int(clone.ok("url").strip().rpartition(":")[2])
+    assert own != port and ask("any", port=own) == (200, HELLO_TEXT) and ask("any", port=port) == (200, HELLO_TEXT)
+    assert switch.ok("ports:report", "--ports-map") == f"http:{port}:8080\n" and clone.ok("ports:report", "--ports-map") == "\n"
+
+
 def test_the_proxy_port_is_that_of_the_detected_map(live, port):
     live.ok("proxy:set", "proxy-port", str(port))
     try:

@@ -329,6 +329,7 @@ class Release(NamedTuple):
     formation: Mapping[str, int] = {}
     checks: tuple[Check, ...] = ()
     port: int = DEFAULT_PORT
+    template: str = ""  # the vhost template of its tree, rendered where that is allowed
     scripts: Mapping[str, str] = {}
     jobs: tuple[Job, ...] = ()
 
@@ -354,6 +355,8 @@ class Container(NamedTuple):
     running: bool
     address: str = ""
     state: str = ""
+    published: str = ""  # the ports we had Docker publish
+    holds_ports: bool = False  # whether it publishes any port now, by us or by an option of Docker
     networks: tuple[str, ...] = ()
 
     @property
@@ -362,13 +365,25 @@ class Container(NamedTuple):
         return self.dyno.rpartition(".")[0]
 
 
+class PortMap(NamedTuple):
+    """A port of the host that leads to a port of an app's web processes."""
+
+    scheme: str
+    host: int
+    container: int
+
+    def __str__(self) -> str:
+        """Write it as users do: http:80:5000."""
+        return f"{self.scheme}:{self.host}:{self.container}"
+
+
 class Vhost(NamedTuple):
-    """What the vhost template of an app may know; every value is a parsed word."""
+    """What the vhost template of an app may know; every value is a parsed word. `upstreams` goes by the port of the container."""
 
     app: str
     domains: tuple[str, ...]
-    listen: int
-    upstreams: tuple[str, ...]
+    listeners: tuple[PortMap, ...]
+    upstreams: Mapping[int, tuple[str, ...]]
     access_log: str
     error_log: str
     settings: Mapping[str, str]
@@ -552,6 +567,36 @@ def parse_port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
         raise UsageError(f"{shown(text)} is not a port", "give a number of 1 to 65535")
     return int(text)
+
+
+def parse_proxy_port(text: str) -> int:
+    """Accept a port of the host that anybody may choose."""
+    if (port := parse_port(text)) < 1024 and port not in (80, 443):
+        raise UsageError(f"{port} is a port of the system", "give 80, 443 or one from 1024 on; an administrator maps others with ports:set")
+    return port
+
+
+def parse_port_map(text: str) -> PortMap:
+    """Accept SCHEME:HOST-PORT:CONTAINER-PORT."""
+    scheme, *ports = text.split(":")
+    if scheme not in ("http", "https", "grpc", "grpcs") or len(ports) != 2:
+        raise UsageError(f"{shown(text)} is not SCHEME:HOST-PORT:CONTAINER-PORT", "write for example  http:80:5000")
+    found = PortMap(scheme, *map(parse_port, ports))
+    if {"http": 443, "https": 80}.get(scheme) == found.host:
+        raise UsageError(f"{found}: port 80 is for http, 443 for https")
+    return found
+
+
+def refuse_directives(text: str, logs: Iterable[str]) -> str:
+    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed.
+
+    A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
+    """
+    allowed = "|".join(map(re.escape, ["off", *logs]))
+    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
+                          rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
+        raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
+    return text
 
 
 def parse_ip(text: str) -> str:
@@ -1684,15 +1729,15 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("logs", "max-size", "10m", parse_size, "the size at which a container's log starts anew"),
     Property("network", "attach-post-create", "", parse_networks, "networks a container joins before it starts"),
     Property("network", "attach-post-deploy", "", parse_networks, "networks a container joins once it serves"),
-    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the app's port on every address of the host", "admin"),
+    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the ports of an app without nginx on every address, past the host's firewall", "admin"),
     Property("network", "initial-network", "", parse_network, "the network a container starts in"),
     Property("network", "static-web-listener", "", parse_upstream, "an address:port that nginx forwards to instead of the app's processes"),
     Property("network", "tld", "", parse_domain, "the ending of the names by which processes find each other"),
     Property("nginx", "access-log-format", "", parse_nginx_word, "the name of a log_format; empty: nginx's own"),
     Property("nginx", "access-log-path", "", parse_log_path, "where requests are logged; off: nowhere", "admin"),
     Property("nginx", "allow-template", "false", parse_switch, "render nginx.conf.j2 of the pushed tree as the app's vhost", "admin"),
-    Property("nginx", "bind-address-ipv4", "", parse_ip, "the IPv4 address to listen on; empty: all"),
-    Property("nginx", "bind-address-ipv6", "::", parse_ip, "the IPv6 address to listen on"),
+    Property("nginx", "bind-address-ipv4", "", parse_ip, "the IPv4 address to listen on, where other apps then answer only if they have it too; empty: all", "admin"),
+    Property("nginx", "bind-address-ipv6", "::", parse_ip, "the IPv6 address to listen on, likewise", "admin"),
     Property("nginx", "client-body-timeout", "60s", parse_seconds, "how long nginx waits for the next bytes of a request's body"),
     Property("nginx", "client-header-timeout", "60s", parse_seconds, "how long nginx waits for a request's header"),
     Property("nginx", "client-max-body-size", "1m", parse_size, "the largest request body; 0: any"),
@@ -1719,7 +1764,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("nginx", "x-forwarded-port-value", "$server_port", parse_nginx_variable, "what the app reads as X-Forwarded-Port"),
     Property("nginx", "x-forwarded-proto-value", "$scheme", parse_nginx_variable, "what the app reads as X-Forwarded-Proto"),
     Property("nginx", "x-forwarded-ssl", "", parse_nginx_variable, "what the app reads as X-Forwarded-Ssl; empty: not sent"),
-    Property("proxy", "proxy-port", "", parse_port, "the http port of an app without port maps; empty: 80, or its own when it has no domain"),
+    Property("proxy", "proxy-port", "", parse_proxy_port, "the http port of an app without port maps; empty: 80, or its own when it has no domain"),
     Property("proxy", "proxy-ssl-port", "", parse_port, "the https port of an app without port maps; empty: 443"),
     Property("proxy", "type", "nginx", one_of("nginx"), "what stands in front of the app"),
     Property("ps", "auto-rollback", "true", parse_switch, "roll back a release that crash-loops in its first minute"),
@@ -2032,6 +2077,7 @@ def as_container(row: Mapping[str, Any]) -> Container:
     return Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), app=labels.get("com.dokku.app-name", ""),
                      dyno=labels.get("com.dokku.dyno", ""), incarnation=labels.get("com.dokku.incarnation", ""), state=row["State"],
                      running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""),
+                     published=labels.get("com.dokku.published", ""), holds_ports=any("PublicPort" in port for port in row["Ports"]),
                      networks=tuple(row["NetworkSettings"]["Networks"]))
 
 
@@ -2064,10 +2110,10 @@ def resource_limits(app: str, process_type: str) -> dict[str, Any]:
 
 def create_container(release: Release, dyno: str, *, config: Mapping[str, str] | None, address: str = "", command: list[str] | None = None,
                      kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
-                     **host: Any) -> str:
+                     published: Sequence[str] = (), **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
     client, phase = engine(), "run" if kind in ("run", "cron") else "deploy"
-    words = docker_options_of(release.app, phase, dyno.rpartition(".")[0])
+    words = [*docker_options_of(release.app, phase, dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
                                             **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
@@ -2302,16 +2348,110 @@ def render(name: str, **words: Any) -> str:
     return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True).get_template(name).render(**words) + "\n"
 
 
-def vhost_of(release: Release | None, app: str, port: int) -> Vhost:
+def render_pushed(text: str, vhost: Vhost) -> str:
+    """Render the vhost template that a tree brought, in a sandbox; what reaches beyond the app is refused. Raises DokkuError."""
+    jinja2, sandbox = importlib.import_module("jinja2"), importlib.import_module("jinja2.sandbox")
+    try:
+        environment = sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True)
+        rendered = environment.from_string(text).render(**vhost._asdict())
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DokkuError(f"The vhost template of the tree can't be rendered: {error}", f"it may use: {', '.join(Vhost._fields)}") from None
+    return refuse_directives(rendered, [vhost.access_log, vhost.error_log]) + "\n"
+
+
+def is_proxied(app: str) -> bool:
+    """Say whether nginx stands in front of an app; otherwise Docker publishes its ports."""
+    return not (app_folder(app) / "NO_PROXY").exists()
+
+
+def is_by_name(app: str) -> bool:
+    """Say whether an app is told from others by its domains, so that they can share a port of the host."""
+    return is_proxied(app) and bool(domains_of(app))
+
+
+def own_maps(app: str) -> list[PortMap]:
+    """Read the port maps that `ports:set` gave an app."""
+    return [parse_port_map(line) for line in read_lines(app_folder(app) / "PORTS")]
+
+
+def detected_map(app: str, container: int) -> PortMap:
+    """Give the port map of an app that has none of its own; the server's proxy-port is for apps that can share it."""
+    port = property_of(app, "proxy", "proxy-port") if is_by_name(app) else read_text(property_file(app, "proxy", "proxy-port")).strip()
+    return PortMap("http", int(port or 80), container)
+
+
+def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
+    """List the port maps in effect. Port 80 is shared by name: an app without one has a port of its own in its place."""
+    rows = own_maps(app) or [detected_map(app, container)]
+    return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
+
+
+def app_port(app: str) -> int:
+    """Give the port of an app that has no domain, always the same one."""
+    own = app_folder(app) / "PORT"
+    if not read_text(own):
+        with server_lock("ports"):
+            files = [path for other in apps() for path in (app_folder(other) / "PORT", property_file(other, "proxy", "proxy-port"))]
+            taken = {*map(read_text, files), *(f"{row.host}\n" for other in apps() for row in own_maps(other)), *(f"{port}\n" for port in listening_ports())}
+            write_text(own, next(f"{port}\n" for port in range(5001, 10000) if f"{port}\n" not in taken))
+    return int(read_text(own))
+
+
+def listening_ports() -> dict[int, int]:
+    """List the TCP ports of this host on which something listens, each with its user id (proc(5), /proc/net/tcp)."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in read_lines(Path("/proc/net") / name)[1:]]
+    return {int(row[1].rpartition(":")[2], 16): int(row[7]) for row in rows if row[3] == "0A"}
+
+
+def host_ports(app: str) -> set[int]:
+    """List the ports of the host under which an app is served."""
+    return {row.host for row in port_maps(app)}
+
+
+def require_ports(app: str, had: set[int]) -> None:
+    """Refuse ports of the host that another program has, or an app with which they can't be shared by name; the app is served on `had` already."""
+    for port in sorted(host_ports(app)):
+        others = [other for other in apps() if other != app and port in host_ports(other)]
+        holder = next((other for other in others if not (is_by_name(app) and is_by_name(other))), "")
+        if not others and port not in had | {80, 443} and (user := listening_ports().get(port)) is not None:
+            holder = f"a program of the user {pwd.getpwuid(user).pw_name}"
+        if holder:
+            raise DokkuError(f"{port} is used by {holder}", f"choose another port: dokku ports:set {app} http:PORT:PORT")
+
+
+def published_ports(release: Release) -> list[str]:
+    """List what Docker publishes for an app without nginx, as its option -p has it: on loopback, unless told otherwise."""
+    if is_proxied(release.app):
+        return []
+    address = "0.0.0.0" if property_of(release.app, "network", "bind-all-interfaces") == "true" else "127.0.0.1"
+    return [f"{address}:{row.host}:{row.container}" for row in port_maps(release.app, port_of(release))]
+
+
+def log_of(app: str, kind: str) -> str:
+    """Locate the access or error log of an app; `off` when there is none."""
+    return property_of(app, "nginx", f"{kind}-log-path") or str(NGINX_LOGS / f"{app}-{kind}.log")
+
+
+def vhost_of(release: Release | None, app: str) -> Vhost:
     """Compute what an app's vhost says: from state alone, so that it can always be rendered again."""
-    wanted = release.incarnation if release else ""
     found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
-                   if release and owner == app and incarnation == wanted and dyno.startswith("web.") and dyno in wanted_dynos(release))
-    domains = tuple(domains_of(app))
-    target = port_of(release) if release else DEFAULT_PORT
-    return Vhost(app=app, domains=domains, listen=80 if domains else port, upstreams=tuple(f"{address}:{target}" for _, address in found),
-                 access_log=str(NGINX_LOGS / f"{app}-access.log"), error_log=str(NGINX_LOGS / f"{app}-error.log"),
-                 settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"})
+                   if release and owner == app and incarnation == release.incarnation and dyno.startswith("web.") and dyno in wanted_dynos(release))
+    listeners = port_maps(app, port_of(release) if release else DEFAULT_PORT)
+    other = property_of(app, "network", "static-web-listener")
+    upstreams = {row.container: (other,) if other else tuple(f"{address}:{row.container}" for _, address in found) for row in listeners}
+    custom = "" if property_of(app, "nginx", "disable-custom-config") == "true" else f"{app_folder(app)}/nginx.conf.d/*.conf"
+    return Vhost(app=app, domains=tuple(domains_of(app)), listeners=tuple(listeners), upstreams=upstreams, access_log=log_of(app, "access"),
+                 error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom)
+
+
+def vhost_text_of(release: Release | None, app: str) -> str:
+    """Render the vhost of an app for a release, by the template it brought where that is allowed; nothing when nginx does not serve it."""
+    if not is_proxied(app):
+        return ""
+    vhost = vhost_of(release, app)
+    if release and release.template and property_of(app, "nginx", "allow-template") == "true":
+        return render_pushed(release.template, vhost)
+    return render("vhost.conf.j2", **vhost._asdict())
 
 
 def worker_processes(accepting: bool = True) -> list[Worker]:
@@ -2371,29 +2511,67 @@ def test_candidate(name: str, text: str) -> None:
         raise DokkuError(f"nginx refuses the configuration of {name}: {error.output.strip()}", "the old one goes on serving") from None
 
 
-def install_vhost(name: str, text: str) -> list[Worker]:
-    """Make nginx serve a vhost: test the candidate, rename it into place, reload; give the old workers.
+def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
+    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers.
 
     A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
     UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
+    One that is served already is left alone, unless `anew`: what it includes may have changed.
     """
     folder = ROOT / "nginx"
     target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
         clear_candidates()
         old = read_text(target)
-        if old == text and not unseen.exists():
+        if old == text and not anew and not unseen.exists():
             return []
-        test_candidate(name, text)
+        if text:
+            test_candidate(name, text)
         append_line(unseen, name)
-        rename_file(candidate, target)
+        if moves_address(old, text):
+            remove_file(target)
+            serve_vhosts()
+        rename_file(candidate, target) if text else remove_file(target)
         try:
-            workers = reload_nginx()
+            workers = serve_vhosts()
         except DokkuError:
             write_text(target, old) if old else remove_file(target)
             raise
         remove_file(unseen)
         return workers
+
+
+def moves_address(old: str, new: str) -> bool:
+    """Say whether a port goes over to another address: nginx can't open that while it holds the old one (bind(2), EADDRINUSE)."""
+    before, after = (set(re.findall(r"^ *listen (\S*?)(\d+);", text, re.MULTILINE)) for text in (old, new))
+    return bool({port for _, port in before - after} & {port for _, port in after - before} - {"80", "443"})
+
+
+def serve_vhosts() -> list[Worker]:
+    """Reload or start nginx; a vhost that it has come to refuse, by a file that somebody put beside it, goes into quarantine."""
+    try:
+        return reload_nginx()
+    except ToolFailed:
+        quarantine_vhosts()
+        return reload_nginx()
+
+
+def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
+    """Name the vhosts that nginx refuses, each tested alone, and move them out of its way unless told not to; say how many. Only under nginx's lock.
+
+    So one app never keeps the others from serving.
+    """
+    refused = 0
+    for path in sorted((ROOT / "nginx").glob(f"{app}.conf")):
+        clear_candidates()
+        try:
+            test_candidate(path.name, read_text(path))
+        except DokkuError as error:
+            refused += 1
+            complain(error)
+            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None
+    clear_candidates()
+    return refused
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2405,7 +2583,9 @@ def start_process(release: Release, dyno: str, subnet: str) -> Container:
     process_type = dyno.rpartition(".")[0]
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
+    published = published_ports(release) if dyno == "web.1" else []
     identity = create_container(release, dyno, config=release_config(release), address=address, command=process_command(release, process_type),
+                                labels={"com.dokku.published": " ".join(published)}, published=published,
                                 restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
     return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation}", app=release.app, dyno=dyno,
@@ -2489,7 +2669,7 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
 def read_tree_file(tree: Path, name: str) -> str:
     """Read a small text file of a pushed tree; links are not followed out of the tree."""
     path = tree / name
-    if path.is_symlink() or not path.is_file():
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(tree)) or path.is_symlink() or not path.is_file():
         return ""
     if path.stat().st_size > 2**20:
         raise DokkuError(f"{name} is larger than 1 MiB", "that file holds settings only")
@@ -2497,9 +2677,10 @@ def read_tree_file(tree: Path, name: str) -> str:
 
 
 def read_tree(release: Release, tree: Path) -> Release:
-    """Read what the tree says of its processes: Procfile, app.json, CHECKS. Bad files are refused before the build."""
+    """Read what the tree says of its processes: Procfile, app.json, CHECKS, and its vhost template. Bad files are refused before the build."""
     app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
     return release._replace(procfile=parse_procfile(read_tree_file(tree, property_of(release.app, "ps", "procfile-path"))),
+                            template=read_tree_file(tree, property_of(release.app, "nginx", "nginx-conf-sigil-path")),
                             formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json), jobs=parse_jobs(app_json),
                             checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
 
@@ -2617,6 +2798,7 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
     refuse_locked(app)
     tell_of_rollback(app)
     release = new_release(app, commit=commit, by=by, reason=reason)
+    write_release(release, {})
     with build_log(release):
         with checkout(app, commit) as tree:
             folder = build_folder(app, tree)
@@ -2798,11 +2980,12 @@ def beside_retiring(release: Release) -> Release:
 
 
 def stop_what_runs_alone(release: Release) -> list[Container]:
-    """Stop the old processes of types whose checks are disabled: those must never run twice at once. Gives them."""
+    """Stop the old processes that can't run beside new ones: their checks are disabled, or they hold a published port. Gives them."""
     grace = int(property_of(release.app, "ps", "stop-timeout-seconds"))
     alone = [row for row in containers_of(release.app) if row.running and row.incarnation != release.incarnation
-             and check_mode(release.app, row.process_type) == "disabled"]
+             and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
     for container in alone:
+        detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
         stop_container(container.id, grace)
     return alone
 
@@ -2832,24 +3015,15 @@ def suspended_file(app: str) -> Path:
 
 def go_live(release: Release) -> list[Worker]:
     """Point nginx at a release; give the old workers, which may still be serving."""
-    return install_vhost(f"{release.app}.conf", render("vhost.conf.j2", **vhost_of(release, release.app, app_port(release.app))._asdict()))
-
-
-def app_port(app: str) -> int:
-    """Give the port of an app that has no domain, always the same one."""
-    with server_lock("ports"):
-        own = read_text(app_folder(app) / "PORT").strip()
-        taken = {read_text(app_folder(other) / "PORT").strip() for other in apps()}
-        if not own:
-            own = next(str(port) for port in range(5001, 10000) if str(port) not in taken)
-            write_text(app_folder(app) / "PORT", own)
-    return int(own)
+    return install_vhost(f"{release.app}.conf", vhost_text_of(release, release.app))
 
 
 def urls_of(app: str) -> list[str]:
     """List the addresses under which an app answers."""
     import socket
-    return [f"http://{domain}" for domain in domains_of(app)] or [f"http://{socket.getfqdn()}:{app_port(app)}"]
+    everywhere = is_proxied(app) or property_of(app, "network", "bind-all-interfaces") == "true"
+    names = domains_of(app) if is_by_name(app) else [socket.getfqdn() if everywhere else "127.0.0.1"]
+    return [f"{row.scheme}://{name}:{row.host}".removesuffix(":80") for name in names for row in port_maps(app)]
 
 
 def keep_last_words(container: Container) -> list[str]:
@@ -3067,7 +3241,7 @@ def keep_images(app: str) -> None:
     images: list[str] = []
     for number in reversed(numbers):
         record = read_release(app, number)
-        if record and record.image not in images:
+        if record and record.image and record.image not in images:
             images.append(record.image)
         if record and record.image in images[IMAGES_KEPT:]:
             untag_image(f"dokku/{app}:v{number}")
@@ -3090,7 +3264,7 @@ def remove_strays(app: str) -> None:
         keep_config(current)
     wanted, strays = sort_containers(app, current, rows)
     if strays:
-        render_vhost(app)  # nginx may have been switched to the strays before the crash
+        wait_for_workers(app, render_vhost(app))  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
         remove_container(container.id)
     held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
@@ -3133,7 +3307,9 @@ def disagreements(app: str) -> Iterator[Disagreement]:
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
     if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app):
-        yield found("nginx does not serve what is on record", functools.partial(render_vhost, app))
+        yield found("nginx does not serve what is on record", functools.partial(serve, app))
+    if misplaced_process(app):
+        yield found("Docker does not publish the ports on record", functools.partial(serve, app))
 
 
 def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
@@ -3165,14 +3341,66 @@ def converge(app: str) -> None:
             difference.mend()
 
 
+def revive(app: str) -> None:
+    """Converge an app whose processes Docker gave up; not while a command works on it, and not where the policy is to give up.
+
+    When dockerd was killed, the next one stops what still runs, takes that for stopped by hand, and leaves it so (20.10).
+    """
+    current, policy = read_current(app), property_of(app, "ps", "restart-policy")
+    if not current or is_stopped(app) or policy not in ("always", "unless-stopped") or property_of(app, "ps", "restore") == "false":
+        return
+    alive = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.state in ("running", "restarting")}
+    missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
+    if missing and (lock := try_lock(app_folder(app) / "lock")) is not None:
+        os.close(lock)
+        converge(app)
+        record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
+
+
 def vhost_text(app: str) -> str:
     """Render the vhost of an app as it stands in state."""
-    return render("vhost.conf.j2", **vhost_of(None if is_stopped(app) else read_current(app), app, app_port(app))._asdict())
+    return vhost_text_of(None if is_stopped(app) else read_current(app), app)
 
 
-def render_vhost(app: str) -> list[Worker]:
+def render_vhost(app: str, anew: bool = False) -> list[Worker]:
     """Have nginx serve an app as it stands in state; give the old workers. Only under the app's lock: state is moving otherwise."""
-    return install_vhost(f"{app}.conf", vhost_text(app))
+    return install_vhost(f"{app}.conf", vhost_text(app), anew)
+
+
+def misplaced_process(app: str) -> Container | None:
+    """Find the first web process of an app when Docker does not publish for it what is on record."""
+    current = read_current(app)
+    wanted = " ".join(published_ports(current)) if current else ""
+    rows = [row for row in containers_of(app) if current and row.dyno == "web.1" and row.incarnation == current.incarnation]
+    return next((row for row in rows if row.published != wanted), None)
+
+
+def serve(app: str) -> None:
+    """Have an app served as it stands in state, by nginx or by Docker; each lets go of ports before the other takes them. Only under the lock."""
+    if not is_proxied(app):
+        render_vhost(app)
+    remove_strays(app)
+    if first := misplaced_process(app):
+        remove_container(first.id) if is_stopped(app) else restart(app)
+    render_vhost(app)
+
+
+@contextlib.contextmanager
+def served_with(app: str, path: Path) -> Iterator[None]:
+    """Have an app served by the fact that is changed within; ports that something else has are refused. Only under the lock.
+
+    When it fails the file of the fact is put back.
+    """
+    old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
+    try:
+        yield
+        require_ports(app, had)
+        render_vhost(app) if proxied and is_proxied(app) else serve(app)
+    except BaseException:
+        remove_file(path) if old is None else write_text(path, old)
+        with contextlib.suppress(DokkuError):
+            render_vhost(app)
+        raise
 
 
 def rollback(app: str, number: int, by: str) -> Release:
@@ -3208,10 +3436,15 @@ def stop_app(app: str) -> None:
     """Note that an app is stopped, have nginx answer for it, and end its processes."""
     write_text(app_folder(app) / "STOPPED", now() + "\n")
     render_crontab()
-    workers, deadline = render_vhost(app), time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
+    wait_for_workers(app, render_vhost(app))
+    stop_processes(app)
+
+
+def wait_for_workers(app: str, workers: Sequence[Worker]) -> None:
+    """Let nginx's old workers answer what they have begun, for as long as `wait-to-retire` says."""
+    deadline = time.monotonic() + int(property_of(app, "checks", "wait-to-retire"))
     while any(map(worker_lives, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    stop_processes(app)
 
 
 def stop_processes(app: str) -> None:
@@ -3358,15 +3591,17 @@ ALIASES: dict[str, str] = {}
 SHAPES: dict[str, tuple[Arg, ...]] = {}  # the arguments of a spelling whose dialect orders or counts them differently
 
 
-def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False) -> Callable[[Any], Any]:
+def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False,
+            does: str = "") -> Callable[[Any], Any]:
     """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program.
 
-    `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
+    A command of one line is a lambda, and `does` its summary. `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
     """
     def declare(body: Callable[..., Any]) -> Callable[..., Any]:
         for spelling in (name, *also):
             if spelling in COMMANDS or spelling in ALIASES:
                 raise RuntimeError(f"{spelling} is declared twice")
+        body.__doc__ = does or body.__doc__
         COMMANDS[name] = Command(name, body, args, access, local)
         ALIASES.update(dict.fromkeys(also, name))
         SHAPES.update({spelling: tuple(shape) for spelling, shape in also.items()} if isinstance(also, Mapping) else {})
@@ -3561,21 +3796,25 @@ def visible_apps(caller: Caller) -> list[str]:
 
 
 def change_property(noun: str, app: str, key: str, value: str) -> None:
-    """Set or clear a property; one that nginx reads takes effect at once, and is put back when nginx refuses it."""
-    def change(name: str) -> None:
-        """Write it, and have nginx serve the app with it."""
-        old = read_text(property_file(app, noun, key)).strip()
-        write_property(app, noun, key, value)
-        try:
-            if noun == "cron":
-                render_crontab()
-            if noun == "nginx":
-                each_app(None if app == "--global" else app, app == "--global", render_vhost)
-        except DokkuError:
-            write_property(app, noun, key, old)
-            raise
-    require_subject(app)
-    change(app) if app == "--global" else under_lock(f"{noun}:set", change)(app)
+    """Set or clear a property; one by which apps are served takes effect at once, for all or none, and is put back when that fails."""
+    path, served = property_file(app, noun, key), noun == "nginx" or key in ("bind-all-interfaces", "static-web-listener", "proxy-port")
+    if app != "--global":
+        with locked(app, f"{noun}:set"), served_with(app, path) if served else contextlib.nullcontext():
+            return write_property(app, noun, key, value)
+
+    def serve(name: str) -> None:
+        """Have one app served by what the server's property says now."""
+        with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
+            pass
+    old = read_text(path).strip()
+    write_property(app, noun, key, value)
+    try:
+        return each_app(None, True, serve) if served else None
+    except BaseException:
+        write_property(app, noun, key, old)
+        with contextlib.suppress(DokkuError):
+            each_app(None, True, serve)
+        raise
 
 
 def declare_reports() -> None:
@@ -3589,6 +3828,7 @@ def declare_reports() -> None:
             if noun == "network":
                 guard_network(key, value, caller)
             change_property(noun, app, key, " ".join(value))
+            render_crontab() if noun == "cron" else None
             step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(value)}")
         command(f"{noun}:set", APP_OR_GLOBAL, Arg("key"), Arg("value", many="*"), access="configure")(set_one)
     for noun in sorted({*owners, *FACTS}):
@@ -3651,10 +3891,8 @@ def apps_list(style: str, caller: Caller) -> None:
     return None
 
 
-@command("apps:exists", APP, access="view")
-def apps_exists(app: str) -> None:
-    """Say by the exit code whether an app exists: 0 or 20."""
-    require_app(app)
+command("apps:exists", APP, access="view", does="Say by the exit code whether an app exists: 0 or 20.")(
+    lambda app: require_app(app))
 
 
 @command("apps:destroy", APP, FORCE, also=("delete",))
@@ -3710,7 +3948,7 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
             remove_file(app_folder(new) / "CURRENT")
         current = read_current(new)
         for number in release_numbers(new):
-            if (record := read_release(new, number)) and inspect_image(record.image):
+            if (record := read_release(new, number)) and record.image and inspect_image(record.image):
                 for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
                     tag_as(record.image, f"dokku/{new}:{tag}")
         render_vhost(new)
@@ -3737,7 +3975,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS"])
+    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"])])  # two can't share those
     return step(f"Cloned {app} to {new}")
 
 
@@ -3871,10 +4109,8 @@ def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) ->
     change_config(app, without, no_restart, caller, "config:unset " + " ".join(keys))
 
 
-@command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure")
-def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
-    """Remove every config var and bring the app up without them."""
-    change_config(app, lambda config: {}, no_restart, caller, "config:clear")
+command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure", does="Remove every config var and bring the app up without them.")(
+    lambda no_restart, app, caller: change_config(app, lambda config: {}, no_restart, caller, "config:clear"))
 
 
 @command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
@@ -3936,57 +4172,30 @@ def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
         for other in apps():
             if other != app and (both := set(domains) & set(domains_of(other))):
                 raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
-        old = read_lines(app_folder(app) / "DOMAINS")
-        write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
-        try:
-            render_vhost(app)
-        except DokkuError:
-            write_lines(app_folder(app) / "DOMAINS", old)
-            raise
+        with served_with(app, app_folder(app) / "DOMAINS"):
+            write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
-@command("domains:add", APP, DOMAINS, access="configure")
-def domains_add(app: str, domains: list[str]) -> None:
-    """Add domains to an app."""
-    change_domains(app, lambda own: [*own, *domains])
-
-
-@command("domains:set", APP, DOMAINS, access="configure")
-def domains_set(app: str, domains: list[str]) -> None:
-    """Give an app these domains and no others."""
-    change_domains(app, lambda own: domains)
-
-
-@command("domains:remove", APP, DOMAINS, access="configure")
-def domains_remove(app: str, domains: list[str]) -> None:
-    """Take domains from an app."""
-    change_domains(app, lambda own: [domain for domain in own if domain not in domains])
-
-
-@command("domains:clear", APP, access="configure", also=("domains:reset",))
-def domains_clear(app: str) -> None:
-    """Take an app's own domains away: it answers under its name in each global domain again."""
-    change_domains(app, lambda own: [])
-
-
-@command("domains:disable", APP, access="configure")
-def domains_disable(app: str) -> None:
-    """Serve an app by a port of its own instead of by names."""
-    set_vhosts(app, False)
-
-
-@command("domains:enable", APP, access="configure")
-def domains_enable(app: str) -> None:
-    """Serve an app by its domains again."""
-    set_vhosts(app, True)
+command("domains:add", APP, DOMAINS, access="configure", does="Add domains to an app.")(
+    lambda app, domains: change_domains(app, lambda own: [*own, *domains]))
+command("domains:set", APP, DOMAINS, access="configure", does="Give an app these domains and no others.")(
+    lambda app, domains: change_domains(app, lambda own: domains))
+command("domains:remove", APP, DOMAINS, access="configure", does="Take domains from an app.")(
+    lambda app, domains: change_domains(app, lambda own: [domain for domain in own if domain not in domains]))
+command("domains:clear", APP, access="configure", also=("domains:reset",),
+        does="Take an app's own domains away: it answers under its name in each global domain again.")(
+    lambda app: change_domains(app, lambda own: []))
+command("domains:disable", APP, access="configure", does="Serve an app by a port of its own instead of by names.")(
+    lambda app: set_vhosts(app, False))
+command("domains:enable", APP, access="configure", does="Serve an app by its domains again.")(
+    lambda app: set_vhosts(app, True))
 
 
 def set_vhosts(app: str, wanted: bool) -> None:
     """Note whether an app is served by names, and have nginx do so."""
-    with locked(require_app(app), "domains"):
-        path = app_folder(app) / "NO_VHOST"
+    path = app_folder(app) / "NO_VHOST"
+    with locked(app, "domains"), served_with(app, path):
         remove_file(path) if wanted else write_text(path, "")
-        render_vhost(app)
 
 
 def change_global_domains(change: Callable[[list[str]], Iterable[str]]) -> None:
@@ -3996,28 +4205,159 @@ def change_global_domains(change: Callable[[list[str]], Iterable[str]]) -> None:
     each_app(None, True, under_lock("domains", render_vhost))
 
 
-@command("domains:set-global", DOMAINS)
-def domains_set_global(domains: list[str]) -> None:
-    """Set the domains under which every app gets its name."""
-    change_global_domains(lambda old: domains)
+command("domains:set-global", DOMAINS, does="Set the domains under which every app gets its name.")(
+    lambda domains: change_global_domains(lambda old: domains))
+command("domains:add-global", DOMAINS, does="Add domains under which every app gets its name.")(
+    lambda domains: change_global_domains(lambda old: [*old, *domains]))
+command("domains:remove-global", DOMAINS, does="Remove global domains.")(
+    lambda domains: change_global_domains(lambda old: [domain for domain in old if domain not in domains]))
+command("domains:clear-global", does="Remove every global domain: apps without domains of their own are served by a port each.")(
+    lambda: change_global_domains(lambda old: []))
 
 
-@command("domains:add-global", DOMAINS)
-def domains_add_global(domains: list[str]) -> None:
-    """Add domains under which every app gets its name."""
-    change_global_domains(lambda old: [*old, *domains])
+# --- ports, proxy, nginx ---
 
 
-@command("domains:remove-global", DOMAINS)
-def domains_remove_global(domains: list[str]) -> None:
-    """Remove global domains."""
-    change_global_domains(lambda old: [domain for domain in old if domain not in domains])
+MAPS = Arg("maps", parse_port_map, many="+")
 
 
-@command("domains:clear-global")
-def domains_clear_global() -> None:
-    """Remove every global domain: apps without domains of their own are served by a port each."""
-    change_global_domains(lambda old: [])
+@facts("ports")
+def ports_facts(app: str) -> dict[str, str]:
+    """Say which port maps an app has, and which one it has without any."""
+    if app == "--global":
+        return {}
+    current = read_current(app)
+    return {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": str(detected_map(app, port_of(current) if current else DEFAULT_PORT))}
+
+
+def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
+    """Keep an app's port maps, one for each port of the host, and serve it by them."""
+    with locked(app, "ports"):
+        had = host_ports(app)
+        with served_with(app, app_folder(app) / "PORTS"):
+            for row in set(maps) - set(own_maps(app)):
+                if row.scheme != "http":
+                    raise DokkuError(f"{row} can't be served: {app} has no certificate")
+                if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
+                    raise AccessDenied
+            write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
+        if gone := had - host_ports(app):
+            warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")
+
+
+@command("ports:list", APP, access="view")
+def ports_list(app: str) -> None:
+    """List an app's port maps: scheme, port of the host, port of the container."""
+    rows = own_maps(require_app(app))
+    if not rows:
+        raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
+    table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
+    if not inherited("DOKKU_QUIET_OUTPUT"):
+        step(f"Port mappings for {app}")
+        table = [["  ", "scheme", "host port", "container port"], *table]
+    say_table(table)
+
+
+command("ports:add", APP, MAPS, access="configure",
+        does="Add port maps to an app; the detected one no longer counts, and a port of the host that has a map leads to the new place.")(
+    lambda app, maps, caller: change_ports(app, [*own_maps(app), *maps], caller))
+command("ports:set", APP, MAPS, access="configure", does="Give an app these port maps and no others.")(
+    lambda app, maps, caller: change_ports(app, maps, caller))
+
+
+@command("ports:remove", APP, Arg("gone", many="+"), access="configure")
+def ports_remove(app: str, gone: list[str], caller: Caller) -> None:
+    """Take port maps from an app, named by their ports of the host or whole."""
+    rows = own_maps(require_app(app))
+    if unknown := set(gone) - {str(word) for row in rows for word in (row, row.host)}:
+        raise NotFound(f"{app} has no port map {shown(min(unknown))}", f"dokku ports:list {app}   lists them")
+    change_ports(app, [row for row in rows if not {str(row), str(row.host)} & set(gone)], caller)
+
+
+command("ports:clear", APP, access="configure", does="Take every port map from an app: it is served by the detected one.")(
+    lambda app, caller: change_ports(app, [], caller))
+
+
+@facts("proxy")
+def proxy_facts(app: str) -> dict[str, str]:
+    """Say whether nginx stands in front of an app."""
+    return {} if app == "--global" else {"proxy-enabled": str(is_proxied(app)).lower()}
+
+
+def set_proxied(app: str, wanted: bool) -> None:
+    """Note whether nginx stands in front of an app, and serve it so."""
+    path = app_folder(app) / "NO_PROXY"
+    with locked(app, "proxy"), served_with(app, path):
+        remove_file(path) if wanted else write_text(path, "")
+    if not wanted:
+        warn(f"{app} answers on {' '.join(urls_of(app))}; each release ends its old web.1 before the new one starts, which leaves a gap")
+
+
+@command("proxy:disable", ALL, PARALLEL, MAYBE_APP, access="configure")
+def proxy_disable(everything: bool, parallel: int, app: str | None) -> None:
+    """Take nginx away from an app: Docker publishes its web.1 on the app's ports of the host instead.
+
+    On loopback only, unless network:set bind-all-interfaces is true: published ports bypass the host's firewall.
+    """
+    each_app(app, everything, lambda name: set_proxied(name, False), parallel)
+
+
+command("proxy:enable", ALL, PARALLEL, MAYBE_APP, access="configure", does="Put nginx in front of an app again.")(
+    lambda everything, parallel, app: each_app(app, everything, lambda name: set_proxied(name, True), parallel))
+
+
+@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
+def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
+    """Render an app's nginx configuration again and have nginx serve it, with what its nginx.conf.d holds now."""
+    each_app(app, everything, under_lock("proxy:build-config", lambda name: render_vhost(name, anew=True)), parallel)
+
+
+command("proxy:clear-config", ALL, MAYBE_APP, access="operate",
+        does="Remove an app's nginx configuration: nginx does not know it until proxy:build-config or a deploy.")(
+    lambda everything, app: each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", ""))))
+command("nginx:show-config", APP, access="view", does="Print an app's nginx configuration.")(
+    lambda app: say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n")))
+
+
+@command("nginx:validate-config", Arg("clean", flags=("--clean",), switch=True), MAYBE_APP)
+def nginx_validate_config(clean: bool, app: str | None) -> int:
+    """Ask nginx whether it takes the configuration of an app, or each of all; --clean puts those it refuses into quarantine."""
+    with server_lock("nginx"):
+        refused = quarantine_vhosts(require_app(app) if app else "*", clean)
+        if clean and refused:
+            reload_nginx()
+    return 1 if refused and not clean else 0
+
+
+@command("nginx:reload", also=("nginx:start",))
+def nginx_reload() -> None:
+    """Have nginx read its configuration again, or start it."""
+    with server_lock("nginx"):
+        serve_vhosts()
+
+
+@command("nginx:stop")
+def nginx_stop() -> None:
+    """Stop nginx: no app is reached until nginx:start, or the next command that nginx is needed for."""
+    with server_lock("nginx"):
+        said = output_of(as_root(["/usr/sbin/service", "nginx", "stop"]), check=False)
+        if worker_processes():
+            raise DokkuError(f"nginx runs on: {said}", "stop it as root: service nginx stop")
+
+
+def declare_nginx_logs() -> None:
+    """Declare nginx:access-logs and nginx:error-logs."""
+    for kind in ("access", "error"):
+        def say_log_of(tail: bool, app: str, kind: str = kind) -> int:
+            """Print what nginx logged of an app last; -t goes on until you leave."""
+            path = log_of(require_app(app), kind)
+            if not Path(path).is_file():
+                raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
+            return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
+        command(f"nginx:{kind}-logs", Arg("tail", flags=("-t", "--tail"), switch=True), APP, access="operate")(say_log_of)
+
+
+declare_nginx_logs()
 
 
 # --- processes, releases, logs ---
@@ -4149,34 +4489,17 @@ def rebuild(app: str | None, everything: bool, parallel: int, ref: str | None, c
     each_app(app, everything, under_lock("ps:rebuild", rebuild_one), parallel)
 
 
-@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",))
-def ps_rebuild(everything: bool, parallel: int, app: str | None, ref: str | None, caller: Caller) -> None:
-    """Build and deploy the commit of the deploy branch again, or another one that the repository has."""
-    rebuild(app, everything, parallel, ref, caller)
-
-
-@command("rebuild:force", MAYBE_APP, REF, access="deploy")
-def rebuild_force(app: str | None, ref: str | None, caller: Caller) -> None:
-    """Build again without any cached layer, and deploy."""
-    rebuild(app, False, 1, ref, caller, anew=True)
-
-
-@command("rebuild:all")
-def rebuild_all(caller: Caller) -> None:
-    """Build and deploy every app again."""
-    rebuild(None, True, 1, None, caller)
-
-
-@command("rebuild:all:force")
-def rebuild_all_force(caller: Caller) -> None:
-    """Build every app again without any cached layer, and deploy."""
-    rebuild(None, True, 1, None, caller, anew=True)
-
-
-@command("ps:retire", access="operate")
-def ps_retire() -> None:
-    """End the old processes whose time to retire has come."""
-    mind_all()
+command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",),
+        does="Build and deploy the commit of the deploy branch again, or another one that the repository has.")(
+    lambda everything, parallel, app, ref, caller: rebuild(app, everything, parallel, ref, caller))
+command("rebuild:force", MAYBE_APP, REF, access="deploy", does="Build again without any cached layer, and deploy.")(
+    lambda app, ref, caller: rebuild(app, False, 1, ref, caller, anew=True))
+command("rebuild:all", does="Build and deploy every app again.")(
+    lambda caller: rebuild(None, True, 1, None, caller))
+command("rebuild:all:force", does="Build every app again without any cached layer, and deploy.")(
+    lambda caller: rebuild(None, True, 1, None, caller, anew=True))
+command("ps:retire", access="operate", does="End the old processes whose time to retire has come.")(
+    lambda: mind_all())
 
 
 @command("status", MAYBE_APP, access="view")
@@ -4196,10 +4519,8 @@ def top(app: str, words: list[str]) -> None:
         say(output_of([docker_command(), "top", container.id, *words]))
 
 
-@command("ps:restore", MAYBE_APP, access="operate")
-def ps_restore(app: str | None) -> None:
-    """Make Docker and nginx agree with what is on record, for one app or all."""
-    each_app(app, not app, converge, CONVERGE_AT_ONCE)
+command("ps:restore", MAYBE_APP, access="operate", does="Make Docker and nginx agree with what is on record, for one app or all.")(
+    lambda app: each_app(app, not app, converge, CONVERGE_AT_ONCE))
 
 
 @command("ps:inspect", APP, access="operate")
@@ -4209,18 +4530,6 @@ def ps_inspect(app: str) -> None:
     for facts in found:
         facts["Config"]["Env"] = [f"{word.partition('=')[0]}=***" for word in facts["Config"]["Env"]]
     say(json.dumps(found, indent=2))
-
-
-@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
-def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
-    """Render an app's nginx configuration again and have nginx serve it."""
-    each_app(app, everything, under_lock("proxy:build-config", render_vhost), parallel)
-
-
-@command("nginx:show-config", APP, access="view")
-def nginx_show_config(app: str) -> None:
-    """Print an app's nginx configuration."""
-    say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n"))
 
 
 @command("releases", FORMAT, Arg("kind", flags=("--kind",)), Arg("status", flags=("--status",)), APP, access="view", also=("builds:list",))
@@ -4300,10 +4609,9 @@ def builds_cancel(app: str) -> None:
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
 
 
-@command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy")
-def builds_prune(everything: bool, app: str | None) -> None:
-    """Drop records and images that builds retention and the rollback of five images no longer ask for."""
-    each_app(app, everything, under_lock("builds:prune", keep_images))
+command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy",
+        does="Drop records and images that builds retention and the rollback of five images no longer ask for.")(
+    lambda everything, app: each_app(app, everything, under_lock("builds:prune", keep_images)))
 
 
 @command("cleanup", MAYBE_APP, access="operate")
@@ -4326,10 +4634,8 @@ def repo_gc(app: str) -> None:
         git(app, "gc", "--quiet")
 
 
-@command("repo:purge-cache", APP, access="deploy")
-def repo_purge_cache(app: str) -> None:
-    """Have the next build of an app use nothing that was cached."""
-    write_text(app_folder(require_app(app)) / "PURGED", "")
+command("repo:purge-cache", APP, access="deploy", does="Have the next build of an app use nothing that was cached.")(
+    lambda app: write_text(app_folder(require_app(app)) / "PURGED", ""))
 
 
 # --- cron ---
@@ -4388,16 +4694,10 @@ def change_suspended(app: str, identity: str, suspend: bool) -> None:
     render_crontab()
 
 
-@command("cron:suspend", APP, CRON_ID, access="operate")
-def cron_suspend(app: str, id: str) -> None:
-    """Keep a cron job from running until cron:resume."""
-    change_suspended(app, id, True)
-
-
-@command("cron:resume", APP, CRON_ID, access="operate")
-def cron_resume(app: str, id: str) -> None:
-    """Let a suspended cron job run again."""
-    change_suspended(app, id, False)
+command("cron:suspend", APP, CRON_ID, access="operate", does="Keep a cron job from running until cron:resume.")(
+    lambda app, id: change_suspended(app, id, True))
+command("cron:resume", APP, CRON_ID, access="operate", does="Let a suspended cron job run again.")(
+    lambda app, id: change_suspended(app, id, False))
 
 
 # --- checks ---
@@ -4422,22 +4722,14 @@ def change_check_modes(app: str, types: list[str], mode: str) -> None:
     step(f"Checks {mode} for {', '.join(types) or 'every process type'} of {app}, from the next deploy on")
 
 
-@command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",))
-def checks_enable(app: str, types: list[str]) -> None:
-    """Check processes before they serve, and only then end the old ones; this is how every app begins."""
-    change_check_modes(app, types, "enabled")
-
-
-@command("checks:skip", APP, PROCESS_TYPES, access="configure")
-def checks_skip(app: str, types: list[str]) -> None:
-    """Ask nothing of new processes but to stay up for checks default-wait seconds."""
-    change_check_modes(app, types, "skipped")
-
-
-@command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",))
-def checks_disable(app: str, types: list[str]) -> None:
-    """End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile."""
-    change_check_modes(app, types, "disabled")
+command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",),
+        does="Check processes before they serve, and only then end the old ones; this is how every app begins.")(
+    lambda app, types: change_check_modes(app, types, "enabled"))
+command("checks:skip", APP, PROCESS_TYPES, access="configure", does="Ask nothing of new processes but to stay up for checks default-wait seconds.")(
+    lambda app, types: change_check_modes(app, types, "skipped"))
+command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",),
+        does="End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile.")(
+    lambda app, types: change_check_modes(app, types, "disabled"))
 
 
 @command("checks:run", APP, PROCESS_TYPES, access="operate")
@@ -4450,22 +4742,14 @@ def checks_run(app: str, types: list[str]) -> None:
             step(f"{container.dyno} is fit")
 
 
-@command("preboot:status", APP, access="view")
-def preboot_status(app: str) -> None:
-    """Say whether the old web processes serve until the new ones do."""
-    say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled")
-
-
-@command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure")
-def preboot_wait_time(app: str, seconds: int) -> None:
-    """Set how long processes with skipped checks must stay up (checks default-wait)."""
-    change_property("checks", app, "default-wait", str(seconds))
-
-
-@command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure")
-def preboot_cooldown_time(app: str, seconds: int) -> None:
-    """Set how long old processes may go on serving after a switch (checks wait-to-retire)."""
-    change_property("checks", app, "wait-to-retire", str(seconds))
+command("preboot:status", APP, access="view", does="Say whether the old web processes serve until the new ones do.")(
+    lambda app: say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled"))
+command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure",
+        does="Set how long processes with skipped checks must stay up (checks default-wait).")(
+    lambda app, seconds: change_property("checks", app, "default-wait", str(seconds)))
+command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure",
+        does="Set how long old processes may go on serving after a switch (checks wait-to-retire).")(
+    lambda app, seconds: change_property("checks", app, "wait-to-retire", str(seconds)))
 
 
 # --- resources ---
@@ -5055,10 +5339,8 @@ def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
         step(f"Stopped {row.name}")
 
 
-@command("run:retire", access="operate")
-def run_retire() -> None:
-    """Remove the one-offs whose time is up."""
-    remove_expired()
+command("run:retire", access="operate", does="Remove the one-offs whose time is up.")(
+    lambda: remove_expired())
 
 
 def remove_expired() -> None:
@@ -5089,10 +5371,8 @@ def exec_command(app: str, words: list[str]) -> int:
     return enter(None, app, None, words)
 
 
-@command("logs:failed", ALL, MAYBE_APP, access="operate")
-def logs_failed(everything: bool, app: str | None) -> None:
-    """Print the last words of the processes that did not come up."""
-    each_app(app, everything, say_failed)
+command("logs:failed", ALL, MAYBE_APP, access="operate", does="Print the last words of the processes that did not come up.")(
+    lambda everything, app: each_app(app, everything, say_failed))
 
 
 def say_failed(app: str) -> None:
@@ -5184,10 +5464,9 @@ def deploy_revoke(app: str, name: str) -> None:
 # --- events ---
 
 
-@command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"))
-def events(tail: bool, lines: int) -> int:
-    """Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows."""
-    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")])
+command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"),
+        does="Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows.")(
+    lambda tail, lines: attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")]))
 
 
 @command("events:list")
@@ -5198,37 +5477,28 @@ def events_list() -> None:
             say(row.name)
 
 
-@command("events:off")
-def events_off() -> None:
-    """Note no more events; that itself is noted."""
-    write_text(ROOT / "EVENTS_OFF", now() + "\n")
+command("events:off", does="Note no more events; that itself is noted.")(
+    lambda: write_text(ROOT / "EVENTS_OFF", now() + "\n"))
 
 
-@command("events:on")
-def events_on() -> None:
-    """Note events again; this is how a server begins."""
-    remove_file(ROOT / "EVENTS_OFF")
+command("events:on", does="Note events again; this is how a server begins.")(
+    lambda: remove_file(ROOT / "EVENTS_OFF"))
 
 
-@command("trace:on")
-def trace_on() -> None:
-    """Show, in every command, the programs that are run."""
-    write_text(ROOT / "TRACE", now() + "\n")
+command("trace:on", does="Show, in every command, the programs that are run.")(
+    lambda: write_text(ROOT / "TRACE", now() + "\n"))
 
 
-@command("trace:off")
-def trace_off() -> None:
-    """Show them no more."""
-    remove_file(ROOT / "TRACE")
+command("trace:off", does="Show them no more.")(
+    lambda: remove_file(ROOT / "TRACE"))
 
 
 # --- the server ---
 
 
-@command("version", Arg("json", flags=("--json",), switch=True), access="anyone")
-def version(json: bool) -> None:
-    """Print the version that clients look for; with --json our own as well."""
-    say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}")
+command("version", Arg("json", flags=("--json",), switch=True), access="anyone",
+        does="Print the version that clients look for; with --json our own as well.")(
+    lambda json: say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}"))
 
 
 @command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")
@@ -5380,35 +5650,24 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
 
 @command("tick", local=True, access="local")
 def tick() -> None:
-    """Do what is due, once a minute, from cron: finish what a killed process left, judge probations, end one-offs whose time is up."""
+    """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
     remove_dead_writes(ROOT)
     remove_expired()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
+        each_app(None, True, revive, CONVERGE_AT_ONCE)
         each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
         os.close(lock)
-
-
-def quarantine_vhosts() -> None:
-    """Move every vhost that nginx refuses out of its way, so that one app never keeps the others from serving."""
-    with server_lock("nginx"):
-        for path in sorted((ROOT / "nginx").glob("*.conf")):
-            clear_candidates()
-            try:
-                test_candidate(path.name, read_text(path))
-            except DokkuError as error:
-                rename_file(path, ROOT / "nginx" / "quarantined" / path.name)
-                complain(error)
-        clear_candidates()
 
 
 @command("boot", local=True, access="local")
 def boot() -> None:
     """Make everything serve again after the machine started."""
     prepare_as_root()
-    quarantine_vhosts()
+    with server_lock("nginx"):
+        quarantine_vhosts()
     setup()
     each_app(None, True, lambda app: converge(app) if property_of(app, "ps", "restore") == "true" else None, CONVERGE_AT_ONCE)
 
@@ -5427,17 +5686,15 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    code = supervise(["git", "-c", f"core.hooksPath={HOOKS}", "-c", "receive.fsckObjects=true", "receive-pack", repository],
-                     env=environment, keep=[lock, alive])
+    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference")  # git flushes nothing of a small push itself
+    code = supervise(["git", *(word for setting in settings for word in ("-c", setting)), "receive-pack", repository], env=environment, keep=[lock, alive])
     if code and not same_file(lock, app_folder(app) / "lock"):
         raise NoSuchApp(app)  # destroyed meanwhile: git's own words for that are many, and none names it
     return code
 
 
-@command("git-upload-pack", APP, access="deploy")
-def git_upload_pack(app: str) -> int:
-    """Send an app's repository."""
-    become(["git", "upload-pack", str(repository_of(require_app(app)))])
+command("git-upload-pack", APP, access="deploy", does="Send an app's repository.")(
+    lambda app: become(["git", "upload-pack", str(repository_of(require_app(app)))]))
 
 
 @command("git-hook", access="hook")
@@ -5591,7 +5848,8 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     os.environ.setdefault("DOKKU_CALLER", caller.name)
     code = 70
     try:
-        code = row.body(**chosen) or 0
+        outcome = row.body(**chosen)
+        code = outcome if isinstance(outcome, int) else 0
     except DokkuError as error:
         code = error.code
         raise

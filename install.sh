@@ -88,7 +88,7 @@ fi
 
 say "making the user dokku and its home $root"
 id dokku >/dev/null 2>&1 || useradd --system --create-home --home-dir $root --shell /bin/bash dokku
-usermod -p '*' -aG docker dokku
+usermod -p '*' -aG docker,adm dokku  # adm: it reads the logs of nginx, for nginx:access-logs and error-logs
 chown dokku:dokku $root && chmod 755 $root  # it may be a disk that was mounted there
 
 say "copying the program to $library"

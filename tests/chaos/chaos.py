@@ -36,16 +36,23 @@ KEPT = {"ENV", "DOMAINS", "SCALE", "CURRENT", "LAST", "CREATED", "PORT", "PROBAT
 FRONT_DOOR = """#!/bin/sh
 # What sshd runs for the key: the front door, counted. The client chooses the point by a file, for it can't hand down an environment.
 case $SSH_ORIGINAL_COMMAND in git-receive-pack*) role=door ;; *) role=command ;; esac
-export CHAOS_LOG={log} CHAOS_HOOKS={hooks}
+export CHAOS_LOG={log} CHAOS_HOOKS={hooks} PATH={folder}/bin:$PATH
 exec /usr/bin/python3 -IS {launcher} $role --as {key}
 """
 
+GIT = """#!/bin/sh
+# git, which notes what it does when somebody wants to know.
+[ ! -e {log}/trace ] || export GIT_TRACE2_EVENT={log}/trace
+exec {git} "$@"
+"""
 SHIM = """#!/bin/sh
 # Count, and end the whole group where it is to end; then be the real program.
 printf x >> {log}/step.{name}
-point="shim {name} $(($(wc -c < {log}/step.{name})))"
+point="shim {name} $(($(/usr/bin/wc -c < {log}/step.{name})))"
 printf '["%s", true, ""]\\n' "$point" >> {log}/points
-if [ "$point" = "$(cat {log}/point)" ]; then
+chosen=
+read -r chosen < {log}/point || true
+if [ "$point" = "$chosen" ]; then
     echo "$point $*" > {log}/killed
     kill -9 0
 fi
@@ -84,7 +91,9 @@ class Bench:
         self.hooks = self.folder / "hooks"
         self.hooks.mkdir()
         self.script(self.hooks / "pre-receive", f"#!/bin/sh\nexec /usr/bin/python3 -IS {self.launcher} hook git-hook\n")
-        self.script(self.folder / "front-door", FRONT_DOOR.format(log=self.log, hooks=self.hooks, launcher=self.launcher, key=self.key))
+        self.script(self.folder / "front-door", FRONT_DOOR.format(folder=self.folder, log=self.log, hooks=self.hooks, launcher=self.launcher, key=self.key))
+        (self.folder / "bin").mkdir()
+        self.script(self.folder / "bin" / "git", GIT.format(log=self.log, git=shutil.which("git")))
         self.person = self.admit()
         self.quiet()
         self.before = self.belongings()
@@ -214,10 +223,6 @@ class Subject:
             return (self.folder / name).read_text()
         return ""
 
-    def facts(self):
-        """Give what the operations change."""
-        return self.answer(), self.read("SCALE"), self.read("DOMAINS")
-
     def word(self):
         """Read the config var that the app says."""
         return "".join(json.loads(line.partition("=")[2]) for line in self.read("ENV").splitlines() if line.startswith("WORD="))
@@ -307,12 +312,16 @@ class Operation:
     def prepare(self, subject):
         """Bring the app to where the operation can be carried out."""
 
-    def finish(self):
+    def finish(self, bench):
         """Leave the machine as it was."""
 
     def after(self, subject):
         """Say what is served once the operation is done."""
         return subject.answer()
+
+    def facts(self, subject):
+        """Give what the operation changes: by it one sees whether a kill came before or after."""
+        return subject.answer(), subject.read("SCALE"), subject.read("DOMAINS")
 
     def act(self, subject, point=""):
         return subject.bench.ask(*(word.format(app=subject.name, turn=subject.turn) for word in self.words), point=point)
@@ -449,6 +458,9 @@ class Upgrade(Operation):
             if real:
                 bench.script(self.shims / name, SHIM.format(log=bench.log, name=name, real=real))
 
+    def facts(self, subject):
+        return os.readlink(LIBRARY / "current")
+
     def prepare(self, subject):
         if not hasattr(self, "shims"):
             self.lay_out(subject.bench)
@@ -472,9 +484,9 @@ class Upgrade(Operation):
         assert not left and len(list(LIBRARY.glob("versions/*"))) <= 2, left
         subject.restore()
 
-    def finish(self):
+    def finish(self, bench):
         """Install the checkout again."""
-        done = sh(ROOT / "install.sh", "--key", "/dev/null")
+        done = sh(ROOT / "install.sh", "--key", bench.folder / "known" / "key.pub")
         assert done.returncode == 0, done.stderr
 
 
@@ -506,7 +518,7 @@ class Run:
 
     def end(self):
         self.close()
-        self.operation.finish()
+        self.operation.finish(self.bench)
 
     def begin(self, subject):
         """Bring the app to where the operation can be carried out, and have it ask for something new."""
@@ -540,11 +552,11 @@ class Run:
         """Kill the operation at a point, and see that all ends well; give what came of the kill: old, new or unreached."""
         subject = self.fresh()
         self.begin(subject)
-        old, new, before = subject.answer(), self.operation.after(subject), subject.facts()
+        old, new, before = subject.answer(), self.operation.after(subject), self.operation.facts(subject)
         watch = Watch(subject.host)
         try:
             _, output, _ = self.operation.act(subject, point)
-            killed, answer, changed = self.bench.killed(), subject.answer(), subject.facts() != before
+            killed, answer, changed = self.bench.killed(), subject.answer(), self.operation.facts(subject) != before
             if new is not None:
                 assert answer in (old, new), f"{answer!r} is served; before the operation it was {old!r}, after it {new!r}\n{output}"
             self.operation.check(subject, restore_first)

@@ -1,6 +1,8 @@
 """A power cut at any moment of an operation: whatever the disk kept of the writes so far, the product ends well from there."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -123,7 +125,22 @@ def cut_the_power(subject):
     """End what runs as a power cut does, and start the machine's services again as its boot does."""
     running = docker("ps", "-q", "--filter", f"label=com.dokku.app-name={subject.name}").split()
     docker("kill", *running)
-    sh("service", "nginx", "stop")
+    for pid in [int(d.NGINX_PID.read_text()), *(pid for pid, _ in d.worker_processes())]:  # the master first: it would replace its workers
+        os.kill(pid, signal.SIGKILL)
     done = sh("dokku", "boot")
     assert done.returncode == 0, done.stderr
     wait_until(lambda: not subject.answer().startswith(("error", "status 502")))
+
+
+def test_git_flushes_the_objects_and_the_ref_of_a_push(bench, subject):
+    trace = bench.log / "trace"
+    trace.touch()
+    trace.chmod(0o666)
+    try:
+        subject.deploy()
+        rows = [json.loads(line) for line in trace.read_text().splitlines()]
+    finally:
+        trace.unlink()
+    programs = {row["sid"]: row["argv"] for row in rows if row["event"] == "start"}
+    flushed = {word for row in rows if row.get("key") == "fsync/hardware-flush" and int(row["value"]) for word in programs[row["sid"]]}
+    assert {"receive-pack", "unpack-objects"} <= flushed

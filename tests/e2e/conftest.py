@@ -1,5 +1,6 @@
 """The installed product, through its front door: real ssh, git, nginx and Docker on this machine."""
 
+import fcntl
 import http.client
 import json
 import os
@@ -321,6 +322,15 @@ def bare(new_app):
     app = new_app()
     app.ok("apps:create")
     return app
+
+
+@pytest.fixture
+def no_revival():
+    """Keep cron's tick from starting what a test has stopped behind the product's back."""
+    assert sh("dokku", "tick").returncode == 0
+    with (STATE / "locks" / "tick").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 PROCFILE = "web: exec perl /server.pl\nworker: echo worker-says-hello; exec sleep 1000\nclock: exec sleep 1000\n"

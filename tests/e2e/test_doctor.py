@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from conftest import HELLO_TEXT, PROCFILE, STATE, DOCKER, docker, sh
+from conftest import HELLO_TEXT, PROCFILE, STATE, DOCKER, docker, sh, wait_until
 
 
 @pytest.fixture
-def well(switch):
+def well(switch, no_revival):
     switch.deploy(Procfile=PROCFILE)
     switch.ok("ps:scale", "worker=1")
     switch.settle("web.1", "worker.1")
@@ -52,6 +52,16 @@ def test_a_stopped_app_is_no_disagreement_and_one_that_runs_though_stopped_is(we
     assert "processes run although it was stopped" in well.person.ssh("doctor", well.name).stdout
     well.ok("doctor", "--fix")
     assert well.containers() == []
+
+
+def test_what_retires_while_a_release_is_watched_leaves_nothing_behind(well):
+    well.deploy()  # its minder goes on watching
+    well.settle("web.1", "worker.1")
+    wait_until(lambda: well.person.ssh("doctor", well.name).returncode == 0)
+    well.ok("ps:scale", "web=2")
+    well.ok("ps:scale", "web=1")
+    well.settle("web.1", "worker.1")
+    wait_until(lambda: well.person.ssh("doctor", well.name).returncode == 0)
 
 
 def test_the_server_is_examined_too(well, admin):

@@ -5,7 +5,7 @@ import json
 import os
 import tarfile
 
-from conftest import HELLO_TEXT, PROCFILE, STATE, ask, docker, quoted, sh, wait_until
+from conftest import DOMAIN, HELLO_TEXT, PROCFILE, STATE, ask, base_image, docker, quoted, sh, wait_until
 
 
 def test_a_stopped_app_answers_502_and_a_start_brings_the_same_release_back(live):
@@ -230,3 +230,38 @@ def test_builds_of_different_apps_wait_for_a_slot(new_app):
     assert [push for push in pushes if "are running, which is what this server allows; waiting" in push.output]
     for app in apps:
         assert app.get() == (200, HELLO_TEXT)
+
+
+def test_domains_of_the_server_name_every_app(live):
+    person, own = live.person, f"x-{live.name}.example.net"
+    live.ok("domains:add", own, f"y-{live.name}.example.net")
+    live.ok("domains:remove", f"y-{live.name}.example.net")
+    assert ask(own) == live.get() == (200, HELLO_TEXT) and ask(f"y-{live.name}.example.net")[0] == 404
+    live.ok("domains:clear")
+    try:
+        person.ok("domains:add-global", "second.test")
+        assert ask(f"{live.name}.second.test") == live.get() == (200, HELLO_TEXT)
+        person.ok("domains:remove-global", "second.test")
+        assert ask(f"{live.name}.second.test")[0] == 404 and live.get() == (200, HELLO_TEXT)
+        person.ok("domains:clear-global")
+        port = int(live.ok("url").strip().rpartition(":")[2])
+        assert live.get()[0] == 404 and ask("any", port=port) == (200, HELLO_TEXT)
+    finally:
+        person.ok("domains:set-global", DOMAIN)
+    assert live.get() == (200, HELLO_TEXT)
+
+
+def test_inspect_shows_docker_s_view_without_values(live):
+    secret = "hidden-in-inspect"
+    live.ok("config:set", f"SECRET={secret}")
+    said = live.ok("ps:inspect")
+    assert {row["Name"] for row in json.loads(said)} >= {f"/{live.name}.web.1"} and "SECRET=***" in said and secret not in said
+    live.ok("config:unset", "SECRET")
+    live.settle("web.1", "worker.1")
+
+
+def test_a_base_image_that_is_there_is_taken_as_it_is(admin):
+    before = docker("images", "--quiet", "--no-trunc", base_image())
+    assert "are there; --force makes them anew" in admin.ok("images:build", "debian")
+    assert docker("images", "--quiet", "--no-trunc", base_image()) == before
+    assert "There is no recipe for 'cobol'" in admin.refused("images:build", "cobol", code=2)

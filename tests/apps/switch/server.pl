@@ -51,6 +51,7 @@ while (1) {
     my ($path) = (<$client> || '') =~ m{^\S+ (\S+)} or exit;
     my $headers = '';
     while (my $line = <$client>) { last if $line =~ /^\r?\n$/; $headers .= $line }
+    read $client, my $given, $1 if $headers =~ /^Content-Length: (\d+)/mi;
     my ($word, $rest) = $path =~ m{^/([^/]*)/?(.*)};
     my ($status, $body) = (200, ($ENV{GREETING} || 'Hello from dokku_py') . "\n");
     if    ($word eq 'env')     { ($status, $body) = defined $ENV{$rest} ? (200, $ENV{$rest}) : (404, "$rest is not set\n") }

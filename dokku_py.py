@@ -245,6 +245,12 @@ def say_json(value: Any) -> None:
     say(json.dumps(value, ensure_ascii=False))
 
 
+def say_lines(lines: Iterable[str]) -> None:
+    """Print a list, one item a line."""
+    for line in lines:
+        say(line)
+
+
 def say_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as they need."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
@@ -421,7 +427,7 @@ class Key(NamedTuple):
     added: str = ""
 
 
-def matching(pattern: str, complaint: str, hint: str = "") -> Callable[[str], str]:
+def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "") -> Callable[[str], str]:
     """Give a parser that accepts the words that a pattern describes."""
     def parse_word(text: str) -> str:
         """Accept such a word."""
@@ -429,6 +435,39 @@ def matching(pattern: str, complaint: str, hint: str = "") -> Callable[[str], st
             raise UsageError(f"{shown(text)} {complaint}", hint)
         return text
     return parse_word
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Give a parser that accepts these words only."""
+    return matching("|".join(map(re.escape, words)), "is not possible here", f"one of: {', '.join(words)}")
+
+
+# One parser for each kind of word that needs no more than a pattern. No path has `..` in it, no name begins with what a program takes for an option.
+NAME, COMPONENT, TAG_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
+parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
+parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
+parse_key_name = matching(KEY_NAME, "can't name a key", "use letters, digits and @ . _ + -, at most 64")
+parse_branch = matching(BRANCH, "is not the name of a branch")
+parse_seconds = matching(r"[0-9]{1,9}(?:ms|[smhd])?", "is not a duration", "write for example  60s, 5m, 500ms")
+parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
+parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
+parse_mail = matching(r"[A-Za-z0-9._+@,-]{1,200}", "is not a mail address")
+parse_label = matching(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", "can't be the name of a label")
+parse_tag = matching(rf"(?!(?:v[0-9]+|latest)$){TAG_NAME}", "can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
+parse_extra_tags = matching(f"{TAG_NAME}(?:,{TAG_NAME})*", "is not a list of tags", "write for example  latest,stable")
+parse_nginx_word = matching(r"[A-Za-z0-9_-]{1,64}", "can't be a name in nginx's configuration")
+parse_nginx_variable = matching(r"(?=.{0,200}$)[A-Za-z0-9_.:-]*(?:\$[a-z0-9_]+[A-Za-z0-9_.:-]*)*", "can't be the value of a header",
+                                "write a word or a variable of nginx, such as $remote_addr")
+parse_restart_policy = matching(r"no|always|unless-stopped|on-failure(?::[0-9]{1,4})?", "is not a restart policy", "one of: no, always, unless-stopped, on-failure[:N]")
+parse_import_style = matching("envfile|json", "is not a format", "one of: envfile, json")
+parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
+parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
+parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
+parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
+parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
+parse_image_repo = matching(rf"(?=.{{0,200}}$){COMPONENT}(?:/{COMPONENT})*", "can't be the name of an image", "use lower-case letters, digits and . _ - / between them")
+parse_repo_template = matching(rf"(?:{COMPONENT}|[/._-]|\{{\{{ ?\.AppName ?\}}\}})+", "can't be the name of an image", "write for example  apps/{{ .AppName }}")
 
 
 def parse_app(text: str) -> str:
@@ -439,26 +478,12 @@ def parse_app(text: str) -> str:
     return text
 
 
-def parse_process_type(text: str) -> str:
-    """Accept the name of a process type."""
-    if not PROCESS_TYPE.fullmatch(text):
-        raise UsageError(f"{shown(text)} can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
-    return text
-
-
 def parse_domain(text: str) -> str:
     """Accept a domain, with `*.` in front for a wildcard."""
     domain = text.lower().rstrip(".") if not text.startswith(".") else text
     if not DOMAIN.fullmatch(domain) or len(domain) > 253:
         raise UsageError(f"{shown(text)} is not a domain", "give a name such as blog.example.com or *.example.com")
     return domain
-
-
-def parse_config_key(text: str) -> str:
-    """Accept the name of a config var, as a shell could export it."""
-    if not CONFIG_KEY.fullmatch(text):
-        raise UsageError(f"{shown(text)} can't be the name of a config var", "use letters, digits and _, no digit first")
-    return text
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -492,20 +517,6 @@ def parse_release_name(text: str) -> int:
     return int(digits)
 
 
-def parse_key_name(text: str) -> str:
-    """Accept the name under which a key is kept."""
-    if not KEY_NAME.fullmatch(text):
-        raise UsageError(f"{shown(text)} can't name a key", "use letters, digits and @ . _ + -, at most 64")
-    return text
-
-
-def parse_branch(text: str) -> str:
-    """Accept the name of a branch."""
-    if not BRANCH.fullmatch(text):
-        raise UsageError(f"{shown(text)} is not the name of a branch")
-    return text
-
-
 def parse_count(text: str) -> int:
     """Accept a whole number of zero or more."""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
@@ -520,45 +531,10 @@ def parse_size(text: str) -> str:
     return text.lower()
 
 
-def parse_seconds(text: str) -> str:
-    """Accept a duration as nginx writes it: 60s, 5m, 500ms, 60."""
-    if not re.fullmatch(r"[0-9]{1,9}(?:ms|[smhd])?", text):
-        raise UsageError(f"{shown(text)} is not a duration", "write for example  60s, 5m, 500ms")
-    return text
-
-
-def parse_path(text: str) -> str:
-    """Accept a path: no `..`, no blanks, nothing a shell or nginx would read as more than a path."""
-    if not re.fullmatch(r"[A-Za-z0-9._/@+-]{1,255}", text) or ".." in text.split("/"):
-        raise UsageError(f"{shown(text)} is not a path", "use letters, digits and . _ / @ + -, without ..")
-    return text
-
-
 def parse_line(text: str) -> str:
     """Accept one line of printable text."""
     if not text.isprintable() or len(text) > 1000:
         raise UsageError(f"{shown(text)} is not one line of text")
-    return text
-
-
-def parse_mail(text: str) -> str:
-    """Accept mail addresses, separated by commas."""
-    if not re.fullmatch(r"[A-Za-z0-9._+@,-]{1,200}", text):
-        raise UsageError(f"{shown(text)} is not a mail address")
-    return text
-
-
-def parse_label(text: str) -> str:
-    """Accept the name of a label."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", text):
-        raise UsageError(f"{shown(text)} can't be the name of a label")
-    return text
-
-
-def parse_tag(text: str) -> str:
-    """Accept a name for an image that is none of our own."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", text) or re.fullmatch(r"v[0-9]+|latest", text):
-        raise UsageError(f"{shown(text)} can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
     return text
 
 
@@ -614,20 +590,6 @@ def parse_upstream(text: str) -> str:
     return f"{parse_ip(address)}:{parse_port(port)}"
 
 
-def parse_nginx_word(text: str) -> str:
-    """Accept a name in nginx's configuration."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
-        raise UsageError(f"{shown(text)} can't be a name in nginx's configuration")
-    return text
-
-
-def parse_nginx_variable(text: str) -> str:
-    """Accept a word or variables of nginx, such as $remote_addr or $proxy_add_x_forwarded_for."""
-    if not re.fullmatch(r"[A-Za-z0-9_.:-]*(?:\$[a-z0-9_]+[A-Za-z0-9_.:-]*)*", text) or len(text) > 200:
-        raise UsageError(f"{shown(text)} can't be the value of a header", "write a word or a variable of nginx, such as $remote_addr")
-    return text
-
-
 def parse_buffers(text: str) -> str:
     """Accept the number and size of buffers as nginx writes them: 8 16k."""
     count, _, size = text.partition(" ")
@@ -641,29 +603,12 @@ def parse_log_path(text: str) -> str:
     return text
 
 
-def one_of(*words: str) -> Callable[[str], str]:
-    """Give a parser that accepts these words only."""
-    def parse_word(text: str) -> str:
-        """Accept one of a few words."""
-        if text not in words:
-            raise UsageError(f"{shown(text)} is not possible here", f"one of: {', '.join(words)}")
-        return text
-    return parse_word
-
-
 def parse_switch(text: str) -> str:
     """Accept on or off, true or false."""
     word = {"on": "true", "true": "true", "yes": "true", "off": "false", "false": "false", "no": "false"}.get(text.lower())
     if not word:
         raise UsageError(f"{shown(text)} is neither true nor false")
     return word
-
-
-def parse_restart_policy(text: str) -> str:
-    """Accept a restart policy as Docker names them."""
-    if not re.fullmatch(r"no|always|unless-stopped|on-failure(?::[0-9]{1,4})?", text):
-        raise UsageError(f"{shown(text)} is not a restart policy", "one of: no, always, unless-stopped, on-failure[:N]")
-    return text
 
 
 PHASES = ("build", "deploy", "run")
@@ -716,19 +661,6 @@ def bytes_of(amount: str) -> int:
     """Give an amount of memory in bytes; without a unit it is in MiB, as dokku has it."""
     number, unit = re.fullmatch(r"([0-9.]+)([bkmg]?)b?", amount).groups()  # type: ignore[union-attr]
     return int(float(number) * {"b": 1, "k": 2**10, "m": 2**20, "": 2**20, "g": 2**30}[unit])
-
-
-NAME, COMPONENT, TAG_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
-OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
-parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
-parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
-parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
-parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
-parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
-parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
-parse_image_repo = matching(rf"(?=.{{0,200}}$){COMPONENT}(?:/{COMPONENT})*", "can't be the name of an image", "use lower-case letters, digits and . _ - / between them")
-parse_repo_template = matching(rf"(?:{COMPONENT}|[/._-]|\{{\{{ ?\.AppName ?\}}\}})+", "can't be the name of an image", "write for example  apps/{{ .AppName }}")
-parse_extra_tags = matching(f"{TAG_NAME}(?:,{TAG_NAME})*", "is not a list of tags", "write for example  latest,stable")
 
 
 def parse_public_key(text: str) -> tuple[str, str]:
@@ -928,18 +860,7 @@ CONFIG_STYLES: dict[str, Callable[[Mapping[str, str]], str]] = {
 }
 
 
-def parse_config_style(text: str) -> str:
-    """Accept the name of a form in which config vars are printed."""
-    if text not in CONFIG_STYLES and text != "pretty":
-        raise UsageError(f"{shown(text)} is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
-    return text
-
-
-def parse_import_style(text: str) -> str:
-    """Accept the name of a form in which config vars are read."""
-    if text not in ("envfile", "json"):
-        raise UsageError(f"{shown(text)} is not a format", "one of: envfile, json")
-    return text
+parse_config_style = matching("|".join([*CONFIG_STYLES, "pretty"]), "is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
 
 
 def parse_config_file(text: str, style: str) -> dict[str, str]:
@@ -1629,6 +1550,16 @@ def read_mounts(path: Path) -> list[Mount]:
     return [Mount(*line.split()) for line in read_lines(path)]
 
 
+def mounts_of(app: str) -> list[Mount]:
+    """Read which folders an app's containers see; the server itself has none."""
+    return read_mounts(app_folder(app) / "MOUNTS")
+
+
+def write_mounts(path: Path, rows: Iterable[Mount]) -> None:
+    """Keep mounts as `read_mounts` reads them."""
+    write_lines(path, map(" ".join, rows))
+
+
 def is_stopped(app: str) -> bool:
     """Say whether `ps:stop` stopped the app."""
     return (app_folder(app) / "STOPPED").exists()
@@ -2010,13 +1941,6 @@ def shared_networks() -> list[str]:
     return sorted(path.name for path in (ROOT / "networks").glob("*"))
 
 
-def require_network(name: str) -> dict[str, Any]:
-    """Give what Docker knows of a network. Raises NotFound, in the words that clients look for."""
-    if row := next((row for row in engine().networks() if row["Name"] == name), None):
-        return row
-    raise NotFound("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
-
-
 def ensure_shared_network(name: str) -> None:
     """Make a network that is on record and that Docker has not, on a subnet of our own choice: Docker's own pools end at about 30 networks."""
     types = importlib.import_module("docker").types
@@ -2026,11 +1950,18 @@ def ensure_shared_network(name: str) -> None:
             engine().create_network(name, driver="bridge", labels=OURS, ipam=ipam)
 
 
+def require_network(name: str) -> dict[str, Any]:
+    """Give what Docker knows of a network. Raises NotFound, in the words that clients look for."""
+    ensure_shared_network(name)
+    if row := next((row for row in engine().networks() if row["Name"] == name), None):
+        return row
+    raise NotFound("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
+
+
 def join_networks(identity: str, app: str, dyno: str, names: Iterable[str]) -> None:
     """Connect a container to networks, in which others find it as APP.TYPE with the app's tld behind."""
     alias = ".".join(filter(None, (app, dyno.rpartition(".")[0], property_of(app, "network", "tld"))))
     for name in names:
-        ensure_shared_network(name)
         require_network(name)  # a container that is not started yet may be connected to one that is not there
         with engine_errors(f"{dyno} of {app} can't join the network {name}"):
             engine().connect_container_to_network(identity, name, aliases=[alias])
@@ -2118,7 +2049,7 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
                                             **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
     bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
-             for row in read_mounts(app_folder(release.app) / "MOUNTS") if phase in row.phases]  # one that is missing is an error: Docker makes none
+             for row in mounts_of(release.app) if phase in row.phases]  # one that is missing is an error: Docker makes none
     host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
     endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
     environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
@@ -2951,7 +2882,8 @@ def network_changes(app: str) -> list[tuple[Container, str, bool]]:
 def agree_networks(app: str) -> None:
     """Have the live processes of an app join and leave networks as it is on record."""
     for row, name, joins in network_changes(app):
-        join_networks(row.id, app, row.dyno, [name]) if joins else engine().disconnect_container_from_network(row.id, name, force=True)
+        with engine_errors(f"{row.dyno} of {app} can't leave the network {name}"):
+            join_networks(row.id, app, row.dyno, [name]) if joins else engine().disconnect_container_from_network(row.id, name, force=True)
 
 
 def push_release(release: Release) -> None:
@@ -3544,11 +3476,6 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
     return not caller.apps if not app else not caller.apps or app in caller.apps
 
 
-def may_share(caller: Caller, capability: str, users: Iterable[str]) -> bool:
-    """Say whether a caller may do something to what some apps share: who may do it to every app, or to one of those."""
-    return may(caller, capability) or any(may(caller, capability, app) for app in users)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # 16 Declaring: what a command is, said once beside its body
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3723,11 +3650,6 @@ def parse_parallel(text: str) -> int:
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 
 
-def parse_document(text: str) -> str:
-    """Accept what `document` can render."""
-    return one_of(*DOCUMENTS)(text)
-
-
 APP = Arg("app", parse_app)
 MAYBE_APP = Arg("app", parse_app, many="?")
 APP_OR_GLOBAL = Arg("app", parse_app_or_global)
@@ -3886,9 +3808,7 @@ def apps_list(style: str, caller: Caller) -> None:
     if not found:
         return warn("You haven't deployed any applications yet")
     milestone("My Apps")
-    for app in found:
-        say(app)
-    return None
+    return say_lines(found)
 
 
 command("apps:exists", APP, access="view", does="Say by the exit code whether an app exists: 0 or 20.")(
@@ -3901,15 +3821,14 @@ def apps_destroy(app: str, force: bool) -> None:
 
     Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
     """
-    kept = read_mounts(app_folder(require_app(app)) / "MOUNTS")
+    kept = mounts_of(require_app(app))
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
             raise DokkuError("That is not its name; nothing was removed")
     destroy_app(app)
     step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
-    for folder in dict.fromkeys(storage_folder(row.source) for row in kept):
-        detail(f"The data in {folder} is kept")
+    say_lines(f"       The data in {folder} is kept" for folder in dict.fromkeys(storage_folder(row.source) for row in kept))
 
 
 def destroy_app(app: str) -> None:
@@ -4019,11 +3938,8 @@ def url(app: str) -> None:
     say(urls_of(require_app(app))[0])
 
 
-@command("urls", APP, access="view")
-def urls(app: str) -> None:
-    """Print every address of an app."""
-    for address in urls_of(require_app(app)):
-        say(address)
+command("urls", APP, access="view", does="Print every address of an app.")(
+    lambda app: say_lines(urls_of(require_app(app))))
 
 
 # --- config ---
@@ -4059,11 +3975,8 @@ def config_get(quoted: bool, app: str, key: str) -> None:
     say(shlex.quote(config[key]) if quoted else config[key])
 
 
-@command("config:keys", MERGED, APP_OR_GLOBAL, access="secrets")
-def config_keys(merged: bool, app: str) -> None:
-    """List the names of the config vars."""
-    for key in sorted(chosen_config(app, merged)):
-        say(key)
+command("config:keys", MERGED, APP_OR_GLOBAL, access="secrets", does="List the names of the config vars.")(
+    lambda merged, app: say_lines(sorted(chosen_config(app, merged))))
 
 
 @command("config:export", MERGED, Arg("style", parse_config_style, ("--format",), default="exports"), APP_OR_GLOBAL, access="secrets")
@@ -4158,11 +4071,8 @@ def domains_facts(app: str) -> dict[str, str]:
     return {**own, "domains-global-enabled": str(bool(server)).lower(), "domains-global-vhosts": " ".join(server)}
 
 
-@command("domains:get", APP, access="view", also=("domains",))
-def domains_get(app: str) -> None:
-    """Print the domains of an app."""
-    for domain in domains_of(require_app(app)):
-        say(domain)
+command("domains:get", APP, access="view", also=("domains",), does="Print the domains of an app.")(
+    lambda app: say_lines(domains_of(require_app(app))))
 
 
 def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
@@ -4812,26 +4722,24 @@ def parse_mount(text: str) -> Mount:
     target, _, mode = rest.partition(":")
     if not colon and host.startswith("/"):
         return Mount("", "", parse_folder(host))
-    source = parse_folder(host) if host.startswith("/") else parse_entry(host)
+    source = (parse_folder if host.startswith("/") else parse_entry)(host)
     return Mount(source, source, parse_folder(target) if colon else "-", mode=one_of("ro", "rw")(mode or "rw"))
 
 
 ENTRY, MOUNT = Arg("name", parse_entry), Arg("what", parse_mount)
 CHOWN = Arg("owner", parse_owner, ("--chown",), default="herokuish")
 CONTAINER_DIR = Arg("target", parse_folder, ("--container-dir",))
-READONLY = Arg("readonly", flags=("--readonly",), switch=True)
-PHASE = Arg("phases", one_of("deploy", "run", "deploy,run"), ("--phase",), default="deploy,run")
 
 
 def users_of(name: str) -> list[str]:
     """List the apps that mount an entry."""
-    return [app for app in apps() if name in (row.entry for row in read_mounts(app_folder(app) / "MOUNTS"))]
+    return [app for app in apps() if name in (row.entry for row in mounts_of(app))]
 
 
 def read_entry(name: str, caller: Caller, capability: str = "configure") -> list[Mount]:
     """Give the folders of an entry to a caller who may use it; paths elsewhere on the host are for administrators. Raises AccessDenied, then NotFound."""
-    rows = read_mounts(storage_folder(f"{name}.entry"))
-    if not may_share(caller, capability, users_of(name)) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
+    rows = [Mount(name, name)] if "/" in name else read_mounts(storage_folder(f"{name}.entry"))
+    if not any(may(caller, capability, app) for app in ["", *users_of(name)]) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
         raise AccessDenied
     if not rows:
         raise NotFound(f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
@@ -4842,8 +4750,8 @@ def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
     """Give the words that run a command as root, in a short container without a network that sees one folder, as /data."""
     make_base_image()
     labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(time.time()) + 86400}.items()]
-    return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data",
-            own_base_images()[0], *words]
+    mount = [f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data", own_base_images()[0]]
+    return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, *mount, *words]
 
 
 @command("storage:create", CHOWN, ENTRY, Arg("folders", lambda path: Mount("", parse_folder(path)), many="*"), access="create",
@@ -4851,56 +4759,41 @@ def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
     """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept.
 
-    volume:create takes paths in the container and makes a folder for each. --chown gives the folders to the user of herokuish images (the default),
-    heroku or packeto images, to root or a number; false leaves them as they are.
+    volume:create takes paths in the container, a folder for each. --chown gives them to the user of images of that kind, or to a number; false to nobody.
     """
     rows = [Mount(name, row.source or f"{name}.{number}".removesuffix(".0"), row.target) for number, row in enumerate(folders or [Mount("", "")])]
     if any("/" in row.source for row in rows) and not may(caller, "admin"):
         raise AccessDenied
-    if storage_folder(f"{name}.entry").exists() and rows != (rows := read_entry(name, caller)) and folders:
+    known = read_entry(name, caller) if storage_folder(f"{name}.entry").exists() else rows
+    if folders and known != rows:
         raise DokkuError(f"{name} is there already, with other folders", f"dokku storage:info {name}   shows it")
     make_folder(storage_folder(), 0o700)
-    for row in rows:
-        step(f"Ensuring {storage_folder(row.source)} exists")
-        if "/" not in row.source:
-            make_folder(storage_folder(row.source))
-        if "/" not in row.source and owner != "false":  # only root may, in a container
-            run(in_folder(storage_folder(row.source), ["chown", "-R", "{0}:{0}".format(OWNERS.get(owner, owner)), "."]))
-    write_lines(storage_folder(f"{name}.entry"), map(" ".join, rows))
+    for folder in [storage_folder(row.source) for row in known]:
+        step(f"Ensuring {folder} exists")
+        if folder.parent == storage_folder():
+            make_folder(folder)
+            run(in_folder(folder, ["chown", "-R", "{0}:{0}".format(OWNERS.get(owner, owner)), "."])) if owner != "false" else None  # only root may
+    write_mounts(storage_folder(f"{name}.entry"), known)
     detail("Directory ready for mounting")
 
 
 @command("storage:destroy", FORCE, Arg("wipe", flags=("--destroy-host-dir",), switch=True), ENTRY, also=("volume:delete",))
 def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
-    """Forget storage that no app mounts. Its data is kept, and taken up by the next one of that name, but for --destroy-host-dir --force.
-
-    A path elsewhere on the host is always kept.
-    """
+    """Forget storage that no app mounts; its data stays for the next of that name, but for --destroy-host-dir --force. A path of the host is always kept."""
     rows, users = read_entry(name, caller), users_of(name)
     own = [row.source for row in rows if wipe and "/" not in row.source]
-    if users:
-        raise DokkuError(f"{name} is mounted by {', '.join(users)}", f"dokku storage:unmount {users[0]} {name}   frees it")
-    if own and not force:
-        raise DokkuError(f"This would remove the data of {name}; nothing was removed", "add --force when you mean it")
+    if users or (own and not force):
+        raise DokkuError(f"{name} is mounted by {', '.join(users)}" if users else f"That removes the data of {name}: add --force when you mean it")
     if own:
         run(in_folder(storage_folder(), ["rm", "-rf", "--", *own]))
     remove_file(storage_folder(f"{name}.entry"))
-    for row in rows:
-        detail(f"The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}")
-
-
-@command("storage:exec", ENTRY, WORDS, access="run")
-def storage_exec(name: str, words: list[str], caller: Caller) -> int:
-    """Run a command, or a shell, as root in a short container that sees an entry's first folder as /data."""
-    terminal = ["--interactive", *(["--tty"] if sys.stdin.isatty() else [])]
-    return attend(in_folder(storage_folder(read_entry(name, caller)[0].source), (words[1:] if words[:1] == ["--"] else words) or ["bash"], *terminal))
+    say_lines(f"       The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}" for row in rows)
 
 
 def entry_facts(name: str) -> dict[str, str]:
     """Say what is on record of an entry, and which apps mount it."""
-    rows = read_mounts(storage_folder(f"{name}.entry"))
-    paths, targets = " ".join(str(storage_folder(row.source)) for row in rows), " ".join(row.target for row in rows)
-    return {"name": name, "path": paths, "container-dir": targets, "apps": " ".join(users_of(name))}
+    sources, targets = zip(*((str(storage_folder(row.source)), row.target) for row in read_mounts(storage_folder(f"{name}.entry"))))
+    return {"name": name, "path": " ".join(sources), "container-dir": " ".join(targets), "apps": " ".join(users_of(name))}
 
 
 @command("storage:info", FORMAT, ENTRY, access="view", also={"volume:info": [FORMAT, ENTRY], "volume:list:apps": [ENTRY]})
@@ -4908,69 +4801,68 @@ def storage_info(style: str | None, name: str, caller: Caller) -> None:
     """Print where storage is, which apps mount it, and where when nobody says otherwise; volume:list:apps prints the apps only."""
     known = entry_facts(read_entry(name, caller, "view")[0].entry)
     if not style:
-        return say("\n".join(users_of(name))) if known["apps"] else None
+        return say_lines(known["apps"].split())
     return say_json(known) if style == "json" else say_table([[f"{key}:", value] for key, value in known.items()])
 
 
 @command("storage:list-entries", Arg("scheduler", one_of("docker-local"), ("--scheduler",)), FORMAT, access="view", also=("volume:list",))
 def storage_list_entries(scheduler: str | None, style: str) -> None:
     """List the storage of this server."""
-    rows = [entry_facts(path.stem) for path in sorted(storage_folder().glob("*.entry"))]
-    say_json(rows) if style == "json" else [say(row["name"]) for row in rows]
+    names = sorted(path.stem for path in storage_folder().glob("*.entry"))
+    say_json([entry_facts(name) for name in names]) if style == "json" else say_lines(names)
+
+
+command("storage:exec", ENTRY, WORDS, access="run", does="Run a command, or a shell, as root in a short container that sees an entry's first folder as /data.")(
+    lambda name, words, caller: attend(in_folder(storage_folder(read_entry(name, caller)[0].source), (words[1:] if words[:1] == ["--"] else words) or ["bash"],
+                                                 "--interactive", *(["--tty"] if sys.stdin.isatty() else []))))
 
 
 @facts("storage")
 def storage_facts(app: str) -> dict[str, str]:
     """Say which folders an app's containers see, by phase, as docker's -v has it."""
-    rows = [] if app == "--global" else read_mounts(app_folder(app) / "MOUNTS")
-    binds = [(f"-v {storage_folder(row.source)}:{row.target}{':ro' if row.mode == 'ro' else ''}", row.phases) for row in rows]
+    binds = [(f"-v {storage_folder(row.source)}:{row.target}{':ro' if row.mode == 'ro' else ''}", row.phases) for row in mounts_of(app)]
     return {f"storage-{phase}-mounts": " ".join(bind for bind, phases in binds if phase in phases) for phase in PHASES}
 
 
 @command("storage:list", FORMAT, APP, access="view")
 def storage_list(style: str, app: str) -> None:
     """List the folders that an app's containers see."""
-    rows = read_mounts(app_folder(require_app(app)) / "MOUNTS")
     if style == "json":
-        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in rows])
+        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in mounts_of(require_app(app))])
     milestone(f"{app} volume bind-mounts:")
-    for bind in dict.fromkeys(bind for binds in storage_facts(app).values() for bind in binds.split("-v ")[1:]):
-        detail(bind.strip())
-    return None
+    return say_lines(f"       {word}" for word in dict.fromkeys(" ".join(storage_facts(require_app(app)).values()).split()) if word != "-v")
 
 
-@command("storage:mount", CONTAINER_DIR, READONLY, PHASE, APP, MOUNT, access="configure", also=("volume:link",))
+def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> None:
+    """Keep the mounts of an app as changed; one that would hide another is refused, and what Docker can't read, in Docker's words."""
+    with locked(require_app(app), "storage"):
+        old, new = mounts_of(app), change(mounts_of(app))
+        seen = [(row.target, phase) for row in new for phase in row.phases.split(",")]
+        if new == old or len(seen) > len(set(seen)):
+            raise NotFound(f"Mount path {'does not exist' if new == old else 'already exists'}.", f"dokku storage:list {app}   shows what is mounted")
+        for row in new[len(old):]:
+            translate_options((f"--mount=type=bind,src={storage_folder(row.source)},dst={row.target}",))
+        write_mounts(app_folder(app) / "MOUNTS", new)
+    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+
+
+@command("storage:mount", CONTAINER_DIR, Arg("readonly", flags=("--readonly",), switch=True), Arg("phases", one_of("deploy", "run", "deploy,run"), ("--phase",),
+         default="deploy,run"), APP, MOUNT, access="configure", also=("volume:link",))
 def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
     """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container.
 
     --phase limits it to processes (deploy) or one-offs (run). Several apps may mount the same.
     """
-    if "/" in what.entry and not may(caller, "admin"):
-        raise AccessDenied
-    rows, place = [what] if "/" in what.entry else read_entry(what.entry, caller), target or what.target.removeprefix("-")
+    rows, place = read_entry(what.entry, caller), (target or what.target).removeprefix("-")
     wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
     if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
         raise UsageError("Say where containers see it, one path for one folder", "write for example  --container-dir /app/uploads")
-    with locked(require_app(app), "storage:mount"):
-        old = read_mounts(app_folder(app) / "MOUNTS")
-        for row in wanted:
-            if any(row.target == other.target and set(row.phases.split(",")) & set(other.phases.split(",")) for other in old):
-                raise DokkuError("Mount path already exists.", f"dokku storage:list {app}   shows what is mounted")
-            translate_options((f"--mount=type=bind,src={storage_folder(row.source)},dst={row.target}",))  # Docker says what is wrong with it
-        write_lines(app_folder(app) / "MOUNTS", map(" ".join, [*old, *wanted]))
-    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+    change_mounts(app, lambda old: [*old, *wanted])
 
 
-@command("storage:unmount", CONTAINER_DIR, APP, MOUNT, access="configure", also=("volume:unlink",))
-def storage_unmount(target: str | None, app: str, what: Mount) -> None:
-    """Hide storage from an app, from the next deploy or restart on; its data is kept."""
-    with locked(require_app(app), "storage:unmount"):
-        rows, place = read_mounts(app_folder(app) / "MOUNTS"), target or what.target.removeprefix("-")
-        left = [row for row in rows if row.entry != what.entry or (place and row.target != place)]
-        if left == rows:
-            raise NotFound("Mount path does not exist.", f"dokku storage:list {app}   shows what is mounted")
-        write_lines(app_folder(app) / "MOUNTS", map(" ".join, left))
-    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+command("storage:unmount", CONTAINER_DIR, APP, MOUNT, access="configure", also=("volume:unlink",),
+        does="Hide storage from an app, from the next deploy or restart on; its data is kept.")(
+    lambda target, app, what: change_mounts(app, lambda old: [row for row in old if row.entry != what.entry or (target or what.target) not in ("-", row.target)]))
 
 
 @command("storage:set", ENTRY, Arg("key", one_of("chown", "container-dir")), Arg("value", many="?"), access="configure")
@@ -4979,7 +4871,7 @@ def storage_set(name: str, key: str, value: str | None, caller: Caller) -> None:
     rows = read_entry(name, caller)
     if key == "chown":
         return storage_create(parse_owner(value or "false"), name, None, caller)
-    return write_lines(storage_folder(f"{name}.entry"), map(" ".join, [rows[0]._replace(target=parse_folder(value) if value else "-"), *rows[1:]]))
+    return write_mounts(storage_folder(f"{name}.entry"), [rows[0]._replace(target=parse_folder(value) if value else "-"), *rows[1:]])
 
 
 @command("storage:migrate", Arg("dry", flags=("--dry-run",), switch=True), MAYBE_APP)
@@ -4990,8 +4882,9 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             continue
         detail(f"{name} {phase}: {option}")
         what = parse_mount(found[1])
+        if not dry and "/" not in what.entry:
+            storage_create("false", what.entry, None, caller)
         if not dry:
-            storage_create("false", what.entry, None, caller) if "/" not in what.entry else None
             storage_mount(None, False, phase, name, what, caller)
             docker_options_remove(None, name, [phase], shlex.split(option), caller)
 
@@ -5005,8 +4898,8 @@ NETWORK_NAME = Arg("name", parse_network)
 def guard_network(key: str, names: list[str], caller: Caller) -> None:
     """Refuse a network that is not there, that of apps that are none of the caller's, and to all but administrators one that we did not make."""
     for name in names if key in NETWORK_KEYS else ():
-        users = (app for app in apps() if name in networks_of(app))
-        if not may_share(caller, "configure", users) or not (name in shared_networks() or may(caller, "admin")):
+        users = ["", *(app for app in apps() if name in networks_of(app))]
+        if not any(may(caller, "configure", app) for app in users) or not (name in shared_networks() or may(caller, "admin")):
             raise AccessDenied
         require_network(name)
 
@@ -5024,10 +4917,9 @@ def network_create(name: str) -> None:
 def network_destroy(name: str) -> None:
     """Remove a network that network:create made and no app is in."""
     require_network(name)
-    if users := [app for app in apps() if name in networks_of(app)]:
-        raise DokkuError(f"{name} is the network of {', '.join(users)}", f"dokku network:set {users[0]} ...   takes it out")
-    if name not in shared_networks():
-        raise DokkuError(f"{name} was not made by network:create", f"docker network rm {name}   removes it")
+    users = [app for app in apps() if name in networks_of(app)]
+    if users or name not in shared_networks():
+        raise DokkuError(f"{name} is the network of {', '.join(users)}" if users else f"{name} was not made by network:create: docker network rm {name}   removes it")
     with engine_errors(f"The network {name} can't be removed"):
         engine().remove_network(name)
     remove_file(ROOT / "networks" / name)
@@ -5037,53 +4929,45 @@ def network_destroy(name: str) -> None:
 def network_info(style: str | None, name: str) -> None:
     """Print what Docker knows of a network; network:exists says only that it is there, by the exit code too."""
     row = require_network(name)
-    if not style:
-        return say("Network exists")
-    return say_json(row) if style == "json" else say_table([[f"{key}:", str(value)] for key, value in row.items()])
+    say_json(row) if style == "json" else say_table([[f"{key}:", str(value)] for key, value in row.items()] if style else [["Network exists"]])
 
 
 @command("network:list", FORMAT, Arg("managed", flags=("--dokku-managed",), switch=True), access="view")
 def network_list(style: str, managed: bool) -> None:
     """List Docker's networks, or those of network:create only."""
-    rows = [row for row in engine().networks() if not managed or row["Name"] in shared_networks()]
-    if style == "json":
-        return say_json(rows)
-    milestone("Networks")
-    return say("\n".join(sorted(row["Name"] for row in rows)))
+    rows = {row["Name"]: row for row in engine().networks() if not managed or row["Name"] in shared_networks()}
+    if style != "json":
+        milestone("Networks")
+    say_json([*rows.values()]) if style == "json" else say_lines(sorted(rows))
 
 
-@command("network:rebuild", APP, access="operate", also={"network:rebuildall": ()})
-def network_rebuild(app: str | None) -> None:
-    """Put the running processes of an app, or of all, into the networks on record, and out of those that no longer are."""
-    each_app(app, not app, under_lock("network:rebuild", agree_networks))
+command("network:rebuild", APP, access="operate", also={"network:rebuildall": ()},
+        does="Put the running processes of an app, or of all, into the networks on record, and out of those that no longer are.")(
+    lambda app: each_app(app, not app, under_lock("network:rebuild", agree_networks)))
 
 
 # --- registries: where base images come from and releases are pushed to ---
 
 
-REGISTRY = Arg("server", parse_registry)
-
-
-def registry_environment(app: str | None, caller: Caller) -> dict[str, str]:
-    """Give docker the environment in which it keeps the logins of an app, or those of the server, which are for administrators."""
-    if app in (None, "--global") and not may(caller, "admin"):
+def docker_logins(app: str | None, caller: Caller, *words: str, stdin: str | None = None) -> str:
+    """Have docker change the logins of an app, or those of the server, which are for administrators; give what it says."""
+    owner = "--global" if app in (None, "--global") else require_app(app)
+    if owner == "--global" and not may(caller, "admin"):
         raise AccessDenied
-    return {**build_environment(), "DOCKER_CONFIG": str(make_folder(login_folder("--global" if app in (None, "--global") else require_app(app)), 0o700))}
+    return output_of([docker_command(), *words], stdin=stdin, env={**build_environment(), "DOCKER_CONFIG": str(make_folder(login_folder(owner), 0o700))})
 
 
-@command("registry:login", Arg("piped", flags=("--password-stdin",), switch=True), MAYBE_APP_OR_GLOBAL, REGISTRY, Arg("username", parse_line),
+@command("registry:login", Arg("piped", flags=("--password-stdin",), switch=True), MAYBE_APP_OR_GLOBAL, Arg("server", parse_registry), Arg("username", parse_line),
          Arg("password", unless="--password-stdin"), access="configure")
 def registry_login(piped: bool, app: str | None, server: str, username: str, password: str | None, caller: Caller) -> None:
     """Let an app, or the server and so every app, pull from and push to a registry; Docker keeps the password in a file that only this server reads."""
-    environment, secret = registry_environment(app, caller), sys.stdin.readline().rstrip("\n") if piped else password
-    run([docker_command(), "login", f"--username={username}", "--password-stdin", server], stdin=secret, env=environment)
+    secret = sys.stdin.readline().rstrip("\n") if piped else password
+    docker_logins(app, caller, "login", f"--username={username}", "--password-stdin", server, stdin=secret)
     step(f"Logged in to {server} as {username}")
 
 
-@command("registry:logout", MAYBE_APP_OR_GLOBAL, REGISTRY, access="configure")
-def registry_logout(app: str | None, server: str, caller: Caller) -> None:
-    """Forget the login of an app, or of the server, to a registry."""
-    detail(output_of([docker_command(), "logout", server], env=registry_environment(app, caller)))
+command("registry:logout", MAYBE_APP_OR_GLOBAL, Arg("server", parse_registry), access="configure", does="Forget the login of an app, or of the server, to a registry.")(
+    lambda app, server, caller: detail(docker_logins(app, caller, "logout", server)))
 
 
 # --- tags ---
@@ -5102,11 +4986,8 @@ def tag_add(app: str, tag: str) -> None:
         write_tags(app, {**read_tags(app), tag: current.number})
 
 
-@command("tag:list", APP, access="view")
-def tag_list(app: str) -> None:
-    """List the names under which the app's images are kept: its releases, and those of tag:add."""
-    for tag in tags_of(require_app(app)):
-        say(tag)
+command("tag:list", APP, access="view", does="List the names under which the app's images are kept: its releases, and those of tag:add.")(
+    lambda app: say_lines(tags_of(require_app(app))))
 
 
 @command("tag:rm", APP, TAG, access="deploy")
@@ -5326,8 +5207,7 @@ def run_logs(container: str | None, tail: bool, lines: int, app: str | None, cal
     if tail:
         return attend([docker_command(), "logs", "--follow", "--tail", str(lines), found[-1].id])
     for row in found:
-        for line in logs_of(row.id, lines):
-            say(f"{row.name}: {line}")
+        say_lines(f"{row.name}: {line}" for line in logs_of(row.id, lines))
     return 0
 
 
@@ -5378,8 +5258,7 @@ command("logs:failed", ALL, MAYBE_APP, access="operate", does="Print the last wo
 def say_failed(app: str) -> None:
     """Print the last words of an app's processes that did not come up."""
     for path in sorted((app_folder(require_app(app)) / "FAILED").glob("*")):
-        for line in read_text(path).splitlines():
-            say(f"app[{path.name}]: {line}")
+        say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
 
 
 # --- keys ---
@@ -5410,9 +5289,7 @@ def ssh_keys_list(style: str, name: str | None) -> None:
     found = [find_key(name)] if name else read_keys()
     if style == "json":
         return say_json([{"fingerprint": key.fingerprint, "name": key.name, "role": key.role, "apps": list(key.apps)} for key in found])
-    for key in found:
-        say(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"')
-    return None
+    return say_lines(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"' for key in found)
 
 
 @command("access:info", Arg("name"))
@@ -5511,9 +5388,7 @@ def help_command(word: str | None, every: bool) -> None:
     if not rows:
         raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
     say(f"dokku_py {VERSION}")
-    for name, row in rows:
-        say(f"    {name:24} {row.summary}")
-    return None
+    return say_lines(f"    {name:24} {row.summary}" for name, row in rows)
 
 
 def commands_of(noun: str) -> list[str]:
@@ -5522,7 +5397,7 @@ def commands_of(noun: str) -> list[str]:
     return [name for name in names if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in names))]
 
 
-@command("document", Arg("kind", parse_document), local=True, access="local")
+@command("document", Arg("kind", one_of(*DOCUMENTS)), local=True, access="local")
 def document(kind: str) -> None:
     """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
     rows = [row for _, row in sorted(COMMANDS.items()) if row.access not in ("hook", "local")]
@@ -5642,8 +5517,7 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     if style == "json":
         say_json([{"app": row.app, "what": row.what} for row in rows])
     else:
-        for row in rows:
-            say(f"{row.app}: {row.what}")
+        say_lines(f"{row.app}: {row.what}" for row in rows)
         say(f"dokku doctor {app or ''} --fix   mends what can be mended".replace("  --", " --") if rows else "All is as it should be.")
     return 1 if rows else 0
 

@@ -2371,14 +2371,14 @@ def vhost_text_of(release: Release | None, app: str) -> str:
     return render("vhost.conf.j2", **vhost._asdict())
 
 
-def worker_processes(accepting: bool = True) -> list[Worker]:
-    """List nginx's workers: those that still accept connections, or all that still serve."""
+def worker_processes() -> list[Worker]:
+    """List nginx's workers, those that a reload has told to leave among them."""
     master = read_text(NGINX_PID).strip()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[1] == master and not (accepting and b"shutting down" in (folder / "cmdline").read_bytes()):
+            if fields[1] == master:
                 found.append((int(folder.name), fields[19]))
     return found
 
@@ -2390,23 +2390,30 @@ def worker_lives(worker: Worker) -> bool:
     return False
 
 
+def worker_accepts(worker: Worker) -> bool:
+    """Say whether a worker still accepts connections."""
+    with contextlib.suppress(OSError):
+        return worker_lives(worker) and b"shutting down" not in Path(f"/proc/{worker[0]}/cmdline").read_bytes()
+    return False
+
+
 def reload_nginx() -> list[Worker]:
     """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
 
     The reload itself is asynchronous: an old worker accepts until the master has told it to shut down. Workers that
     an earlier reload told so are among those given: they may be serving a request that began before it.
     """
-    old, serving = worker_processes(), worker_processes(accepting=False)
-    if not old:
+    old = worker_processes()
+    if not any(map(worker_accepts, old)):
         run(as_root(["/usr/sbin/service", "nginx", "start"]))
         return []
     run(as_root(["/usr/sbin/nginx", "-s", "reload"]))
     deadline = time.monotonic() + RELOAD_SECONDS
-    while set(old) & set(worker_processes()):
+    while any(map(worker_accepts, old)):
         if time.monotonic() > deadline:
             raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
-    return serving
+    return old
 
 
 def clear_candidates() -> None:

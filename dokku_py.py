@@ -1166,7 +1166,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
     """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
 
-    The name beside holds our process id: `remove_dead_writes` knows by it what a killed process left.
+    The name beside holds our process id: `dead_writes` knows by it what a killed process left.
     """
     beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
@@ -1183,12 +1183,18 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
     sync_folder(path.parent)
 
 
-def remove_dead_writes(folder: Path) -> None:
-    """Remove what killed processes left half written or half removed in a folder and two levels below it."""
+def dead_writes(folder: Path) -> Iterator[Path]:
+    """Find what killed processes left half written or half removed in a folder and two levels below it."""
     for path in (path for pattern in (".*.*", "*/.*.*", "*/*/.*.*") for path in folder.glob(pattern)):
         writer = path.name.rpartition(".")[2]
         if writer.isdigit() and not read_text(Path("/proc") / writer / "cmdline"):  # a zombie has none either
-            remove_folder(path) if path.is_dir() and not path.is_symlink() else remove_file(path)
+            yield path
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Remove files and folders, never following links."""
+    for path in paths:
+        remove_folder(path) if path.is_dir() and not path.is_symlink() else remove_file(path)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -1347,6 +1353,14 @@ def share_lock(path: Path) -> int:
     return descriptor
 
 
+def is_locked(path: Path) -> bool:
+    """Say whether somebody holds a lock, alone or together with others."""
+    lock = try_lock(path)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
@@ -1409,16 +1423,20 @@ def write_release(release: Release, config: Mapping[str, str], own: Mapping[str,
     """Write the record of a release: what it is and the config it runs with; `own` becomes the app's own config once it is live."""
     folder = make_folder(release_folder(release.app, release.number))
     if own is not None:
-        write_text(folder / "CONFIG", render_environment(own), secret=True)
+        write_text(brought_config(release), render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
     write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0})
 
 
+def brought_config(release: Release) -> Path:
+    """Locate the config vars that become the app's own once the release that brings them is live."""
+    return release_folder(release.app, release.number) / "CONFIG"
+
+
 def keep_config(release: Release) -> None:
     """Make the config that a release brought the app's own, now that the release is live."""
-    brought = release_folder(release.app, release.number) / "CONFIG"
-    if brought.exists():
-        rename_file(brought, config_file(release.app))
+    if brought_config(release).exists():
+        rename_file(brought_config(release), config_file(release.app))
 
 
 def release_config(release: Release) -> dict[str, str]:
@@ -1857,13 +1875,17 @@ def begin_push(app: str) -> int:
     return share_lock(app_folder(app) / "pushes")
 
 
+def dead_pushes(app: str) -> list[Path]:
+    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
+    repository = repository_of(app)
+    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+
+
 def remove_dead_pushes(app: str) -> None:
-    """Remove git's quarantine and locks that killed pushes left in the repository; not while any push lives, arriving or waiting."""
+    """Remove what killed pushes left in the repository of an app; not while any push lives."""
     lock = try_lock(app_folder(app) / "pushes")
     if lock is not None:
-        repository = repository_of(app)
-        for path in (*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")):
-            remove_folder(path) if path.is_dir() else remove_file(path)
+        remove_all(dead_pushes(app))
         os.close(lock)
 
 
@@ -2385,14 +2407,14 @@ def vhost_text_of(release: Release | None, app: str) -> str:
     return render("vhost.conf.j2", **vhost._asdict())
 
 
-def worker_processes(accepting: bool = True) -> list[Worker]:
-    """List nginx's workers: those that still accept connections, or all that still serve."""
+def worker_processes() -> list[Worker]:
+    """List nginx's workers, those that a reload has told to leave among them."""
     master = read_text(NGINX_PID).strip()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[1] == master and not (accepting and b"shutting down" in (folder / "cmdline").read_bytes()):
+            if fields[1] == master:
                 found.append((int(folder.name), fields[19]))
     return found
 
@@ -2404,23 +2426,30 @@ def worker_lives(worker: Worker) -> bool:
     return False
 
 
+def worker_accepts(worker: Worker) -> bool:
+    """Say whether a worker still accepts connections."""
+    with contextlib.suppress(OSError):
+        return worker_lives(worker) and b"shutting down" not in Path(f"/proc/{worker[0]}/cmdline").read_bytes()
+    return False
+
+
 def reload_nginx() -> list[Worker]:
     """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
 
     The reload itself is asynchronous: an old worker accepts until the master has told it to shut down. Workers that
     an earlier reload told so are among those given: they may be serving a request that began before it.
     """
-    old, serving = worker_processes(), worker_processes(accepting=False)
-    if not old:
+    old = worker_processes()
+    if not any(map(worker_accepts, old)):
         run(as_root(["/usr/sbin/service", "nginx", "start"]))
         return []
     run(as_root(["/usr/sbin/nginx", "-s", "reload"]))
     deadline = time.monotonic() + RELOAD_SECONDS
-    while set(old) & set(worker_processes()):
+    while any(map(worker_accepts, old)):
         if time.monotonic() > deadline:
             raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
-    return serving
+    return old
 
 
 def clear_candidates() -> None:
@@ -2470,6 +2499,11 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
             raise
         remove_file(unseen)
         return workers
+
+
+def was_cut_off(name: str) -> bool:
+    """Say whether a change of a vhost was killed before nginx had it: its candidate is there, or it is among the unseen."""
+    return (ROOT / "nginx" / "candidate" / name).exists() or name in read_lines(ROOT / "nginx" / "UNSEEN")
 
 
 def moves_address(old: str, new: str) -> bool:
@@ -3031,10 +3065,7 @@ def probation_file(app: str) -> Path:
 
 def is_minded(app: str) -> bool:
     """Say whether a minder of the app lives: it holds a lock as long as it does."""
-    lock = try_lock(app_folder(app) / "minder")
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    return is_locked(app_folder(app) / "minder")
 
 
 def needs_minding(app: str) -> bool:
@@ -3207,7 +3238,7 @@ def remove_strays(app: str) -> None:
             drop_images(app, number)
     for folder in app_folder(app).glob("tree.*"):
         remove_folder(folder)
-    remove_dead_writes(app_folder(app))
+    remove_all(dead_writes(app_folder(app)))
     remove_dead_pushes(app)
 
 
@@ -3238,7 +3269,7 @@ def disagreements(app: str) -> Iterator[Disagreement]:
         yield from process_disagreements(app, current)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
-    if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app):
+    if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app) or was_cut_off(f"{app}.conf"):
         yield found("nginx does not serve what is on record", functools.partial(serve, app))
     if misplaced_process(app):
         yield found("Docker does not publish the ports on record", functools.partial(serve, app))
@@ -3257,13 +3288,16 @@ def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
 
 
 def stray_things(app: str) -> list[str]:
-    """Name what a killed command left of an app: processes, trees, addresses."""
+    """Name what a killed command left of an app: processes, addresses, releases, files."""
     current, rows = read_current(app), containers_of(app)
     wanted, strays = sort_containers(app, current, rows)
     held = wanted | {(row.incarnation, row.dyno) for row in rows}
     addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
     unfinished = [f"release v{number}" for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]
-    return [*(row.name for row in strays), *(path.name for path in app_folder(app).glob("tree.*")), *(f"address {address}" for address in addresses), *unfinished]
+    brought = [brought_config(current)] if current and brought_config(current).exists() else []
+    pushed = [] if is_locked(app_folder(app) / "pushes") else dead_pushes(app)
+    files = [*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)), *pushed, *brought]
+    return [*(row.name for row in strays), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
 
 
 def converge(app: str) -> None:
@@ -5527,7 +5561,7 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
-    remove_dead_writes(ROOT)
+    remove_all(dead_writes(ROOT))
     remove_expired()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking

@@ -1573,11 +1573,6 @@ def mounts_of(app: str) -> list[Mount]:
     return read_mounts(app_folder(app) / "MOUNTS")
 
 
-def write_mounts(path: Path, rows: Iterable[Mount]) -> None:
-    """Keep mounts as `read_mounts` reads them."""
-    write_lines(path, map(" ".join, rows))
-
-
 def is_stopped(app: str) -> bool:
     """Say whether `ps:stop` stopped the app."""
     return (app_folder(app) / "STOPPED").exists()
@@ -1989,15 +1984,10 @@ def join_networks(identity: str, app: str, dyno: str, names: Iterable[str]) -> N
             engine().connect_container_to_network(identity, name, aliases=[alias])
 
 
-def login_folder(app: str) -> Path:
-    """Locate the folder of docker's own file of logins, of an app or of the server."""
-    return ROOT / ".docker" if app == "--global" else app_folder(app) / "docker"
-
-
 @contextlib.contextmanager
 def logins_of(app: str) -> Iterator[dict[str, str]]:
     """Give the environment in which docker knows the logins of an app, and below them the server's; gone afterwards."""
-    server, own = (read_json(login_folder(owner) / "config.json") for owner in ("--global", app))
+    server, own = (read_json(path / "config.json") for path in (ROOT / ".docker", app_folder(app) / "docker"))
     with scratch_folder(app_folder(app), "tree.") as folder:
         write_text(folder / "config.json", json.dumps({**server, "auths": {**server.get("auths", {}), **own.get("auths", {})}}), secret=True)
         yield {**build_environment(), "DOCKER_CONFIG": str(folder)}
@@ -4807,7 +4797,7 @@ def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: C
         if folder.parent == storage_folder():
             make_folder(folder)
             run(in_folder(folder, ["chown", "-R", "{0}:{0}".format(OWNERS.get(owner, owner)), "."])) if owner != "false" else None  # only root may
-    write_mounts(storage_folder(f"{name}.entry"), known)
+    write_lines(storage_folder(f"{name}.entry"), map(" ".join, known))
     detail("Directory ready for mounting")
 
 
@@ -4876,7 +4866,7 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
             raise NotFound(f"Mount path {'does not exist' if new == old else 'already exists'}.", f"dokku storage:list {app}   shows what is mounted")
         for row in new[len(old):]:
             translate_options((f"--mount=type=bind,src={storage_folder(row.source)},dst={row.target}",))
-        write_mounts(app_folder(app) / "MOUNTS", new)
+        write_lines(app_folder(app) / "MOUNTS", map(" ".join, new))
     step(f"Kept; dokku ps:restart {app}   makes it take effect now")
 
 
@@ -4905,7 +4895,7 @@ def storage_set(name: str, key: str, value: str | None, caller: Caller) -> None:
     rows = read_entry(name, caller)
     if key == "chown":
         return storage_create(parse_owner(value or "false"), name, None, caller)
-    return write_mounts(storage_folder(f"{name}.entry"), [rows[0]._replace(target=parse_folder(value) if value else "-"), *rows[1:]])
+    return write_lines(storage_folder(f"{name}.entry"), map(" ".join, [rows[0]._replace(target=parse_folder(value) if value else "-"), *rows[1:]]))
 
 
 @command("storage:migrate", Arg("dry", flags=("--dry-run",), switch=True), MAYBE_APP)
@@ -4985,10 +4975,10 @@ command("network:rebuild", APP, access="operate", also={"network:rebuildall": ()
 
 def docker_logins(app: str | None, caller: Caller, *words: str, stdin: str | None = None) -> str:
     """Have docker change the logins of an app, or those of the server, which are for administrators; give what it says."""
-    owner = "--global" if app in (None, "--global") else require_app(app)
-    if owner == "--global" and not may(caller, "admin"):
+    if app in (None, "--global") and not may(caller, "admin"):
         raise AccessDenied
-    return output_of([docker_command(), *words], stdin=stdin, env={**build_environment(), "DOCKER_CONFIG": str(make_folder(login_folder(owner), 0o700))})
+    folder = make_folder(ROOT / ".docker" if app in (None, "--global") else app_folder(require_app(app)) / "docker", 0o700)
+    return output_of([docker_command(), *words], stdin=stdin, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
 
 
 @command("registry:login", Arg("piped", flags=("--password-stdin",), switch=True), MAYBE_APP_OR_GLOBAL, Arg("server", parse_registry), Arg("username", parse_line),

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import ssl
 import stat
 import subprocess
@@ -19,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import DOCKER, STATE, base_image, docker, free_port, make_repository, sh, wait_until
+from conftest import DOCKER, STATE, docker, free_port, make_repository, quoted, sh, wait_until
 
 COPY_ALL = "FROM debian:bookworm\nCOPY . /all\nRUN cp /all/server.pl /server.pl\nEXPOSE 8080\nCMD perl /server.pl\n"
 
@@ -105,7 +104,6 @@ def test_what_can_not_be_deployed_is_not_kept(app, git_server):
 @pytest.mark.parametrize("address", ["/etc", "file:///etc", "../other", "ext::sh -c id", "ext::sh%20-c%20id", "--upload-pack=id", "-oProxyCommand=id", "fd::17",
                                      "ssh://-oProxyCommand=id/x", "-u@host:x", "https://somebody:hunter2@example.com/x", "ftp://example.com/x", "host:path", ""])
 def test_addresses_that_are_refused(bare, address):
-    from conftest import quoted
     for words in (("git:sync", bare.name, "--", address), ("git:from-archive", bare.name, "--", address or "x"), ("clone", f"{bare.name}-two", "--", address)):
         assert "hunter2" not in bare.person.refused(*quoted(*words), code=2)
     assert bare.person.ssh("apps:exists", f"{bare.name}-two").returncode == 20
@@ -176,7 +174,6 @@ def assert_not_in_docker(secret, app):
         assert secret.encode() not in layers
     for container in app.containers("-a"):
         assert secret not in docker("inspect", container)
-        assert secret not in docker("exec", container, "grep", "-rslF", "-e", secret, "/run", "/tmp", "/root", "/all", "/etc") if container.endswith("web.1") else True
 
 
 # --- by https, with a name and password ---
@@ -375,7 +372,7 @@ def test_a_private_repository_and_its_submodule_by_ssh_with_the_key_of_an_app(ba
     assert bare.get("/file/all/part/note") == (200, "from the submodule")
     assert bare.get("/file/digest")[1].split()[0] == sh("sha256sum", tmp_path / "robot").stdout.split()[0], "the build had the key"
     assert bare.ok("ssh:public").split()[:2] == public.split()[:2]
-    assert public.split()[1] in bare.ok("ssh:info") or "SHA256:" in bare.ok("ssh:info")
+    assert sh("ssh-keygen", "-lf", tmp_path / "robot.pub").stdout.split()[1] in bare.ok("ssh:info")
     assert_kept_only_in(secret, STATE / "apps" / bare.name / "ssh_key")
     assert_not_in_docker(secret, bare)
     known = (STATE / ".ssh" / "known_hosts").read_text().splitlines()
@@ -423,7 +420,6 @@ def test_the_key_of_the_server(bare, ssh_server):
 
 @pytest.mark.parametrize("address", ["-oProxyCommand=id", "host name", "127.0.0.1:1", "127.0.0.1:x", "no.such.host.invalid", ""])
 def test_hosts_that_can_not_be_trusted(admin, address):
-    from conftest import quoted
     done = admin.ssh(*quoted("git:allow-host", "--", address))
     assert done.returncode in (1, 2) and done.stderr.startswith(" !     ") and "Traceback" not in done.stderr
 
@@ -604,7 +600,6 @@ def test_an_image_is_deployed(bare, image):
 
 @pytest.mark.parametrize("name", ["--rm", "-it", "debian AS x", "a\nRUN id", "$IMAGE", "", "../x", "no.such.registry.invalid/x:1"])
 def test_images_that_are_none(bare, name):
-    from conftest import quoted
     done = bare.person.ssh(*quoted("git:from-image", bare.name, "--", name))
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr and not bare.containers("-a"), done.stderr
     assert bare.ok("git:report", "--git-source-image").strip() == ""
@@ -616,7 +611,7 @@ def test_an_image_on_standard_input(bare, image):
     command = ["ssh", *bare.person.options, "--", "dokku@127.0.0.1", "git:load-image", bare.name]
     done = subprocess.run([*command, "test/other:1"], input=content, capture_output=True, timeout=300)
     assert done.returncode == 1 and b"No image test/other:1 came" in done.stderr
-    assert subprocess.run([*command, image], input=b"hello", capture_output=True, timeout=300).returncode == 1 or bare.get()[0] == 200
+    assert subprocess.run([*command, image], input=b"hello", capture_output=True, timeout=300).returncode == 1
     done = subprocess.run([*command, image], input=content, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert bare.get()[0] == 200
@@ -686,6 +681,5 @@ def test_the_events_tell_who_and_what_and_no_more(bare):
     bare.ok("ssh:remove")
     bare.refused("git:sync", "https://127.0.0.1:1/some-secret-path")
     lines = [json.loads(line) for line in (STATE / "events.log").read_text().splitlines()]
-    own = [line for line in lines if line["app"] == bare.name] if all("app" in line for line in lines) else [line for line in lines if line.get("app") == bare.name]
+    own = [line for line in lines if line.get("app") == bare.name]
     assert [line["command"] for line in own][-2:] == ["ssh:remove", "git:sync"] and "some-secret-path" not in json.dumps(own)
-    assert socket.gethostname() is not None and base_image()

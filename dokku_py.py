@@ -3352,7 +3352,8 @@ def stray_things(app: str) -> list[str]:
     brought = [brought_config(current)] if current and brought_config(current).exists() else []
     pushed = [] if is_locked(app_folder(app) / "pushes") else dead_pushes(app)
     files = [*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)), *pushed, *brought]
-    return [*(row.name for row in strays), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
+    tasks = containers_of(app, "release")
+    return [*(row.name for row in [*strays, *tasks]), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
 
 
 def converge(app: str) -> None:

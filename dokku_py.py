@@ -97,7 +97,9 @@ DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
-SUBMODULE_PROTOCOLS = "https:http:ssh:git"
+FETCH_PROTOCOLS = "https:http:ssh:git"
+FETCH_SECONDS = 900.0  # fetching from another server takes no longer
+INCOMING = "refs/incoming"  # where git keeps what came from elsewhere; never shown to who pushes or fetches
 
 
 def inherited(name: str, default: str = "") -> str:
@@ -1833,11 +1835,15 @@ def checkout(app: str, commit: str) -> Iterator[Path]:
         environment = {**git_environment(quarantine=True), "GIT_INDEX_FILE": str(folder / "index")}
         command = ["git", f"--git-dir={repository_of(app)}", f"--work-tree={tree}"]
         run([*command, "checkout", "--force", "--quiet", commit, "--", "."], env=environment, cwd=tree)
-        fetch_submodules(tree, output_of([*command, "ls-tree", "-r", "-z", "--full-tree", commit], env=environment))
+        fetch_submodules(app, tree, output_of([*command, "ls-tree", "-r", "-z", "--full-tree", commit], env=environment))
+        if property_of(app, "git", "keep-git-dir") == "true":  # packed, since nothing can be cloned out of quarantine
+            run(["git", "init", "--quiet", "--initial-branch=main", str(tree)], env=git_environment())
+            run([*command[:2], "pack-objects", "--quiet", "--revs", f"{tree}/.git/objects/pack/pack"], stdin=f"{commit}\n", env=git_environment(quarantine=True))
+            run(["git", "-C", str(tree), "reset", "--quiet", commit], env=git_environment())
         yield tree
 
 
-def fetch_submodules(tree: Path, listing: str) -> None:
+def fetch_submodules(app: str, tree: Path, listing: str) -> None:
     """Fetch the submodules that a tree names, and theirs. `listing` is what `git ls-tree -r -z` printed."""
     wanted = {path: meta.split()[2] for meta, _, path in (entry.partition("\t") for entry in listing.split("\0")) if meta.startswith("160000")}
     if not wanted:
@@ -1847,21 +1853,69 @@ def fetch_submodules(tree: Path, listing: str) -> None:
     pairs = dict(entry.partition("\n")[::2] for entry in settings.split("\0") if entry)
     urls = {path: pairs.get(key.removesuffix(".path") + ".url", "") for key, path in pairs.items() if key.endswith(".path")}
     for path, commit in wanted.items():
-        fetch_submodule(tree / path, urls.get(path, ""), commit, path)
+        fetch_submodule(app, tree / path, urls.get(path, ""), commit, path)
 
 
-def fetch_submodule(folder: Path, url: str, commit: str, path: str) -> None:
+def fetch_submodule(app: str, folder: Path, url: str, commit: str, path: str) -> None:
     """Fetch one submodule at its recorded commit, by the protocols we allow only."""
     if not url or url.startswith(("-", ".", "/")):
         raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
                          "give .gitmodules a full https or ssh address")
     detail(f"Fetching submodule {path}")
-    environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS}
-    run(["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)], env=environment)
+    environment = git_environment()
+    fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
     run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
     listing = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
     remove_folder(folder / ".git")
-    fetch_submodules(folder, listing)
+    fetch_submodules(app, folder, listing)
+
+
+def ssh_key_file(app: str) -> Path:
+    """Locate the private ssh key of an app, which may have one, or of the server for `--global`."""
+    return ROOT / ".ssh" / "id_ed25519" if app == "--global" else app_folder(app) / "ssh_key"
+
+
+def fetch(app: str, url: str, argv: Sequence[str]) -> None:
+    """Run what fetches from another server, with our netrc and the app's own ssh key, or else the server's. Nobody is asked anything."""
+    own = ["-o", "IdentitiesOnly=yes", "-i", str(ssh_key_file(app))] if ssh_key_file(app).exists() else []
+    environment = {**git_environment(), "HOME": str(ROOT), "GIT_ALLOW_PROTOCOL": FETCH_PROTOCOLS,
+                   "GIT_SSH_COMMAND": shlex.join(["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", *own])}
+    try:
+        run(argv, env=environment, timeout=FETCH_SECONDS)
+    except ToolFailed as error:
+        raise DokkuError(f"{url} can't be fetched: {' / '.join(error.output.strip().splitlines()[-3:]) or 'it is too large'}",
+                         "what is private needs  dokku git:auth,  or git:allow-host and git:public-key or ssh:install") from None
+
+
+def fetch_ref(app: str, url: str, ref: str) -> tuple[str, str]:
+    """Fetch a branch, a tag or a commit from another repository; give the commit, and the name if it is a branch there."""
+    is_commit = re.fullmatch(r"[0-9a-f]{7,40}", ref)  # few servers give one by its name: it is looked for in all branches
+    fetch(app, url, ["git", f"--git-dir={repository_of(app)}", "-c", "fetch.fsckObjects=true", "fetch", "--quiet", "--no-tags", "--prune", "--", url,
+                     f"+refs/heads/*:{INCOMING}/*" if is_commit else ref])
+    if (commit := ref_of(app, f"{ref if is_commit else 'FETCH_HEAD'}^{{commit}}")) == ZERO:
+        raise NotFound(f"No branch of {url} has the commit {ref}")
+    return commit, ref if f"\tbranch '{ref}' of " in read_text(repository_of(app) / "FETCH_HEAD") else ""
+
+
+def commit_archive(app: str, path: Path, message: str, author: Sequence[str], strip: bool) -> str:
+    """Make a commit of what an archive holds, on top of the deploy branch; `strip` leaves out the one folder that holds all of it."""
+    reader = ["prlimit", f"--as={2**30}", "--cpu=300", "/usr/bin/python3", "-IS", str(TEMPLATES / "archive" / "to-git"), str(path), f"{INCOMING}/archive",
+              property_of(app, "git", "archive-max-files"), archive_limit(app)]
+    try:
+        pipe(reader, ["git", f"--git-dir={repository_of(app)}", "fast-import", "--quiet", "--force", "--date-format=now"])
+    except ToolFailed as error:
+        raise DokkuError(f"Nothing of the archive was taken: {' / '.join(error.output.strip().splitlines()[-1:])}",
+                         f"a tar, tar.gz or zip can be; for larger ones  dokku git:set {app} archive-max-size  and  archive-max-files") from None
+    tree, parent = git(app, "rev-parse", f"{INCOMING}/archive^{{tree}}"), ref_of(app, "HEAD")
+    rows = git(app, "ls-tree", tree).splitlines()
+    if strip and len(rows) == 1 and rows[0].startswith("040000"):
+        tree = rows[0].split()[2]
+    return git(app, "-c", f"user.name={author[0]}", "-c", f"user.email={author[1]}", "commit-tree", "-m", message, *([] if parent == ZERO else ["-p", parent]), tree)
+
+
+def archive_limit(app: str) -> str:
+    """Give how many bytes an archive may have, packed or unpacked."""
+    return str(bytes_of(property_of(app, "git", "archive-max-size") + "b"))
 
 
 def begin_push(app: str) -> int:
@@ -2612,7 +2666,8 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
     if not (tree / name).is_file() or not (tree / name).resolve().is_relative_to(tree.resolve()):
         raise DokkuError(f"There is no {name} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
     purged = app_folder(release.app) / "PURGED"
-    options = [*docker_options_of(release.app, "build"), *(["--no-cache"] if anew or purged.exists() else []), "--file", str(tree / name)]
+    secret = ["--secret", f"id=ssh_key,src={ssh_key_file(release.app)}"] if ssh_key_file(release.app).exists() else []
+    options = [*docker_options_of(release.app, "build"), *secret, *(["--no-cache"] if anew or purged.exists() else []), "--file", str(tree / name)]
     with build_slot():
         require_disk()
         ensure_base_images(read_tree_file(tree, name))
@@ -2787,7 +2842,7 @@ def tell_of_rollback(app: str) -> None:
         status, record = read_text(release_folder(app, number) / "STATUS").strip(), read_release(app, number)
         if status.startswith("rolled back"):
             return warn(f"v{number} was {status}; dokku logs:failed {app}   shows its last words")
-        if record and record.reason == "push" and not status:
+        if record and record.reason.startswith(("push", "git:")) and not status:
             return None
     return None
 
@@ -3287,7 +3342,8 @@ def stray_things(app: str) -> list[str]:
     brought = [brought_config(current)] if current and brought_config(current).exists() else []
     pushed = [] if is_locked(app_folder(app) / "pushes") else dead_pushes(app)
     files = [*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)), *pushed, *brought]
-    return [*(row.name for row in strays), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
+    tasks = containers_of(app, "release")
+    return [*(row.name for row in [*strays, *tasks]), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
 
 
 def converge(app: str) -> None:
@@ -3567,11 +3623,8 @@ def declared(word: str) -> Command | None:
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup certs clone
-    developer domains:redirect:get domains:redirect:set git:allow-host git:auth git:auth-status
-    git:from-archive git:from-image git:generate-deploy-key git:initialize git:load-image git:public-key git:status git:sync htpasswd http-auth
-    import:docker letsencrypt maintenance mariadb memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis
-    ssh ssl""".split())
+LATER = frozenset("""acl backup certs developer domains:redirect:get domains:redirect:set htpasswd http-auth letsencrypt maintenance mariadb
+    memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis ssl""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
 REFUSED = {
@@ -3781,7 +3834,8 @@ def declare_reports() -> None:
         def report_one(app: str | None, flags: list[str], style: str, caller: Caller, noun: str = noun) -> None:
             """Print what is set and what is so, for one app or all; --NAME prints one bare value."""
             report(noun, app, flags, style, caller)
-        command(f"{noun}:report", MAYBE_APP_OR_GLOBAL, Arg("flags", unknown=True), FORMAT, access="view")(report_one)
+        also = ("git:status",) if noun == "git" else ()
+        command(f"{noun}:report", MAYBE_APP_OR_GLOBAL, Arg("flags", unknown=True), FORMAT, access="view", also=also)(report_one)
 
 
 # --- apps ---
@@ -3964,6 +4018,182 @@ def url(app: str) -> None:
 
 command("urls", APP, access="view", does="Print every address of an app.")(
     lambda app: say_lines(urls_of(require_app(app))))
+
+
+# --- git ---
+
+
+def parse_repository(text: str) -> str:
+    """Accept the address of something at another server; what is refused may hold a password and is not said again."""
+    host = r"[A-Za-z0-9][\w.-]*"
+    if not re.fullmatch(rf"(?:(?:https?|ssh|git)://(?:\w[\w.-]*@)?{host}(?::[0-9]+)?/|\w[\w.-]*@{host}:)[!-~]+", text, re.ASCII):
+        raise UsageError("That is no https, http, ssh or git address without a password in it", "dokku git:auth HOST USER -   keeps a password")
+    return text
+
+
+def parse_image(text: str) -> str:
+    """Accept the name of an image."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9./:_@-]{0,254}", text):
+        raise UsageError(f"{shown(text)} is not the name of an image", "write for example  registry.example.com/team/blog:1.2")
+    return text
+
+
+HOST, REPOSITORY, REMOTE_REF = Arg("host", parse_domain), Arg("repository", parse_repository), Arg("ref", parse_branch, many="?")
+NAMED = Arg("user", many="?"), Arg("password", many="?")
+AUTHOR = Arg("name", parse_line, many="?", default="dokku"), Arg("email", parse_line, many="?", default="dokku@localhost")
+IMAGE = Arg("build_dir", flags=("--build-dir",)), APP, Arg("image", parse_image), *AUTHOR
+
+
+def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
+    """Deploy a commit that is brought, and only then make it the tip of the deploy branch; a branch that comes with it becomes that, if there is none."""
+    with locked(require_app(app), purpose):
+        remove_strays(app)
+        begin_push(app)  # to the end of this process: no push that arrives takes our files for those of a dead one
+        with scratch_folder(app_folder(app), "tree.") as folder:
+            old, (commit, branch) = ref_of(app, "HEAD"), bring(folder)
+        step(f"{commit[:10]} is there already: nothing changed" if commit == old else f"Taking {commit[:10]}")
+        if build == "always" or (build == "changes" and (commit != old or not read_current(app))):
+            deploy(app, commit, caller.name, purpose)
+        wanted = property_of(app, "git", "deploy-branch")
+        write_property(app, "git", "deploy-branch", wanted or branch)
+        git(app, "update-ref", f"refs/heads/{wanted or branch or 'main'}", commit)
+        git(app, "symbolic-ref", "HEAD", f"refs/heads/{wanted or branch or 'main'}")
+        write_property(app, "git", "source-image", image)
+
+
+@command("git:sync", Arg("build", flags=("--build",), switch=True), Arg("changes", flags=("--build-if-changes",), switch=True),
+         Arg("skip_branch", flags=("--skip-deploy-branch",), switch=True), APP, REPOSITORY, REMOTE_REF, access="deploy")
+def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository: str, ref: str | None, caller: Caller) -> None:
+    """Fetch a branch, a tag or a commit from another server as the deploy branch; without one, the branch of that name or its default.
+
+    --build deploys it, --build-if-changes only if it is another commit. A commit that can't be deployed is not kept.
+    """
+    def bring(_: Path) -> tuple[str, str]:
+        """Fetch it."""
+        commit, branch = fetch_ref(app, repository, ref or property_of(app, "git", "deploy-branch") or "HEAD")
+        return commit, "" if skip_branch else branch
+    take_source(app, "git:sync", caller, bring, "always" if build else "changes" if changes else "never")
+
+
+@command("clone", APP, REPOSITORY, REMOTE_REF, access="create")
+def clone(app: str, repository: str, ref: str | None, caller: Caller) -> None:
+    """Make an app from a repository at another server, and deploy it."""
+    apps_create(app)
+    git_sync(True, False, False, app, repository, ref, caller)
+
+
+@command("git:from-archive", Arg("kind", one_of("tar", "tar.gz", "zip"), ("--archive-type",)), APP, Arg("source"), *AUTHOR, access="deploy")
+def git_from_archive(kind: str | None, app: str, source: str, name: str, email: str, caller: Caller) -> None:
+    """Deploy what an archive at an address holds, or with - one from standard input. Its type shows by itself.
+
+    It becomes a commit on the deploy branch, without folders .git, and without the one folder that may be around everything.
+    """
+    def bring(folder: Path) -> tuple[str, str]:
+        """Fetch it, and make a commit of it."""
+        bound, path = ["prlimit", f"--fsize={archive_limit(app)}"], folder / "archive"
+        if source != "-" and not (caller.local and Path(source).is_file()):
+            allowed = parse_repository(source).partition(":")[0]
+            fetch(app, source, [*bound, "curl", "-qfsSgL", "--netrc-optional", "--max-redirs", "5", "--proto", "=https,http", "--proto-redir", f"=https,{allowed}",
+                                "--output", str(path), "--", source])
+        elif attend([*bound, "dd", f"of={path}", "bs=64k", "status=none", *([] if source == "-" else [f"if={source}"])]):
+            raise DokkuError(f"The archive has more than {archive_limit(app)} bytes", f"dokku git:set {app} archive-max-size   allows more")
+        return commit_archive(app, path, f"From {source}", (name, email), strip=True), ""
+    take_source(app, "git:from-archive", caller, bring)
+
+
+@command("git:from-image", *IMAGE, access="deploy", also=("import:docker",))
+def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
+    """Deploy an image: the commit is a Dockerfile that starts from it, and the files of --build-dir, which only root may name."""
+    def bring(folder: Path) -> tuple[str, str]:
+        """Make a commit of them."""
+        write_text(folder / "own" / property_of(app, "builder-dockerfile", "dockerfile-path"), f"FROM {image}\n")
+        run(["tar", "--create", "--hard-dereference", f"--file={folder / 'archive'}", *(["--directory", build_dir, "."] if build_dir else []), "--directory", str(folder / "own"), "."])
+        return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
+    if build_dir and not caller.local:
+        raise UsageError("--build-dir is a folder of the server, and for root there")
+    take_source(app, "git:from-image", caller, bring, image=image)
+
+
+@command("git:load-image", *IMAGE)
+def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
+    """Load what `docker save` wrote from standard input, and deploy the image of that name."""
+    if require_app(app) and (attend([docker_command(), "load"]) or not inspect_image(image)):
+        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
+    git_from_image(build_dir, app, image, name, email, caller)
+
+
+@command("git:unlock", APP, access="deploy", also=("git:initialize",))
+def git_unlock(app: str) -> None:
+    """Make an app's repository fit for pushes: made where it is missing, and freed of what killed ones left."""
+    under_lock("git:unlock", ensure_repository)(require_app(app))
+
+
+def netrc_line(host: str, user: str | None, password: str | None) -> str:
+    """Write what netrc holds of a host; the password - is read from standard input. What is refused is not said again."""
+    given = sys.stdin.readline().strip() if password == "-" else password or ""
+    if user and not all(re.fullmatch(r"[!$-~][!-~]*", word) for word in (user, given)):
+        raise UsageError('A name comes with a password, both without blanks, and without " or # in front', "write - to send it on standard input")
+    return f"machine {host} login {user} password {given}" if user else f"machine {host}"
+
+
+@command("git:auth", HOST, *NAMED)
+def git_auth(host: str, user: str | None, password: str | None) -> None:
+    """Keep the name and password for what is fetched from a host; - reads the password from standard input, no name forgets both."""
+    entry = netrc_line(host, user, password)
+    with server_lock("keys"):
+        kept = [line for line in read_lines(ROOT / ".netrc") if not line.startswith(f"machine {host} ")]
+        write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
+
+
+@command("git:auth-status", HOST, *NAMED)
+def git_auth_status(host: str, user: str | None, password: str | None) -> None:
+    """Say by the exit code whether a name and password are kept for a host, and whether they are those given."""
+    if not any(f"{line} ".startswith(netrc_line(host, user, password) + " ") for line in read_lines(ROOT / ".netrc")):
+        raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
+
+
+@command("git:allow-host", Arg("address"))
+def git_allow_host(address: str) -> None:
+    """Trust the ssh keys that a host, or HOST:PORT, shows now."""
+    host, _, port = address.partition(":")
+    found = output_of(["ssh-keyscan", "-T", "20", "-p", str(parse_port(port or "22")), "--", parse_domain(host)], check=False).splitlines()
+    if not (keys := [line for line in found if not line.startswith("#")]):
+        raise NotFound(f"{address} does not answer by ssh")
+    with server_lock("keys"):
+        write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
+
+
+@command("git:generate-deploy-key")
+def git_generate_deploy_key() -> None:
+    """Make an ssh key for the server, unless it has one, and print its public half."""
+    if not ssh_key_file("--global").exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(ssh_key_file("--global"))])
+    ssh_public(None)
+
+
+@command("ssh:public", APP, access="view", also={"git:public-key": (), "ssh:info": (APP,)})
+def ssh_public(app: str | None) -> None:
+    """Print the public half of an app's ssh key; git:public-key that of the server's."""
+    key = ssh_key_file(require_app(app) if app else "--global")
+    if not key.exists():
+        raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
+    say(output_of(["ssh-keygen", "-y", "-P", "", "-f", str(key)]))
+
+
+@command("ssh:install", APP, access="secrets")
+def ssh_install(app: str) -> None:
+    """Keep a private ssh key from standard input, for what the app fetches; its builds get it as the secret ssh_key."""
+    with scratch_folder(app_folder(require_app(app)), "tree.") as folder:
+        write_text(folder / "key", sys.stdin.read(2**16).replace("\r", "").strip() + "\n", secret=True)
+        if run(["ssh-keygen", "-y", "-P", "", "-f", str(folder / "key")], check=False).returncode:
+            raise UsageError("That is no private key without a passphrase", f"dokku ssh:install {app} < ~/.ssh/id_ed25519")
+        rename_file(folder / "key", ssh_key_file(app))
+
+
+@command("ssh:remove", APP, access="secrets")
+def ssh_remove(app: str) -> None:
+    """Forget the ssh key of an app."""
+    remove_file(ssh_key_file(require_app(app)))
 
 
 # --- config ---
@@ -4313,7 +4543,8 @@ def ps_facts(app: str) -> dict[str, str]:
 def git_facts(app: str) -> dict[str, str]:
     """Say which commit an app runs."""
     current = None if app == "--global" else read_current(app)
-    return {"git-sha": current.commit, "git-last-updated-at": current.at} if current else {}
+    tip = {} if app == "--global" else {"git-status": git(app, "log", "-1", "--format=%h %s", check=False)}
+    return {**tip, **({"git-sha": current.commit, "git-last-updated-at": current.at} if current else {})}
 
 
 @command("ps:scale", SKIP_DEPLOY, FORMAT, APP, Arg("counts", parse_scale, many="*"), access="operate")
@@ -5584,7 +5815,7 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference")  # git flushes nothing of a small push itself
+    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", f"transfer.hideRefs={INCOMING}", "core.fsync=committed,reference")  # git flushes nothing of a small push itself
     code = supervise(["git", *(word for setting in settings for word in ("-c", setting)), "receive-pack", repository], env=environment, keep=[lock, alive])
     if code and not same_file(lock, app_folder(app) / "lock"):
         raise NoSuchApp(app)  # destroyed meanwhile: git's own words for that are many, and none names it
@@ -5592,7 +5823,7 @@ def git_receive_pack(app: str, caller: Caller) -> int:
 
 
 command("git-upload-pack", APP, access="deploy", does="Send an app's repository.")(
-    lambda app: become(["git", "upload-pack", str(repository_of(require_app(app)))]))
+    lambda app: become(["git", "-c", f"transfer.hideRefs={INCOMING}", "upload-pack", str(repository_of(require_app(app)))]))
 
 
 @command("git-hook", access="hook")
@@ -5632,7 +5863,8 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
     deploy(app, new, by)
     if not wanted:
         write_property(app, "git", "deploy-branch", parse_branch(branch))
-        git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
+    git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
+    write_property(app, "git", "source-image", "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -148,6 +148,15 @@ def test_an_app_with_a_login_of_its_own_has_those_of_the_server_too(registry, pr
         bare.person.ok("registry:logout", "--global", registry.address)
 
 
+def test_an_app_is_made_of_a_private_image(registry, private_image, login):
+    login.ok("config:set", "--no-restart", "PORT=8080")
+    login.ok("ps:set", "start-cmd", "'exec sleep 1000'")
+    login.ok("checks:skip")
+    login.ok("checks:set", "default-wait", "1")
+    login.ok("git:from-image", private_image)
+    assert login.ok("run", "cat", "/etc/debian_version").strip() and login.containers() == [f"{login.name}.web.1"]
+
+
 def test_a_wrong_password_is_told_and_keeps_nothing(registry, bare):
     said = bare.person.ssh("registry:login", bare.name, registry.address, USER, "wrong-" + registry.password)
     assert said.returncode == 1 and "docker login failed" in said.stderr and "wrong-" not in said.stderr

@@ -97,9 +97,8 @@ DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
-FETCH_PROTOCOLS = "https:http:ssh:git"
+SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
-INCOMING = "refs/incoming"  # where git keeps what came from elsewhere; never shown to who pushes or fetches
 
 
 def inherited(name: str, default: str = "") -> str:
@@ -1850,7 +1849,7 @@ def checkout(app: str, commit: str) -> Iterator[Path]:
         fetch_submodules(app, tree, output_of([*command, "ls-tree", "-r", "-z", "--full-tree", commit], env=environment))
         if property_of(app, "git", "keep-git-dir") == "true":  # packed, since nothing can be cloned out of quarantine
             run(["git", "init", "--quiet", "--initial-branch=main", str(tree)], env=git_environment())
-            run([*command[:2], "pack-objects", "--quiet", "--revs", f"{tree}/.git/objects/pack/pack"], stdin=f"{commit}\n", env=git_environment(quarantine=True))
+            run([*command[:2], "pack-objects", "--quiet", "--revs", f"{tree}/.git/objects/pack/pack"], stdin=f"{commit}\n", env=environment)
             run(["git", "-C", str(tree), "reset", "--quiet", commit], env=git_environment())
         yield tree
 
@@ -1874,7 +1873,7 @@ def fetch_submodule(app: str, folder: Path, url: str, commit: str, path: str) ->
         raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
                          "give .gitmodules a full https or ssh address")
     detail(f"Fetching submodule {path}")
-    environment = git_environment()
+    environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS}
     fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
     run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
     listing = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
@@ -1890,44 +1889,21 @@ def ssh_key_file(app: str) -> Path:
 def fetch(app: str, url: str, argv: Sequence[str]) -> None:
     """Run what fetches from another server, with our netrc and the app's own ssh key, or else the server's. Nobody is asked anything."""
     own = ["-o", "IdentitiesOnly=yes", "-i", str(ssh_key_file(app))] if ssh_key_file(app).exists() else []
-    environment = {**git_environment(), "HOME": str(ROOT), "GIT_ALLOW_PROTOCOL": FETCH_PROTOCOLS,
+    environment = {**git_environment(), "HOME": str(ROOT), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS,
                    "GIT_SSH_COMMAND": shlex.join(["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", *own])}
     try:
         run(argv, env=environment, timeout=FETCH_SECONDS)
     except ToolFailed as error:
-        raise DokkuError(f"{url} can't be fetched: {' / '.join(error.output.strip().splitlines()[-3:]) or 'it is too large'}",
-                         "what is private needs  dokku git:auth,  or git:allow-host and git:public-key or ssh:install") from None
-
-
-def fetch_ref(app: str, url: str, ref: str) -> tuple[str, str]:
-    """Fetch a branch, a tag or a commit from another repository; give the commit, and the name if it is a branch there."""
-    is_commit = re.fullmatch(r"[0-9a-f]{7,40}", ref)  # few servers give one by its name: it is looked for in all branches
-    fetch(app, url, ["git", f"--git-dir={repository_of(app)}", "-c", "fetch.fsckObjects=true", "fetch", "--quiet", "--no-tags", "--prune", "--", url,
-                     f"+refs/heads/*:{INCOMING}/*" if is_commit else ref])
-    if (commit := ref_of(app, f"{ref if is_commit else 'FETCH_HEAD'}^{{commit}}")) == ZERO:
-        raise NotFound(f"No branch of {url} has the commit {ref}")
-    return commit, ref if f"\tbranch '{ref}' of " in read_text(repository_of(app) / "FETCH_HEAD") else ""
+        why = " / ".join(line for line in error.output.splitlines() if line)[:300] or "it is too large"
+        raise DokkuError(f"{url} can't be fetched: {why}", "what is private needs git:auth, or git:allow-host and a key (git:public-key)") from None
 
 
 def commit_archive(app: str, path: Path, message: str, author: Sequence[str], strip: bool) -> str:
     """Make a commit of what an archive holds, on top of the deploy branch; `strip` leaves out the one folder that holds all of it."""
-    reader = ["prlimit", f"--as={2**30}", "--cpu=300", "/usr/bin/python3", "-IS", str(TEMPLATES / "archive" / "to-git"), str(path), f"{INCOMING}/archive",
-              property_of(app, "git", "archive-max-files"), archive_limit(app)]
-    try:
-        pipe(reader, ["git", f"--git-dir={repository_of(app)}", "fast-import", "--quiet", "--force", "--date-format=now"])
-    except ToolFailed as error:
-        raise DokkuError(f"Nothing of the archive was taken: {' / '.join(error.output.strip().splitlines()[-1:])}",
-                         f"a tar, tar.gz or zip can be; for larger ones  dokku git:set {app} archive-max-size  and  archive-max-files") from None
-    tree, parent = git(app, "rev-parse", f"{INCOMING}/archive^{{tree}}"), ref_of(app, "HEAD")
-    rows = git(app, "ls-tree", tree).splitlines()
-    if strip and len(rows) == 1 and rows[0].startswith("040000"):
-        tree = rows[0].split()[2]
-    return git(app, "-c", f"user.name={author[0]}", "-c", f"user.email={author[1]}", "commit-tree", "-m", message, *([] if parent == ZERO else ["-p", parent]), tree)
-
-
-def archive_limit(app: str) -> str:
-    """Give how many bytes an archive may have, packed or unpacked."""
-    return str(bytes_of(property_of(app, "git", "archive-max-size") + "b"))
+    limits = [property_of(app, "git", f"archive-max-{what}") for what in ("files", "size")]
+    pipe([str(TEMPLATES / "archive" / "read-archive"), str(path), message, *author, ref_of(app, "HEAD"), "strip" if strip else "", *limits],
+         ["git", f"--git-dir={repository_of(app)}", "fast-import", "--quiet", "--force", "--date-format=now"])
+    return ref_of(app, "INCOMING_HEAD")
 
 
 def begin_push(app: str) -> int:
@@ -4064,8 +4040,7 @@ def declare_reports() -> None:
         def report_one(app: str | None, flags: list[str], style: str, caller: Caller, noun: str = noun) -> None:
             """Print what is set and what is so, for one app or all; --NAME prints one bare value."""
             report(noun, app, flags, style, caller)
-        also = ("git:status",) if noun == "git" else ()
-        command(f"{noun}:report", MAYBE_APP_OR_GLOBAL, Arg("flags", unknown=True), FORMAT, access="view", also=also)(report_one)
+        command(f"{noun}:report", MAYBE_APP_OR_GLOBAL, Arg("flags", unknown=True), FORMAT, access="view")(report_one)
 
 
 # --- apps ---
@@ -4255,8 +4230,7 @@ command("urls", APP, access="view", does="Print every address of an app.")(
 
 def parse_repository(text: str) -> str:
     """Accept the address of something at another server; what is refused may hold a password and is not said again."""
-    host = r"[A-Za-z0-9][\w.-]*"
-    if not re.fullmatch(rf"(?:(?:https?|ssh|git)://(?:\w[\w.-]*@)?{host}(?::[0-9]+)?/|\w[\w.-]*@{host}:)[!-~]+", text, re.ASCII):
+    if not re.fullmatch(r"(?:(?:https?|ssh|git)://(?:\w[\w.-]*@)?|\w[\w.-]*@)[A-Za-z0-9][\w.-]*[:/][!-?A-~]+", text, re.ASCII):
         raise UsageError("That is no https, http, ssh or git address without a password in it", "dokku git:auth HOST USER -   keeps a password")
     return text
 
@@ -4275,7 +4249,7 @@ IMAGE = Arg("build_dir", flags=("--build-dir",)), APP, Arg("image", parse_image)
 
 
 def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
-    """Deploy a commit that is brought, and only then make it the tip of the deploy branch; a branch that comes with it becomes that, if there is none."""
+    """Deploy a commit that is brought, and only then make it the tip of the deploy branch, whose name it may bring as well where none is set."""
     with locked(require_app(app), purpose):
         remove_strays(app)
         begin_push(app)  # to the end of this process: no push that arrives takes our files for those of a dead one
@@ -4300,8 +4274,11 @@ def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository
     """
     def bring(_: Path) -> tuple[str, str]:
         """Fetch it."""
-        commit, branch = fetch_ref(app, repository, ref or property_of(app, "git", "deploy-branch") or "HEAD")
-        return commit, "" if skip_branch else branch
+        name = ref or property_of(app, "git", "deploy-branch") or "HEAD"
+        checked = ["git", f"--git-dir={repository_of(app)}", "-c", "fetch.fsckObjects=true"]
+        fetch(app, repository, [*checked, "fetch", "--quiet", "--no-tags", "--", repository, name])
+        is_branch = f"\tbranch '{name}' of " in read_text(repository_of(app) / "FETCH_HEAD")
+        return ref_of(app, "FETCH_HEAD^{commit}"), name if is_branch and not skip_branch else ""
     take_source(app, "git:sync", caller, bring, "always" if build else "changes" if changes else "never")
 
 
@@ -4314,19 +4291,17 @@ def clone(app: str, repository: str, ref: str | None, caller: Caller) -> None:
 
 @command("git:from-archive", Arg("kind", one_of("tar", "tar.gz", "zip"), ("--archive-type",)), APP, Arg("source"), *AUTHOR, access="deploy")
 def git_from_archive(kind: str | None, app: str, source: str, name: str, email: str, caller: Caller) -> None:
-    """Deploy what an archive at an address holds, or with - one from standard input. Its type shows by itself.
-
-    It becomes a commit on the deploy branch, without folders .git, and without the one folder that may be around everything.
-    """
+    """Deploy what an archive at an address, or with - on standard input, holds, without the one folder that may be around everything."""
     def bring(folder: Path) -> tuple[str, str]:
         """Fetch it, and make a commit of it."""
-        bound, path = ["prlimit", f"--fsize={archive_limit(app)}"], folder / "archive"
+        path, limit = folder / "archive", property_of(app, "git", "archive-max-size")
+        bound = ["prlimit", f"--fsize={bytes_of(limit + 'b')}"]
         if source != "-" and not (caller.local and Path(source).is_file()):
             allowed = parse_repository(source).partition(":")[0]
-            fetch(app, source, [*bound, "curl", "-qfsSgL", "--netrc-optional", "--max-redirs", "5", "--proto", "=https,http", "--proto-redir", f"=https,{allowed}",
-                                "--output", str(path), "--", source])
+            fetch(app, source, [*bound, "curl", "-qfsSgL", "--netrc-optional", "--max-redirs", "5", "--proto", "=https,http",
+                                "--proto-redir", f"=https,{allowed}", "--output", str(path), "--", source])
         elif attend([*bound, "dd", f"of={path}", "bs=64k", "status=none", *([] if source == "-" else [f"if={source}"])]):
-            raise DokkuError(f"The archive has more than {archive_limit(app)} bytes", f"dokku git:set {app} archive-max-size   allows more")
+            raise DokkuError(f"The archive is larger than {limit}", f"dokku git:set {app} archive-max-size   allows more")
         return commit_archive(app, path, f"From {source}", (name, email), strip=True), ""
     take_source(app, "git:from-archive", caller, bring)
 
@@ -4337,7 +4312,8 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
     def bring(folder: Path) -> tuple[str, str]:
         """Make a commit of them."""
         write_text(folder / "own" / property_of(app, "builder-dockerfile", "dockerfile-path"), f"FROM {image}\n")
-        run(["tar", "--create", "--hard-dereference", f"--file={folder / 'archive'}", *(["--directory", build_dir, "."] if build_dir else []), "--directory", str(folder / "own"), "."])
+        beside = [f"--directory={build_dir}", "."] if build_dir else []
+        run(["tar", "--create", "--hard-dereference", f"--file={folder / 'archive'}", *beside, f"--directory={folder / 'own'}", "."])
         return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
     if build_dir and not caller.local:
         raise UsageError("--build-dir is a folder of the server, and for root there")
@@ -4378,7 +4354,8 @@ def git_auth(host: str, user: str | None, password: str | None) -> None:
 @command("git:auth-status", HOST, *NAMED)
 def git_auth_status(host: str, user: str | None, password: str | None) -> None:
     """Say by the exit code whether a name and password are kept for a host, and whether they are those given."""
-    if not any(f"{line} ".startswith(netrc_line(host, user, password) + " ") for line in read_lines(ROOT / ".netrc")):
+    wanted = netrc_line(host, user, password) + " "
+    if not any(f"{line} ".startswith(wanted) for line in read_lines(ROOT / ".netrc")):
         raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
 
 
@@ -4401,13 +4378,13 @@ def git_generate_deploy_key() -> None:
     ssh_public(None)
 
 
-@command("ssh:public", APP, access="view", also={"git:public-key": (), "ssh:info": (APP,)})
-def ssh_public(app: str | None) -> None:
-    """Print the public half of an app's ssh key; git:public-key that of the server's."""
+@command("ssh:public", APP, access="view", also={"git:public-key": (), "ssh:info": (APP, Arg("about", flags=("--about",), default="-l"))})
+def ssh_public(app: str | None, about: str | None = None) -> None:
+    """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
     key = ssh_key_file(require_app(app) if app else "--global")
     if not key.exists():
         raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
-    say(output_of(["ssh-keygen", "-y", "-P", "", "-f", str(key)]))
+    say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
 
 
 @command("ssh:install", APP, access="secrets")
@@ -4415,7 +4392,7 @@ def ssh_install(app: str) -> None:
     """Keep a private ssh key from standard input, for what the app fetches; its builds get it as the secret ssh_key."""
     with scratch_folder(app_folder(require_app(app)), "tree.") as folder:
         write_text(folder / "key", sys.stdin.read(2**16).replace("\r", "").strip() + "\n", secret=True)
-        if run(["ssh-keygen", "-y", "-P", "", "-f", str(folder / "key")], check=False).returncode:
+        if run(["ssh-keygen", "-p", "-P", "", "-N", "", "-f", str(folder / "key")], check=False).returncode:  # brings old ones into today's form
             raise UsageError("That is no private key without a passphrase", f"dokku ssh:install {app} < ~/.ssh/id_ed25519")
         rename_file(folder / "key", ssh_key_file(app))
 
@@ -6045,7 +6022,7 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", f"transfer.hideRefs={INCOMING}", "core.fsync=committed,reference")  # git flushes nothing of a small push itself
+    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference")  # git flushes nothing of a small push itself
     code = supervise(["git", *(word for setting in settings for word in ("-c", setting)), "receive-pack", repository], env=environment, keep=[lock, alive])
     if code and not same_file(lock, app_folder(app) / "lock"):
         raise NoSuchApp(app)  # destroyed meanwhile: git's own words for that are many, and none names it
@@ -6053,7 +6030,7 @@ def git_receive_pack(app: str, caller: Caller) -> int:
 
 
 command("git-upload-pack", APP, access="deploy", does="Send an app's repository.")(
-    lambda app: become(["git", "-c", f"transfer.hideRefs={INCOMING}", "upload-pack", str(repository_of(require_app(app)))]))
+    lambda app: become(["git", "upload-pack", str(repository_of(require_app(app)))]))
 
 
 @command("git-hook", access="hook")
@@ -6263,6 +6240,7 @@ def front_door(argv: Sequence[str]) -> NoReturn:
 
 
 declare_reports()
+ALIASES["git:status"] = "git:report"
 
 if __name__ == "__main__":
     front_door(sys.argv[1:])

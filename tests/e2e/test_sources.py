@@ -61,7 +61,7 @@ def test_branches_tags_and_commits(bare, git_server):
     second = served(bare, folder)
     bare.git("push", "-q", str(folder / "code.git"), "HEAD:topic/new")
     third = served(bare, folder)
-    for ref, commit in (("v1.0", first), ("topic/new", second), (third, third), (first[:9], first), ("refs/heads/main", third), ("main", third)):
+    for ref, commit in (("v1.0", first), ("topic/new", second), (third, third), (first, first), ("refs/heads/main", third), ("main", third)):
         bare.ok("git:sync", f"{address}/code.git", ref)
         assert commit[:7] in bare.ok("git:status"), ref
     for ref, code in (("nowhere", 1), ("f" * 40, 1), ("--upload-pack=touch", 2), ("a..b", 2), ("main:refs/heads/other", 2)):
@@ -498,7 +498,7 @@ def test_addresses_of_archives_that_lead_astray(app, https):
     app.ok("git:set", "archive-max-size", "1m")
     assert "can't be fetched" in app.refused("git:from-archive", f"{https.address}/endless")
     code, output = send(app, bytes(2**21))
-    assert code == 1 and "more than 1048576 bytes" in output
+    assert code == 1 and "larger than 1m" in output
     app.assert_untouched()
     plain.shutdown()
 
@@ -522,7 +522,7 @@ def test_a_hostile_archive_changes_nothing(live, what):
     sent = {"cut off": content.getvalue()[:-30], "nothing": b"", "text": b"hello\n"}.get(what, content.getvalue())
     releases, running = len(live.releases()), live.inspect()["Id"]
     code, output = send(live, sent)
-    assert code == 1 and "Nothing of the archive was taken" in output and "Traceback" not in output, output
+    assert code == 1 and "read-archive" in output and "Traceback" not in output, output
     assert live.get()[0] == 200 and live.inspect()["Id"] == running and len(live.releases()) == releases
     assert not os.path.exists("/tmp/owned") and not list(live.folder.glob("tree.*"))
     assert live.git("rev-parse", "HEAD")[:7] in live.ok("git:status")

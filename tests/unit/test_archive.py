@@ -1,4 +1,4 @@
-"""templates/archive/to-git: honest archives come out as they were made, hostile ones are refused in one line. Read by real git."""
+"""templates/archive/read-archive: honest archives come out as they were made, hostile ones are refused in one line. Read by real git."""
 
 import gzip
 import io
@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-READER = Path(__file__).parent.parent.parent / "templates" / "archive" / "to-git"
-LIMITS = ("100", str(2**20))
+READER = Path(__file__).parent.parent.parent / "templates" / "archive" / "read-archive"
+LIMITS = ("100", "1m")
+ZERO = "0" * 40
 
 
-def read(path, *limits, memory=2**30):
-    """Read an archive in bounds such as the product sets; give the exit code, what is for git and what is for people."""
-    bounds = ["prlimit", f"--as={memory}", "--cpu=60"]
-    done = subprocess.run([*bounds, READER, path, "refs/x", *(limits or LIMITS)], capture_output=True, timeout=120, check=False)
+def read(path, *limits, memory=None, strip=""):
+    """Read an archive; give the exit code, what is for git and what is for people. `memory` is a smaller bound than its own."""
+    bounds = ["prlimit", f"--as={memory}"] if memory else []
+    done = subprocess.run([*bounds, READER, path, "a message", "somebody", "me@example.com", ZERO, strip, *(limits or LIMITS)], capture_output=True, timeout=120, check=False)
     return done.returncode, done.stdout, done.stderr.decode()
 
 
@@ -31,14 +32,14 @@ def archive(tmp_path):
 @pytest.fixture
 def taken(tmp_path, archive):
     """Have git import what the archive holds; give mode and content by name."""
-    def take(*limits):
-        code, stream, error = read(archive, *limits)
+    def take(*limits, **options):
+        code, stream, error = read(archive, *limits, **options)
         assert code == 0, error
         repository = tmp_path / "repo.git"
         subprocess.run(["git", "init", "-q", "--bare", repository], check=True)
         git = ["git", f"--git-dir={repository}"]
         subprocess.run([*git, "fast-import", "--quiet", "--force", "--date-format=now"], input=stream, check=True)
-        rows = subprocess.run([*git, "ls-tree", "-r", "-z", "refs/x"], capture_output=True, check=True).stdout.split(b"\0")[:-1]
+        rows = subprocess.run([*git, "ls-tree", "-r", "-z", "INCOMING_HEAD"], capture_output=True, check=True).stdout.split(b"\0")[:-1]
         found = {}
         for meta, _, name in (row.partition(b"\t") for row in rows):
             mode, _, blob = meta.split()
@@ -133,6 +134,18 @@ def test_a_zip_within_a_tar_is_a_tar(tmp_path, archive, taken):
     write_zip(inner, ("evil", b"e", 0))
     write_tar(archive, member("inner.zip", inner.getvalue()))
     assert list(taken()) == ["inner.zip"]
+
+
+def test_one_folder_around_everything_is_left_out_when_asked(archive, taken):
+    write_tar(archive, member("top", b"", type=tarfile.DIRTYPE), member("top/a"), member("./top/sub/b"), member("top/top"))
+    assert sorted(taken()) == ["top/a", "top/sub/b", "top/top"]
+    assert sorted(taken(strip="strip")) == ["a", "sub/b", "top"]
+    write_tar(archive, member("one/a"), member("two/a"))
+    assert sorted(taken(strip="strip")) == ["one/a", "two/a"]
+    write_tar(archive, member("one/a"), member("b"))
+    assert sorted(taken(strip="strip")) == ["b", "one/a"]
+    write_tar(archive, member("b"))
+    assert sorted(taken(strip="strip")) == ["b"]
 
 
 def test_git_folders_are_left_out(archive, taken):

@@ -1210,7 +1210,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
     """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
 
-    The name beside holds our process id: `remove_dead_writes` knows by it what a killed process left.
+    The name beside holds our process id: `dead_writes` knows by it what a killed process left.
     """
     beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
@@ -1227,12 +1227,18 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
     sync_folder(path.parent)
 
 
-def remove_dead_writes(folder: Path) -> None:
-    """Remove what killed processes left half written or half removed in a folder and two levels below it."""
+def dead_writes(folder: Path) -> Iterator[Path]:
+    """Find what killed processes left half written or half removed in a folder and two levels below it."""
     for path in (path for pattern in (".*.*", "*/.*.*", "*/*/.*.*") for path in folder.glob(pattern)):
         writer = path.name.rpartition(".")[2]
         if writer.isdigit() and not read_text(Path("/proc") / writer / "cmdline"):  # a zombie has none either
-            remove_folder(path) if path.is_dir() and not path.is_symlink() else remove_file(path)
+            yield path
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Remove files and folders, never following links."""
+    for path in paths:
+        remove_folder(path) if path.is_dir() and not path.is_symlink() else remove_file(path)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -1391,6 +1397,14 @@ def share_lock(path: Path) -> int:
     return descriptor
 
 
+def is_locked(path: Path) -> bool:
+    """Say whether somebody holds a lock, alone or together with others."""
+    lock = try_lock(path)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
@@ -1453,16 +1467,20 @@ def write_release(release: Release, config: Mapping[str, str], own: Mapping[str,
     """Write the record of a release: what it is and the config it runs with; `own` becomes the app's own config once it is live."""
     folder = make_folder(release_folder(release.app, release.number))
     if own is not None:
-        write_text(folder / "CONFIG", render_environment(own), secret=True)
+        write_text(brought_config(release), render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
     write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0})
 
 
+def brought_config(release: Release) -> Path:
+    """Locate the config vars that become the app's own once the release that brings them is live."""
+    return release_folder(release.app, release.number) / "CONFIG"
+
+
 def keep_config(release: Release) -> None:
     """Make the config that a release brought the app's own, now that the release is live."""
-    brought = release_folder(release.app, release.number) / "CONFIG"
-    if brought.exists():
-        rename_file(brought, config_file(release.app))
+    if brought_config(release).exists():
+        rename_file(brought_config(release), config_file(release.app))
 
 
 def release_config(release: Release) -> dict[str, str]:
@@ -1684,7 +1702,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("logs", "max-size", "10m", parse_size, "the size at which a container's log starts anew"),
     Property("network", "attach-post-create", "", parse_line, "networks a container joins before it starts"),
     Property("network", "attach-post-deploy", "", parse_line, "networks a container joins once it serves"),
-    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the app's port on every address of the host", "admin"),
+    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the ports of an app without nginx on every address, past the host's firewall", "admin"),
     Property("network", "initial-network", "", parse_line, "the network a container starts in"),
     Property("network", "static-web-listener", "", parse_upstream, "an address:port that nginx forwards to instead of the app's processes"),
     Property("network", "tld", "", parse_domain, "the ending of the names by which processes find each other"),
@@ -1873,13 +1891,17 @@ def begin_push(app: str) -> int:
     return share_lock(app_folder(app) / "pushes")
 
 
+def dead_pushes(app: str) -> list[Path]:
+    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
+    repository = repository_of(app)
+    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+
+
 def remove_dead_pushes(app: str) -> None:
-    """Remove git's quarantine and locks that killed pushes left in the repository; not while any push lives, arriving or waiting."""
+    """Remove what killed pushes left in the repository of an app; not while any push lives."""
     lock = try_lock(app_folder(app) / "pushes")
     if lock is not None:
-        repository = repository_of(app)
-        for path in (*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")):
-            remove_folder(path) if path.is_dir() else remove_file(path)
+        remove_all(dead_pushes(app))
         os.close(lock)
 
 
@@ -2443,6 +2465,11 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
         return workers
 
 
+def was_cut_off(name: str) -> bool:
+    """Say whether a change of a vhost was killed before nginx had it: its candidate is there, or it is among the unseen."""
+    return (ROOT / "nginx" / "candidate" / name).exists() or name in read_lines(ROOT / "nginx" / "UNSEEN")
+
+
 def moves_address(old: str, new: str) -> bool:
     """Say whether a port goes over to another address: nginx can't open that while it holds the old one (bind(2), EADDRINUSE)."""
     before, after = (set(re.findall(r"^ *listen (\S*?)(\d+);", text, re.MULTILINE)) for text in (old, new))
@@ -2967,10 +2994,7 @@ def probation_file(app: str) -> Path:
 
 def is_minded(app: str) -> bool:
     """Say whether a minder of the app lives: it holds a lock as long as it does."""
-    lock = try_lock(app_folder(app) / "minder")
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    return is_locked(app_folder(app) / "minder")
 
 
 def needs_minding(app: str) -> bool:
@@ -3143,7 +3167,7 @@ def remove_strays(app: str) -> None:
             drop_images(app, number)
     for folder in app_folder(app).glob("tree.*"):
         remove_folder(folder)
-    remove_dead_writes(app_folder(app))
+    remove_all(dead_writes(app_folder(app)))
     remove_dead_pushes(app)
 
 
@@ -3174,8 +3198,10 @@ def disagreements(app: str) -> Iterator[Disagreement]:
         yield from process_disagreements(app, current)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
-    if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app):
-        yield found("nginx does not serve what is on record", functools.partial(render_vhost, app))
+    if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app) or was_cut_off(f"{app}.conf"):
+        yield found("nginx does not serve what is on record", functools.partial(serve, app))
+    if misplaced_process(app):
+        yield found("Docker does not publish the ports on record", functools.partial(serve, app))
 
 
 def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
@@ -3189,13 +3215,16 @@ def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
 
 
 def stray_things(app: str) -> list[str]:
-    """Name what a killed command left of an app: processes, trees, addresses."""
+    """Name what a killed command left of an app: processes, addresses, releases, files."""
     current, rows = read_current(app), containers_of(app)
     wanted, strays = sort_containers(app, current, rows)
     held = wanted | {(row.incarnation, row.dyno) for row in rows}
     addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
     unfinished = [f"release v{number}" for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]
-    return [*(row.name for row in strays), *(path.name for path in app_folder(app).glob("tree.*")), *(f"address {address}" for address in addresses), *unfinished]
+    brought = [brought_config(current)] if current and brought_config(current).exists() else []
+    pushed = [] if is_locked(app_folder(app) / "pushes") else dead_pushes(app)
+    files = [*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)), *pushed, *brought]
+    return [*(row.name for row in strays), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
 
 
 def converge(app: str) -> None:
@@ -3231,30 +3260,35 @@ def render_vhost(app: str, anew: bool = False) -> list[Worker]:
     return install_vhost(f"{app}.conf", vhost_text(app), anew)
 
 
-def republish(app: str) -> None:
-    """Replace the processes of an app when the ports that Docker publishes for it are not those on record. Only under the lock."""
-    remove_strays(app)
+def misplaced_process(app: str) -> Container | None:
+    """Find the first web process of an app when Docker does not publish for it what is on record."""
     current = read_current(app)
-    first = next((row for row in containers_of(app) if row.dyno == "web.1" and current and row.incarnation == current.incarnation), None)
-    if first and current and first.published != " ".join(published_ports(current)):
+    wanted = " ".join(published_ports(current)) if current else ""
+    rows = [row for row in containers_of(app) if current and row.dyno == "web.1" and row.incarnation == current.incarnation]
+    return next((row for row in rows if row.published != wanted), None)
+
+
+def serve(app: str) -> None:
+    """Have an app served as it stands in state, by nginx or by Docker; each lets go of ports before the other takes them. Only under the lock."""
+    if not is_proxied(app):
+        render_vhost(app)
+    remove_strays(app)
+    if first := misplaced_process(app):
         remove_container(first.id) if is_stopped(app) else restart(app)
+    render_vhost(app)
 
 
 @contextlib.contextmanager
 def served_with(app: str, path: Path) -> Iterator[None]:
-    """Have an app served by the fact that is changed within, by nginx or by ports that Docker publishes; when that fails the file is put back.
+    """Have an app served by the fact that is changed within; ports that something else has are refused. Only under the lock.
 
-    Ports of the host that something else has are refused. Nginx lets go of ports before Docker takes them, and the reverse. Only under the lock.
+    When it fails the file of the fact is put back.
     """
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
     try:
         yield
         require_ports(app, had)
-        if not is_proxied(app):
-            render_vhost(app)
-        if not (proxied and is_proxied(app)):
-            republish(app)
-        render_vhost(app)
+        render_vhost(app) if proxied and is_proxied(app) else serve(app)
     except BaseException:
         remove_file(path) if old is None else write_text(path, old)
         with contextlib.suppress(DokkuError):
@@ -3443,15 +3477,17 @@ ALIASES: dict[str, str] = {}
 SHAPES: dict[str, tuple[Arg, ...]] = {}  # the arguments of a spelling whose dialect orders or counts them differently
 
 
-def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False) -> Callable[[Any], Any]:
+def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False,
+            does: str = "") -> Callable[[Any], Any]:
     """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program.
 
-    `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
+    A command of one line is a lambda, and `does` its summary. `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
     """
     def declare(body: Callable[..., Any]) -> Callable[..., Any]:
         for spelling in (name, *also):
             if spelling in COMMANDS or spelling in ALIASES:
                 raise RuntimeError(f"{spelling} is declared twice")
+        body.__doc__ = does or body.__doc__
         COMMANDS[name] = Command(name, body, args, access, local)
         ALIASES.update(dict.fromkeys(also, name))
         SHAPES.update({spelling: tuple(shape) for spelling, shape in also.items()} if isinstance(also, Mapping) else {})
@@ -3737,10 +3773,8 @@ def apps_list(style: str, caller: Caller) -> None:
     return None
 
 
-@command("apps:exists", APP, access="view")
-def apps_exists(app: str) -> None:
-    """Say by the exit code whether an app exists: 0 or 20."""
-    require_app(app)
+command("apps:exists", APP, access="view", does="Say by the exit code whether an app exists: 0 or 20.")(
+    lambda app: require_app(app))
 
 
 @command("apps:destroy", APP, FORCE, also=("delete",))
@@ -3821,7 +3855,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS"])
+    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"])])  # two can't share those
     return step(f"Cloned {app} to {new}")
 
 
@@ -3955,10 +3989,8 @@ def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) ->
     change_config(app, without, no_restart, caller, "config:unset " + " ".join(keys))
 
 
-@command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure")
-def config_clear(no_restart: bool, app: str, caller: Caller) -> None:
-    """Remove every config var and bring the app up without them."""
-    change_config(app, lambda config: {}, no_restart, caller, "config:clear")
+command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure", does="Remove every config var and bring the app up without them.")(
+    lambda no_restart, app, caller: change_config(app, lambda config: {}, no_restart, caller, "config:clear"))
 
 
 @command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
@@ -4024,40 +4056,19 @@ def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
             write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
-@command("domains:add", APP, DOMAINS, access="configure")
-def domains_add(app: str, domains: list[str]) -> None:
-    """Add domains to an app."""
-    change_domains(app, lambda own: [*own, *domains])
-
-
-@command("domains:set", APP, DOMAINS, access="configure")
-def domains_set(app: str, domains: list[str]) -> None:
-    """Give an app these domains and no others."""
-    change_domains(app, lambda own: domains)
-
-
-@command("domains:remove", APP, DOMAINS, access="configure")
-def domains_remove(app: str, domains: list[str]) -> None:
-    """Take domains from an app."""
-    change_domains(app, lambda own: [domain for domain in own if domain not in domains])
-
-
-@command("domains:clear", APP, access="configure", also=("domains:reset",))
-def domains_clear(app: str) -> None:
-    """Take an app's own domains away: it answers under its name in each global domain again."""
-    change_domains(app, lambda own: [])
-
-
-@command("domains:disable", APP, access="configure")
-def domains_disable(app: str) -> None:
-    """Serve an app by a port of its own instead of by names."""
-    set_vhosts(app, False)
-
-
-@command("domains:enable", APP, access="configure")
-def domains_enable(app: str) -> None:
-    """Serve an app by its domains again."""
-    set_vhosts(app, True)
+command("domains:add", APP, DOMAINS, access="configure", does="Add domains to an app.")(
+    lambda app, domains: change_domains(app, lambda own: [*own, *domains]))
+command("domains:set", APP, DOMAINS, access="configure", does="Give an app these domains and no others.")(
+    lambda app, domains: change_domains(app, lambda own: domains))
+command("domains:remove", APP, DOMAINS, access="configure", does="Take domains from an app.")(
+    lambda app, domains: change_domains(app, lambda own: [domain for domain in own if domain not in domains]))
+command("domains:clear", APP, access="configure", also=("domains:reset",),
+        does="Take an app's own domains away: it answers under its name in each global domain again.")(
+    lambda app: change_domains(app, lambda own: []))
+command("domains:disable", APP, access="configure", does="Serve an app by a port of its own instead of by names.")(
+    lambda app: set_vhosts(app, False))
+command("domains:enable", APP, access="configure", does="Serve an app by its domains again.")(
+    lambda app: set_vhosts(app, True))
 
 
 def set_vhosts(app: str, wanted: bool) -> None:
@@ -4074,28 +4085,14 @@ def change_global_domains(change: Callable[[list[str]], Iterable[str]]) -> None:
     each_app(None, True, under_lock("domains", render_vhost))
 
 
-@command("domains:set-global", DOMAINS)
-def domains_set_global(domains: list[str]) -> None:
-    """Set the domains under which every app gets its name."""
-    change_global_domains(lambda old: domains)
-
-
-@command("domains:add-global", DOMAINS)
-def domains_add_global(domains: list[str]) -> None:
-    """Add domains under which every app gets its name."""
-    change_global_domains(lambda old: [*old, *domains])
-
-
-@command("domains:remove-global", DOMAINS)
-def domains_remove_global(domains: list[str]) -> None:
-    """Remove global domains."""
-    change_global_domains(lambda old: [domain for domain in old if domain not in domains])
-
-
-@command("domains:clear-global")
-def domains_clear_global() -> None:
-    """Remove every global domain: apps without domains of their own are served by a port each."""
-    change_global_domains(lambda old: [])
+command("domains:set-global", DOMAINS, does="Set the domains under which every app gets its name.")(
+    lambda domains: change_global_domains(lambda old: domains))
+command("domains:add-global", DOMAINS, does="Add domains under which every app gets its name.")(
+    lambda domains: change_global_domains(lambda old: [*old, *domains]))
+command("domains:remove-global", DOMAINS, does="Remove global domains.")(
+    lambda domains: change_global_domains(lambda old: [domain for domain in old if domain not in domains]))
+command("domains:clear-global", does="Remove every global domain: apps without domains of their own are served by a port each.")(
+    lambda: change_global_domains(lambda old: []))
 
 
 # --- ports, proxy, nginx ---
@@ -4115,13 +4112,17 @@ def ports_facts(app: str) -> dict[str, str]:
 
 def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
     """Keep an app's port maps, one for each port of the host, and serve it by them."""
-    with locked(app, "ports"), served_with(app, app_folder(app) / "PORTS"):
-        for row in set(maps) - set(own_maps(app)):
-            if row.scheme != "http":
-                raise DokkuError(f"{row} can't be served: {app} has no certificate")
-            if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
-                raise AccessDenied
-        write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
+    with locked(app, "ports"):
+        had = host_ports(app)
+        with served_with(app, app_folder(app) / "PORTS"):
+            for row in set(maps) - set(own_maps(app)):
+                if row.scheme != "http":
+                    raise DokkuError(f"{row} can't be served: {app} has no certificate")
+                if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
+                    raise AccessDenied
+            write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
+        if gone := had - host_ports(app):
+            warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")
 
 
 @command("ports:list", APP, access="view")
@@ -4137,16 +4138,11 @@ def ports_list(app: str) -> None:
     say_table(table)
 
 
-@command("ports:add", APP, MAPS, access="configure")
-def ports_add(app: str, maps: list[PortMap], caller: Caller) -> None:
-    """Add port maps to an app; a port of the host that it has already leads to the new place."""
-    change_ports(app, [*own_maps(app), *maps], caller)
-
-
-@command("ports:set", APP, MAPS, access="configure")
-def ports_set(app: str, maps: list[PortMap], caller: Caller) -> None:
-    """Give an app these port maps and no others."""
-    change_ports(app, maps, caller)
+command("ports:add", APP, MAPS, access="configure",
+        does="Add port maps to an app; the detected one no longer counts, and a port of the host that has a map leads to the new place.")(
+    lambda app, maps, caller: change_ports(app, [*own_maps(app), *maps], caller))
+command("ports:set", APP, MAPS, access="configure", does="Give an app these port maps and no others.")(
+    lambda app, maps, caller: change_ports(app, maps, caller))
 
 
 @command("ports:remove", APP, Arg("gone", many="+"), access="configure")
@@ -4158,10 +4154,8 @@ def ports_remove(app: str, gone: list[str], caller: Caller) -> None:
     change_ports(app, [row for row in rows if not {str(row), str(row.host)} & set(gone)], caller)
 
 
-@command("ports:clear", APP, access="configure")
-def ports_clear(app: str, caller: Caller) -> None:
-    """Take every port map from an app: it is served by the detected one."""
-    change_ports(app, [], caller)
+command("ports:clear", APP, access="configure", does="Take every port map from an app: it is served by the detected one.")(
+    lambda app, caller: change_ports(app, [], caller))
 
 
 @facts("proxy")
@@ -4188,10 +4182,8 @@ def proxy_disable(everything: bool, parallel: int, app: str | None) -> None:
     each_app(app, everything, lambda name: set_proxied(name, False), parallel)
 
 
-@command("proxy:enable", ALL, PARALLEL, MAYBE_APP, access="configure")
-def proxy_enable(everything: bool, parallel: int, app: str | None) -> None:
-    """Put nginx in front of an app again."""
-    each_app(app, everything, lambda name: set_proxied(name, True), parallel)
+command("proxy:enable", ALL, PARALLEL, MAYBE_APP, access="configure", does="Put nginx in front of an app again.")(
+    lambda everything, parallel, app: each_app(app, everything, lambda name: set_proxied(name, True), parallel))
 
 
 @command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
@@ -4200,16 +4192,11 @@ def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None
     each_app(app, everything, under_lock("proxy:build-config", lambda name: render_vhost(name, anew=True)), parallel)
 
 
-@command("proxy:clear-config", ALL, MAYBE_APP, access="operate")
-def proxy_clear_config(everything: bool, app: str | None) -> None:
-    """Remove an app's nginx configuration: nginx does not know it until proxy:build-config or a deploy."""
-    each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", "")))
-
-
-@command("nginx:show-config", APP, access="view")
-def nginx_show_config(app: str) -> None:
-    """Print an app's nginx configuration."""
-    say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n"))
+command("proxy:clear-config", ALL, MAYBE_APP, access="operate",
+        does="Remove an app's nginx configuration: nginx does not know it until proxy:build-config or a deploy.")(
+    lambda everything, app: each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", ""))))
+command("nginx:show-config", APP, access="view", does="Print an app's nginx configuration.")(
+    lambda app: say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n")))
 
 
 @command("nginx:validate-config", Arg("clean", flags=("--clean",), switch=True), MAYBE_APP)
@@ -4382,34 +4369,17 @@ def rebuild(app: str | None, everything: bool, parallel: int, ref: str | None, c
     each_app(app, everything, under_lock("ps:rebuild", rebuild_one), parallel)
 
 
-@command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",))
-def ps_rebuild(everything: bool, parallel: int, app: str | None, ref: str | None, caller: Caller) -> None:
-    """Build and deploy the commit of the deploy branch again, or another one that the repository has."""
-    rebuild(app, everything, parallel, ref, caller)
-
-
-@command("rebuild:force", MAYBE_APP, REF, access="deploy")
-def rebuild_force(app: str | None, ref: str | None, caller: Caller) -> None:
-    """Build again without any cached layer, and deploy."""
-    rebuild(app, False, 1, ref, caller, anew=True)
-
-
-@command("rebuild:all")
-def rebuild_all(caller: Caller) -> None:
-    """Build and deploy every app again."""
-    rebuild(None, True, 1, None, caller)
-
-
-@command("rebuild:all:force")
-def rebuild_all_force(caller: Caller) -> None:
-    """Build every app again without any cached layer, and deploy."""
-    rebuild(None, True, 1, None, caller, anew=True)
-
-
-@command("ps:retire", access="operate")
-def ps_retire() -> None:
-    """End the old processes whose time to retire has come."""
-    mind_all()
+command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",),
+        does="Build and deploy the commit of the deploy branch again, or another one that the repository has.")(
+    lambda everything, parallel, app, ref, caller: rebuild(app, everything, parallel, ref, caller))
+command("rebuild:force", MAYBE_APP, REF, access="deploy", does="Build again without any cached layer, and deploy.")(
+    lambda app, ref, caller: rebuild(app, False, 1, ref, caller, anew=True))
+command("rebuild:all", does="Build and deploy every app again.")(
+    lambda caller: rebuild(None, True, 1, None, caller))
+command("rebuild:all:force", does="Build every app again without any cached layer, and deploy.")(
+    lambda caller: rebuild(None, True, 1, None, caller, anew=True))
+command("ps:retire", access="operate", does="End the old processes whose time to retire has come.")(
+    lambda: mind_all())
 
 
 @command("status", MAYBE_APP, access="view")
@@ -4429,10 +4399,8 @@ def top(app: str, words: list[str]) -> None:
         say(output_of([docker_command(), "top", container.id, *words]))
 
 
-@command("ps:restore", MAYBE_APP, access="operate")
-def ps_restore(app: str | None) -> None:
-    """Make Docker and nginx agree with what is on record, for one app or all."""
-    each_app(app, not app, converge, CONVERGE_AT_ONCE)
+command("ps:restore", MAYBE_APP, access="operate", does="Make Docker and nginx agree with what is on record, for one app or all.")(
+    lambda app: each_app(app, not app, converge, CONVERGE_AT_ONCE))
 
 
 @command("ps:inspect", APP, access="operate")
@@ -4521,10 +4489,9 @@ def builds_cancel(app: str) -> None:
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
 
 
-@command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy")
-def builds_prune(everything: bool, app: str | None) -> None:
-    """Drop records and images that builds retention and the rollback of five images no longer ask for."""
-    each_app(app, everything, under_lock("builds:prune", keep_images))
+command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy",
+        does="Drop records and images that builds retention and the rollback of five images no longer ask for.")(
+    lambda everything, app: each_app(app, everything, under_lock("builds:prune", keep_images)))
 
 
 @command("cleanup", MAYBE_APP, access="operate")
@@ -4547,10 +4514,8 @@ def repo_gc(app: str) -> None:
         git(app, "gc", "--quiet")
 
 
-@command("repo:purge-cache", APP, access="deploy")
-def repo_purge_cache(app: str) -> None:
-    """Have the next build of an app use nothing that was cached."""
-    write_text(app_folder(require_app(app)) / "PURGED", "")
+command("repo:purge-cache", APP, access="deploy", does="Have the next build of an app use nothing that was cached.")(
+    lambda app: write_text(app_folder(require_app(app)) / "PURGED", ""))
 
 
 # --- cron ---
@@ -4609,16 +4574,10 @@ def change_suspended(app: str, identity: str, suspend: bool) -> None:
     render_crontab()
 
 
-@command("cron:suspend", APP, CRON_ID, access="operate")
-def cron_suspend(app: str, id: str) -> None:
-    """Keep a cron job from running until cron:resume."""
-    change_suspended(app, id, True)
-
-
-@command("cron:resume", APP, CRON_ID, access="operate")
-def cron_resume(app: str, id: str) -> None:
-    """Let a suspended cron job run again."""
-    change_suspended(app, id, False)
+command("cron:suspend", APP, CRON_ID, access="operate", does="Keep a cron job from running until cron:resume.")(
+    lambda app, id: change_suspended(app, id, True))
+command("cron:resume", APP, CRON_ID, access="operate", does="Let a suspended cron job run again.")(
+    lambda app, id: change_suspended(app, id, False))
 
 
 # --- checks ---
@@ -4643,22 +4602,14 @@ def change_check_modes(app: str, types: list[str], mode: str) -> None:
     step(f"Checks {mode} for {', '.join(types) or 'every process type'} of {app}, from the next deploy on")
 
 
-@command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",))
-def checks_enable(app: str, types: list[str]) -> None:
-    """Check processes before they serve, and only then end the old ones; this is how every app begins."""
-    change_check_modes(app, types, "enabled")
-
-
-@command("checks:skip", APP, PROCESS_TYPES, access="configure")
-def checks_skip(app: str, types: list[str]) -> None:
-    """Ask nothing of new processes but to stay up for checks default-wait seconds."""
-    change_check_modes(app, types, "skipped")
-
-
-@command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",))
-def checks_disable(app: str, types: list[str]) -> None:
-    """End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile."""
-    change_check_modes(app, types, "disabled")
+command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",),
+        does="Check processes before they serve, and only then end the old ones; this is how every app begins.")(
+    lambda app, types: change_check_modes(app, types, "enabled"))
+command("checks:skip", APP, PROCESS_TYPES, access="configure", does="Ask nothing of new processes but to stay up for checks default-wait seconds.")(
+    lambda app, types: change_check_modes(app, types, "skipped"))
+command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",),
+        does="End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile.")(
+    lambda app, types: change_check_modes(app, types, "disabled"))
 
 
 @command("checks:run", APP, PROCESS_TYPES, access="operate")
@@ -4671,22 +4622,14 @@ def checks_run(app: str, types: list[str]) -> None:
             step(f"{container.dyno} is fit")
 
 
-@command("preboot:status", APP, access="view")
-def preboot_status(app: str) -> None:
-    """Say whether the old web processes serve until the new ones do."""
-    say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled")
-
-
-@command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure")
-def preboot_wait_time(app: str, seconds: int) -> None:
-    """Set how long processes with skipped checks must stay up (checks default-wait)."""
-    change_property("checks", app, "default-wait", str(seconds))
-
-
-@command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure")
-def preboot_cooldown_time(app: str, seconds: int) -> None:
-    """Set how long old processes may go on serving after a switch (checks wait-to-retire)."""
-    change_property("checks", app, "wait-to-retire", str(seconds))
+command("preboot:status", APP, access="view", does="Say whether the old web processes serve until the new ones do.")(
+    lambda app: say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled"))
+command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure",
+        does="Set how long processes with skipped checks must stay up (checks default-wait).")(
+    lambda app, seconds: change_property("checks", app, "default-wait", str(seconds)))
+command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure",
+        does="Set how long old processes may go on serving after a switch (checks wait-to-retire).")(
+    lambda app, seconds: change_property("checks", app, "wait-to-retire", str(seconds)))
 
 
 # --- resources ---
@@ -4994,10 +4937,8 @@ def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
         step(f"Stopped {row.name}")
 
 
-@command("run:retire", access="operate")
-def run_retire() -> None:
-    """Remove the one-offs whose time is up."""
-    remove_expired()
+command("run:retire", access="operate", does="Remove the one-offs whose time is up.")(
+    lambda: remove_expired())
 
 
 def remove_expired() -> None:
@@ -5028,10 +4969,8 @@ def exec_command(app: str, words: list[str]) -> int:
     return enter(None, app, None, words)
 
 
-@command("logs:failed", ALL, MAYBE_APP, access="operate")
-def logs_failed(everything: bool, app: str | None) -> None:
-    """Print the last words of the processes that did not come up."""
-    each_app(app, everything, say_failed)
+command("logs:failed", ALL, MAYBE_APP, access="operate", does="Print the last words of the processes that did not come up.")(
+    lambda everything, app: each_app(app, everything, say_failed))
 
 
 def say_failed(app: str) -> None:
@@ -5123,10 +5062,9 @@ def deploy_revoke(app: str, name: str) -> None:
 # --- events ---
 
 
-@command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"))
-def events(tail: bool, lines: int) -> int:
-    """Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows."""
-    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")])
+command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"),
+        does="Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows.")(
+    lambda tail, lines: attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")]))
 
 
 @command("events:list")
@@ -5137,37 +5075,28 @@ def events_list() -> None:
             say(row.name)
 
 
-@command("events:off")
-def events_off() -> None:
-    """Note no more events; that itself is noted."""
-    write_text(ROOT / "EVENTS_OFF", now() + "\n")
+command("events:off", does="Note no more events; that itself is noted.")(
+    lambda: write_text(ROOT / "EVENTS_OFF", now() + "\n"))
 
 
-@command("events:on")
-def events_on() -> None:
-    """Note events again; this is how a server begins."""
-    remove_file(ROOT / "EVENTS_OFF")
+command("events:on", does="Note events again; this is how a server begins.")(
+    lambda: remove_file(ROOT / "EVENTS_OFF"))
 
 
-@command("trace:on")
-def trace_on() -> None:
-    """Show, in every command, the programs that are run."""
-    write_text(ROOT / "TRACE", now() + "\n")
+command("trace:on", does="Show, in every command, the programs that are run.")(
+    lambda: write_text(ROOT / "TRACE", now() + "\n"))
 
 
-@command("trace:off")
-def trace_off() -> None:
-    """Show them no more."""
-    remove_file(ROOT / "TRACE")
+command("trace:off", does="Show them no more.")(
+    lambda: remove_file(ROOT / "TRACE"))
 
 
 # --- the server ---
 
 
-@command("version", Arg("json", flags=("--json",), switch=True), access="anyone")
-def version(json: bool) -> None:
-    """Print the version that clients look for; with --json our own as well."""
-    say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}")
+command("version", Arg("json", flags=("--json",), switch=True), access="anyone",
+        does="Print the version that clients look for; with --json our own as well.")(
+    lambda json: say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}"))
 
 
 @command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")
@@ -5321,7 +5250,7 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
-    remove_dead_writes(ROOT)
+    remove_all(dead_writes(ROOT))
     remove_expired()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
@@ -5361,10 +5290,8 @@ def git_receive_pack(app: str, caller: Caller) -> int:
     return code
 
 
-@command("git-upload-pack", APP, access="deploy")
-def git_upload_pack(app: str) -> int:
-    """Send an app's repository."""
-    become(["git", "upload-pack", str(repository_of(require_app(app)))])
+command("git-upload-pack", APP, access="deploy", does="Send an app's repository.")(
+    lambda app: become(["git", "upload-pack", str(repository_of(require_app(app)))]))
 
 
 @command("git-hook", access="hook")
@@ -5517,7 +5444,8 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     os.environ.setdefault("DOKKU_CALLER", caller.name)
     code = 70
     try:
-        code = row.body(**chosen) or 0
+        outcome = row.body(**chosen)
+        code = outcome if isinstance(outcome, int) else 0
     except DokkuError as error:
         code = error.code
         raise

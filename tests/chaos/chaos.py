@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 LIBRARY = Path("/usr/lib/dokku-py")
 AUTHORIZED_KEYS = STATE / ".ssh" / "authorized_keys"
 POLLS_COUNTED = 3  # how often the same chain of doors is killed when it changes nothing
-KEPT = {"ENV", "DOMAINS", "SCALE", "CURRENT", "LAST", "CREATED", "PORT", "PROBATION", "lock", "pushes", "releases", "repo.git", "properties", "FAILED"}
+KEPT = {"ENV", "DOMAINS", "SCALE", "CURRENT", "LAST", "CREATED", "PORT", "PROBATION", "lock", "pushes", "minder", "releases", "repo.git", "properties", "FAILED"}
 FRONT_DOOR = """#!/bin/sh
 # What sshd runs for the key: the front door, counted. The client chooses the point by a file, for it can't hand down an environment.
 case $SSH_ORIGINAL_COMMAND in git-receive-pack*) role=door ;; *) role=command ;; esac

@@ -123,6 +123,7 @@ def docker_command() -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 TRANSCRIPT: contextvars.ContextVar[Any] = contextvars.ContextVar("transcript", default=None)
+STEP_BEGAN: contextvars.ContextVar[float] = contextvars.ContextVar("step_began", default=0.0)
 
 
 class DokkuError(Exception):
@@ -195,13 +196,22 @@ def say(text: str = "") -> None:
         log.flush()
 
 
+def end_step() -> None:
+    """Say how long the step took that ends here, of a deploy or whatever else keeps a log."""
+    if began := STEP_BEGAN.get():
+        detail(f"({time.monotonic() - began:.1f} s)")
+    STEP_BEGAN.set(time.monotonic() if TRANSCRIPT.get() else 0.0)
+
+
 def step(text: str) -> None:
     """Announce a step."""
+    end_step()
     say(f"-----> {text}")
 
 
 def milestone(text: str) -> None:
     """Announce a milestone, or the heading of a report; left out with --quiet."""
+    end_step()
     if not inherited("DOKKU_QUIET_OUTPUT"):
         say(f"=====> {text}")
 
@@ -1649,7 +1659,8 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("app-json", "appjson-path", "app.json", parse_path, "where app.json stands in the tree"),
     Property("apps", "disable-autocreation", "false", parse_switch, "a push does not make an app that does not exist", "admin"),
     Property("builder", "build-dir", "", parse_path, "the folder of the tree that is built; empty: all of it"),
-    Property("builder", "selected", "", one_of("dockerfile"), "the builder to use; empty: what the tree asks for"),
+    Property("builder", "selected", "", one_of("dockerfile", "go", "java", "node", "php", "procfile", "python", "ruby", "static"),
+             "how the tree is built; empty: by its Dockerfile, else by the first language that it shows"),
     Property("builder", "skip-cleanup", "false", parse_switch, "keep every image of the app instead of the last few"),
     Property("builder-dockerfile", "dockerfile-path", "Dockerfile", parse_path, "where the Dockerfile stands in the built folder"),
     Property("builds", "retention", "50", parse_count, "how many releases stay on record"),
@@ -1667,6 +1678,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("git", "keep-git-dir", "false", parse_switch, "leave the folder .git in the tree that is built"),
     Property("git", "rev-env-var", "GIT_REV", parse_config_key, "the variable that holds the commit"),
     Property("git", "source-image", "", parse_line, "the image the app is made of instead of a build"),
+    Property("images", "source", "auto", one_of("auto", "hub", "debian"), "where the images of languages come from; auto: Docker Hub, else this host's packages", "admin"),
     Property("letsencrypt", "dns-provider", "", parse_line, "lego's name of the DNS provider, for wildcards"),
     Property("letsencrypt", "email", "", parse_line, "whom the authority may write to"),
     Property("letsencrypt", "graceperiod", "2592000", parse_count, "seconds before the end of a certificate at which it is renewed"),
@@ -2293,12 +2305,11 @@ def build_environment() -> dict[str, str]:
     return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
 
 
-def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
-    with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
-        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
-        stream(argv, env=environment)
-        return read_text(folder / "id").strip()
+def build_folder_image(folder: Path, options: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """Build the image of a folder, saying each line as it comes; give its id."""
+    with scratch_folder(ROOT / "builds", "id.") as beside:
+        stream([docker_command(), "build", "--iidfile", str(beside / "id"), *options, "--", str(folder)], env=env or build_environment())
+        return read_text(beside / "id").strip()
 
 
 EMPTY_IMAGE = "dokku/empty:latest"
@@ -2623,6 +2634,70 @@ def start_missing(release: Release) -> list[Container]:
 # 12 Builders: a tree becomes an image
 # ---------------------------------------------------------------------------------------------------------------------
 
+class Language(NamedTuple):
+    """A language: the files that show it, of which the first one found also says how dependencies are installed; what it is built
+    and run on (rows of IMAGES); its usual version, and where a tree asks for another (file, what `look_up` finds there).
+
+    `serving` is what web runs without a Procfile: what it is called, the files and what in them show it, the dependency it needs, the command.
+    """
+
+    title: str
+    marks: tuple[str, ...]
+    image: str
+    runtime: str
+    version: str
+    versions: tuple[tuple[str, str], ...]
+    serving: tuple[tuple[str, str, str, str, str], ...]
+
+
+IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image made of this host's packages says its version
+    "go": ("golang:{}", "go version"), "java": ("maven:3-eclipse-temurin-{}", "java --version"), "java-run": ("eclipse-temurin:{}-jre", "java --version"),
+    "nginx": ("nginx:stable", "nginx -v"), "node": ("node:{}-slim", "node --version"), "php": ("php:{}-apache", "php --version"),
+    "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
+}
+LANGUAGES = {  # in the order in which they are looked for; each has a template of its name in templates/build
+    "ruby": Language("Ruby", ("Gemfile.lock", "Gemfile"), "ruby", "ruby", "3.3", ((".ruby-version", "^[^#].*"), ("Gemfile", r"""^\s*ruby\s+['"]([^'"]+)""")), (
+        ("Puma", "config/puma.rb", "", "puma", "exec bundle exec puma -C config/puma.rb"),
+        ("Rails", "bin/rails", "", "rails", "exec bin/rails server -b 0.0.0.0 -p $PORT"),
+        ("Rack", "config.ru", "", "", "exec bundle exec rackup --host 0.0.0.0 --port $PORT"))),
+    "python": Language("Python", ("uv.lock", "poetry.lock", "Pipfile.lock", "requirements.txt", "Pipfile", "pyproject.toml", "setup.py"), "python", "python", "3.12", (
+        (".python-version", "^[^#].*"), ("runtime.txt", r"python-(\S+)"), ("Pipfile", r'^python_(?:full_)?version\s*=\s*"([^"]+)'),
+        ("pyproject.toml", r'^(?:requires-)?python\s*=\s*"([^"]+)')), (
+        ("Django", "*/wsgi.py", "get_wsgi_application", "gunicorn", "exec gunicorn {module}:application --bind 0.0.0.0:$PORT"),
+        ("Django", "manage.py", "django", "", "exec python manage.py runserver --noreload 0.0.0.0:$PORT"),
+        ("Flask", "*.py", r"^(\w+) *=.*\bFlask\(", "gunicorn", "exec gunicorn {module}:{said} --bind 0.0.0.0:$PORT"),
+        ("Flask", "*.py", r"^def (create_app)\(\)", "gunicorn", "exec gunicorn '{module}:{said}()' --bind 0.0.0.0:$PORT"),
+        ("Flask", "*.py", r"\bFlask\(", "", "exec flask --app {module} run --host 0.0.0.0 --port $PORT"),
+        ("FastAPI", "*.py", r"^(\w+) *=.*\b(?:FastAPI|Starlette)\(", "", "exec uvicorn {module}:{said} --host 0.0.0.0 --port $PORT"),
+        ("a program", "app.py", "", "", "exec python app.py"), ("a program", "main.py", "", "", "exec python main.py"))),
+    "php": Language("PHP", ("composer.lock", "composer.json", "index.php"), "php", "", "8.3", (("composer.json", ".require.php"),), tuple(
+        ("PHP", f"{folder}index.php", "", "", f"exec heroku-php-apache2 {folder}".rstrip()) for folder in ("public/", "web/", ""))),
+    "go": Language("Go", ("go.mod",), "go", "debian", "1.24", (("go.mod", r"^go (\S+)"),), (("Go", "go.mod", "", "", "exec bin/web"),)),
+    "java": Language("Java", ("gradlew", "mvnw", "pom.xml"), "java", "java-run", "21", (
+        ("system.properties", r"^java\.runtime\.version\s*=\s*(?:1\.)?(\S+)"), ("pom.xml", r"<(?:maven\.compiler\.\w+|java\.version)>\s*(?:1\.)?(\d+)")), tuple(
+        ("Java", file, "", "", "exec java $JAVA_OPTS -Dserver.port=$PORT -jar app.jar") for file in ("pom.xml", "gradlew"))),
+    "node": Language("Node", ("pnpm-lock.yaml", "yarn.lock", "package-lock.json", "npm-shrinkwrap.json", "package.json"), "node", "nginx", "22", (
+        ("package.json", ".engines.node"), (".nvmrc", "^.+"), (".node-version", "^.+")), (
+        ("npm start", "package.json", ".scripts.start", "", "exec npm start"),
+        *(("Node", file, "", "", f"exec node {file}") for file in ("bin/www", "server.js", "app.js", "index.js", "main.js")),
+        ("a site that is built", "package.json", ".scripts.build", "", "exec serve-static"))),
+    "static": Language("static files", (".static", "index.html"), "nginx", "nginx", "stable", (), tuple(
+        ("nginx", file, "", "", "exec serve-static") for file in ("index.html", ".static"))),
+    "procfile": Language("its Procfile alone", ("Procfile",), "debian", "debian", "", (), ()),
+}
+SECRETS = (  # settings of this host that builds may use: the secret's name, where they stand, the variables that lead there
+    ("ca", ("/etc/ssl/certs/ca-certificates.crt",), "PIP_CERT SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO NODE_EXTRA_CA_CERTS"),
+    ("java", ("/etc/ssl/certs/java/cacerts",), ""), ("pip", ("~/.config/pip/pip.conf", "/etc/pip.conf"), "PIP_CONFIG_FILE"),
+    ("npm", ("~/.npmrc", "/etc/npmrc"), "NPM_CONFIG_USERCONFIG"), ("uv", ("~/.config/uv/uv.toml", "/etc/uv/uv.toml"), "UV_CONFIG_FILE"),
+)
+
+
+def likely_cause(output: str) -> str:
+    """Say what most likely made a build or a process fail; nothing when it looks like none of the common failures."""
+    rows = (line.split("\t") for line in read_lines(TEMPLATES / "build/causes.tsv"))
+    return next((f"likely cause: {cause}" for pattern, cause in rows if re.search(pattern, output)), "")
+
+
 def own_base_images() -> tuple[str, str]:
     """Name the base images that this host can make from its own package sources: its release, and -slim."""
     facts = parse_environment(read_text(Path("/etc/os-release")))
@@ -2643,7 +2718,8 @@ def make_base_image(anew: bool = False) -> None:
     """
     full, slim = own_base_images()
     with server_lock("images"):
-        if not anew and all(inspect_image(name) or pull_image(name) for name in (full, slim)):
+        hub = property_of("--global", "images", "source") != "debian"
+        if not anew and all(inspect_image(name) or (hub and pull_image(name)) for name in (full, slim)):
             return None
         step(f"Building {full} from this host's package sources")
         label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
@@ -2652,38 +2728,193 @@ def make_base_image(anew: bool = False) -> None:
     return None
 
 
+def own_image(name: str) -> str:
+    """Give the newest image that was made of this host's packages for a row of IMAGES; its tag is its version. Nothing when there is none."""
+    found = sorted(engine().images(name=f"dokku-images/{name}"), key=lambda row: row["Created"])
+    return found[-1]["RepoTags"][0] if found else ""
+
+
+def make_image(name: str, anew: bool = False) -> str:
+    """Make an image of this host's packages for a row of IMAGES; one that is there is taken, unless `anew`. Give its name."""
+    make_base_image()
+    with server_lock(f"image.{name}"):
+        if anew or not own_image(name):
+            step(f"Building an image for {name} from this host's package sources")
+            labels = [f"--label={key}={value}" for key, value in OURS.items()]
+            new = build_folder_image(TEMPLATES / "images" / name, [*lent_settings(), *labels, *(["--no-cache"] if anew else []), f"--build-arg=BASE={own_base_images()[1]}"])
+            said = output_of([docker_command(), "run", "--rm", "--network=none", "--entrypoint=", new, "sh", "-c", f"{IMAGES[name][1]} 2>&1"])
+            tag_as(new, f"dokku-images/{name}:{re.findall(r'[0-9.]*[0-9]', said)[0]}")
+    return own_image(name)
+
+
+def image_for(name: str, version: str) -> tuple[str, str]:
+    """Give the image that a template stands on, and what to say about it: found here, else pulled, else made of this host's packages."""
+    if name == "debian":
+        make_base_image()
+        return own_base_images()[1], ""
+    wanted, source = IMAGES[name][0].format(version), property_of("--global", "images", "source")
+    own = own_image(name) if source == "auto" and not inspect_image(wanted) else ""
+    if source != "debian" and not own and (inspect_image(wanted) or pull_image(wanted)):
+        return wanted, ""
+    if source == "hub":
+        raise DokkuError(f"{wanted} is neither here nor to be pulled", "is there such a version? dokku images:set source auto   lets this host's packages stand in")
+    own = own or make_image(name)
+    return own, "" if f"{own.rpartition(':')[2]}.".startswith(f"{version}.") else f"{own}, of this host's packages, stands in for {wanted}"
+
+
+def files_image() -> str:
+    """Give the image that holds the programs which templates copy; each version of this product has its own."""
+    name, folder = f"dokku-images/files:{LIBRARY.name.lstrip('.-')}", TEMPLATES / "build/files"
+    if not inspect_image(name):
+        tag_as(build_folder_image(folder, ["--quiet", f"--file={folder.parent / 'files.Dockerfile'}"]), name)
+    return name
+
+
+def lent_files() -> dict[str, str]:
+    """Find the settings of this host that builds may use: the name of a secret -> its file."""
+    found = ((name, os.path.expanduser(place)) for name, places, _ in SECRETS for place in reversed(places))
+    return {name: path for name, path in found if os.access(path, os.R_OK)}
+
+
+def lent_settings(secrets: bool = True) -> list[str]:
+    """Give the options that lend a build this host's proxy, and its trust and registries as secrets: none of it stays in the image."""
+    known = {**parse_environment(read_text(Path("/etc/environment"))), **os.environ}
+    proxies = [name for name in known if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")]
+    return [*(f"--build-arg={name}={known[name]}" for name in proxies),
+            *(f"--secret=id={name},src={path}" for name, path in (lent_files() if secrets else {}).items())]
+
+
+def peek(tree: Path, name: str) -> str:
+    """Read a text file of a pushed tree, its first MiB when it is larger; nothing where there is none or a link leads out of the tree."""
+    path = tree / name
+    if not path.is_file() or not path.resolve().is_relative_to(tree.resolve()):
+        return ""
+    with path.open(errors="replace") as file:
+        return file.read(2**20)
+
+
+def look_up(tree: Path, name: str, pattern: str) -> str:
+    """Find what a file of a tree says: `.a.b` is a member of its JSON, anything else what a pattern captures; nothing where it says nothing."""
+    text = peek(tree, name)
+    if not pattern.startswith("."):
+        found = re.search(pattern, text, re.M)
+        return found[found.lastindex or 0] if found else ""
+    value: Any = parse_json_object(text or "{}", name)
+    for key in pattern[1:].split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else json.dumps(value) if value else ""
+
+
+def version_of(language: Language, tree: Path) -> tuple[str, str]:
+    """Give the version that a tree asks for and the file that says so; where it sets bounds only, the usual one when that is within."""
+    for name, pattern in language.versions:
+        if found := re.search(r"([<>]?)[=^~ ]*v?(\d+(?:\.\d+)*)", look_up(tree, name, pattern)):
+            wanted = ".".join(found[2].split(".")[:language.version.count(".") + 1])
+            order = [tuple(int(part) for part in version.split(".")) for version in (wanted, language.version)]
+            return language.version if found[1] and order[0] < order[1] else wanted, name
+    return language.version, ""
+
+
+def files_like(tree: Path, pattern: str) -> list[str]:
+    """List the files of a tree that have such a name, the first hundred whose names are plain words."""
+    return sorted(name for path in tree.glob(pattern) if path.is_file() and re.fullmatch(r"[\w./-]+", name := str(path.relative_to(tree)), re.ASCII))[:100]
+
+
+def default_web(language: Language, mark: str, tree: Path) -> tuple[str, str]:
+    """Find what web runs in a tree whose Procfile does not say: the command, and what it was taken for."""
+    for title, pattern, says, needs, command in language.serving:
+        for name in files_like(tree, pattern) if not needs or look_up(tree, mark, rf"(?i)\b{needs}\b") else ():
+            said = look_up(tree, name, says)
+            if said or not says:
+                return command.format(module=name.removesuffix(".py").replace("/", "."), said=said), f"{title}, {name}"
+    return "", ""
+
+
+def language_of(release: Release, tree: Path) -> tuple[str, str]:
+    """Choose how a tree is built: the name of a language and the file that shows it; none for a Dockerfile. Raises DokkuError."""
+    chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
+    if chosen == "dockerfile" or (not chosen and (tree / dockerfile).is_file()):
+        return "", dockerfile
+    found = ((name, mark) for name in ([chosen] if chosen else LANGUAGES) for mark in LANGUAGES[name].marks if (tree / mark).is_file())
+    if row := next(found, None):
+        return row
+    raise DokkuError(f"There is no {dockerfile} in the tree, and nothing that shows {LANGUAGES[chosen].title if chosen else 'its language'}",
+                     f"add one of: {' '.join(mark for name in ([chosen] if chosen else LANGUAGES) for mark in LANGUAGES[name].marks)}")
+
+
+def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Release, str]:
+    """Write the Dockerfile of a tree that has none; give it with the release, whose web process is found too. Says what was chosen, and how to change it."""
+    app, language = release.app, LANGUAGES[name]
+    (version, where), (web, taken_for) = version_of(language, tree), default_web(language, mark, tree)
+    step(f"Building {app} {release.name}: {language.title} ({mark}{f', version {version} of {where}' if where else ''})")
+    detail(f"another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(LANGUAGES)}")
+    if language.versions and not where:
+        detail(f"version {version}, since none of these names one: {' '.join(dict.fromkeys(file for file, _ in language.versions))}")
+    own = release.procfile.get("web") or property_of(app, "ps", "start-cmd")
+    if not own and not web and scale_of(app, release)["web"]:
+        raise DokkuError(f"There is no web process: no Procfile names one, and nothing that starts one was found for {language.title}",
+                         f"add a Procfile with a line such as  web: ./server --port $PORT  (or, for workers only: dokku ps:scale {app} web=0)")
+    if not own and web:
+        detail(f"web: {web}   ({taken_for}); a Procfile changes it")
+        release = release._replace(procfile={**release.procfile, "web": web})
+    nginx = name == "php" and "heroku-php-nginx" in release.procfile.get("web", "")
+    images = {row: image_for(row, version) for row in {language.image + "-fpm" * nginx, *([language.runtime] if language.runtime else [])}}
+    for _, said in images.values():
+        detail(said) if said else None
+    secrets = lent_files()
+    return release, render(f"build/{name}.Dockerfile.j2", image=images[language.image + "-fpm" * nginx][0], runtime=images.get(language.runtime, [""])[0], mark=mark,
+                           says=lambda file, pattern: any(look_up(tree, name, pattern) for name in files_like(tree, file)), has=lambda path: (tree / path).exists(), nginx=nginx,
+                           files=files_image(), static=web == "exec serve-static" and not own, collects="DISABLE_COLLECTSTATIC" not in merged_config(app),
+                           apt=[word for word in peek(tree, "Aptfile").split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", word)], secrets=sorted(secrets),
+                           trusted=[(variable, f"/run/secrets/{one}") for one, _, variables in SECRETS if one in secrets for variable in variables.split()],
+                           cache=f"{app}-{read_text(app_folder(app) / 'CREATED').strip()}-{read_text(app_folder(app) / 'CACHE').strip()}")
+
+
 def build_folder(app: str, tree: Path) -> Path:
     """Choose the folder of the tree that is built: all of it, or the one that builder build-dir names."""
-    folder = (tree / property_of(app, "builder", "build-dir")).resolve()
-    if not folder.is_dir() or not folder.is_relative_to(tree.resolve()):
+    folder = tree / property_of(app, "builder", "build-dir")
+    if not folder.is_dir() or not folder.resolve().is_relative_to(tree.resolve()):
         raise DokkuError(f"There is no folder {property_of(app, 'builder', 'build-dir')} in the tree", f"dokku builder:set {app} build-dir   sets it back")
-    return folder
+    return folder.resolve()
 
 
 def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
-    """Build a tree, without any cache when `anew`; give the release with its image and the port that the image exposes."""
-    name = property_of(release.app, "builder-dockerfile", "dockerfile-path")
-    if not (tree / name).is_file() or not (tree / name).resolve().is_relative_to(tree.resolve()):
-        raise DokkuError(f"There is no {name} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
-    purged = app_folder(release.app) / "PURGED"
+    """Build a tree by its Dockerfile or by the template of its language, without any cache when `anew`; give the release with its image and its port."""
+    purged, (language, mark) = app_folder(release.app) / "PURGED", language_of(release, tree)
     secret = ["--secret", f"id=ssh_key,src={ssh_key_file(release.app)}"] if ssh_key_file(release.app).exists() else []
-    options = [*docker_options_of(release.app, "build"), *secret, *(["--no-cache"] if anew or purged.exists() else []), "--file", str(tree / name)]
-    with build_slot():
+    options = [*docker_options_of(release.app, "build"), *secret, *(["--no-cache"] if anew or purged.exists() else [])]
+    with scratch_folder(app_folder(release.app), "tree.") as beside, build_slot():
         require_disk()
-        ensure_base_images(read_tree_file(tree, name))
-        image = build_with_dockerfile(release.app, tree, options)
+        file = beside / "Dockerfile" if language else tree / mark
+        if language:
+            release, text = plan_build(release, tree, language, mark)
+            write_text(file, text)
+        elif not peek(tree, mark):
+            raise DokkuError(f"There is no {mark} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
+        else:
+            step(f"Building {release.app} {release.name} from its Dockerfile")
+            ensure_base_images(read_tree_file(tree, mark))
+        image = explained(release.app, tree, [*options, *lent_settings(bool(language)), f"--label=com.dokku.app-name={release.app}", f"--file={file}"])
     remove_file(purged)
-    return release._replace(image=image, port=exposed_port(inspect_image(image)))
+    return release._replace(image=image, port=DEFAULT_PORT if language else exposed_port(inspect_image(image)))
+
+
+def explained(app: str, tree: Path, options: Sequence[str]) -> str:
+    """Build a tree; give the image's id. When it fails, its last words are said again at the end, with what most likely is wrong. Raises DokkuError."""
+    try:
+        with logins_of(app) as environment:
+            return build_folder_image(tree, options, environment)
+    except ToolFailed as error:
+        lines = [line for line in error.output.splitlines() if line.strip()]
+        words = [re.sub(r"^#\d+ [\d.]+ ", "", line)[:300] for line in lines if re.match(r"#\d+ [\d.]+ .", line)]
+        raise DokkuError("\n".join(["The build failed. Its last lines:", *(words or lines)[-12:]]), likely_cause(error.output)) from None
 
 
 def read_tree_file(tree: Path, name: str) -> str:
     """Read a small text file of a pushed tree; links are not followed out of the tree."""
-    path = tree / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(tree)) or path.is_symlink() or not path.is_file():
-        return ""
-    if path.stat().st_size > 2**20:
+    if (text := peek(tree, name)) and (tree / name).stat().st_size > 2**20:
         raise DokkuError(f"{name} is larger than 1 MiB", "that file holds settings only")
-    return path.read_text(errors="replace")
+    return text
 
 
 def read_tree(release: Release, tree: Path) -> Release:
@@ -2813,7 +3044,6 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         with checkout(app, commit) as tree:
             folder = build_folder(app, tree)
             release = read_tree(release, folder)
-            step(f"Building {app} {release.name} from its Dockerfile")
             release = run_predeploy(build_image(release, folder, anew))
         write_release(release, merged_config(app))
         tag_image(release, release.name)
@@ -4799,8 +5029,11 @@ def repo_gc(app: str) -> None:
         git(app, "gc", "--quiet")
 
 
-command("repo:purge-cache", APP, access="deploy", does="Have the next build of an app use nothing that was cached.")(
-    lambda app: write_text(app_folder(require_app(app)) / "PURGED", ""))
+@command("repo:purge-cache", APP, access="deploy")
+def repo_purge_cache(app: str) -> None:
+    """Have the next build of an app use nothing that was cached."""
+    for note in ("PURGED", "CACHE"):  # the first until a build went well; the second names the caches of packages from now on
+        write_text(app_folder(require_app(app)) / note, f"{time.time_ns()}\n")
 
 
 # --- cron ---
@@ -5662,19 +5895,16 @@ def document(kind: str) -> None:
                rows=[{"usage": short_usage(row), "text": doc_lines(row)} for row in rows]))
 
 
-RECIPES = ("debian",)
-
-
-@command("images:build", FORCE, Arg("name"))
+@command("images:build", FORCE, Arg("name", lambda text: one_of("debian", *IMAGES)(text)))
 def images_build(force: bool, name: str) -> None:
-    """Make the base image `debian` of this host's release, and its -slim, from the host's own package sources.
+    """Make an image from the host's own package sources: the base image `debian` with its -slim, or one that stands in for a language's.
 
-    One that is there, or that a registry gives, is taken as it is, unless --force.
+    One that is there is taken as it is (of `debian`, also one that a registry gives), unless --force.
     """
-    if name not in RECIPES:
-        raise UsageError(f"There is no recipe for {shown(name)}", f"there is: {', '.join(RECIPES)}")
-    make_base_image(force)
-    detail(f"{' and '.join(own_base_images())} are there; --force makes them anew")
+    made = " and ".join(own_base_images()) if name == "debian" else make_image(name, force)
+    if name == "debian":
+        make_base_image(force)
+    detail(f"{made}: there; --force makes it anew")
 
 
 @command("images:list", access="admin")

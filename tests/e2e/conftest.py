@@ -174,8 +174,8 @@ class App:
         self.person, self.name = person, f"t-{uuid.uuid4().hex[:8]}"
         self.work = folder / self.name
         sh("cp", "-r", source, self.work)
-        dockerfile = self.work / "Dockerfile"
-        dockerfile.write_text(dockerfile.read_text().replace("FROM debian:bookworm", f"FROM {base_image()}"))
+        for dockerfile in self.work.glob("Dockerfile"):  # an app of a language has none
+            dockerfile.write_text(dockerfile.read_text().replace("FROM debian:bookworm", f"FROM {base_image()}"))
         self.git("init", "-q", "-b", "main")
         self.host = f"{self.name}.{DOMAIN}"
         self.folder = STATE / "apps" / self.name

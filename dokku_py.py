@@ -1658,8 +1658,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("app-json", "appjson-path", "app.json", parse_path, "where app.json stands in the tree"),
     Property("apps", "disable-autocreation", "false", parse_switch, "a push does not make an app that does not exist", "admin"),
     Property("builder", "build-dir", "", parse_path, "the folder of the tree that is built; empty: all of it"),
-    Property("builder", "selected", "", one_of("dockerfile", "go", "java", "node", "php", "procfile", "python", "ruby", "static"),
-             "how the tree is built; empty: by its Dockerfile, else by the first language that it shows"),
+    Property("builder", "selected", "", one_of(*"dockerfile go java node php procfile python ruby static".split()), "how to build; empty: as the tree shows"),
     Property("builder", "skip-cleanup", "false", parse_switch, "keep every image of the app instead of the last few"),
     Property("builder-dockerfile", "dockerfile-path", "Dockerfile", parse_path, "where the Dockerfile stands in the built folder"),
     Property("builds", "retention", "50", parse_count, "how many releases stay on record"),
@@ -2281,11 +2280,12 @@ def build_environment() -> dict[str, str]:
     return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
 
 
-def build_folder_image(folder: Path, options: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """Build the image of a folder, saying each line as it comes; give its id."""
-    with scratch_folder(ROOT / "builds", "id.") as beside:
-        stream([docker_command(), "build", "--iidfile", str(beside / "id"), *options, "--", str(folder)], env=env or build_environment())
-        return read_text(beside / "id").strip()
+def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
+    """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
+    with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
+        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
+        stream(argv, env=environment)
+        return read_text(folder / "id").strip()
 
 
 EMPTY_IMAGE = "dokku/empty:latest"
@@ -2611,16 +2611,11 @@ def start_missing(release: Release) -> list[Container]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Language(NamedTuple):
-    """A language: the files that show it, of which the first one found also says how dependencies are installed; what it is built
-    and run on (rows of IMAGES); its usual version, and where a tree asks for another (file, what `look_up` finds there).
-
-    `serving` is what web runs without a Procfile: what it is called, the files and what in them show it, the dependency it needs, the command.
-    """
+    """A language: files that show it, the first found also says how dependencies are installed; its usual version, and where a tree names another;
+    what web runs without a Procfile: what that is called, the files and what in them show it, the dependency it needs, the command."""
 
     title: str
     marks: tuple[str, ...]
-    image: str
-    runtime: str
     version: str
     versions: tuple[tuple[str, str], ...]
     serving: tuple[tuple[str, str, str, str, str], ...]
@@ -2632,11 +2627,11 @@ IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image 
     "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
 }
 LANGUAGES = {  # in the order in which they are looked for; each has a template of its name in templates/build
-    "ruby": Language("Ruby", ("Gemfile.lock", "Gemfile"), "ruby", "ruby", "3.3", ((".ruby-version", "^[^#].*"), ("Gemfile", r"""^\s*ruby\s+['"]([^'"]+)""")), (
+    "ruby": Language("Ruby", ("Gemfile.lock", "Gemfile"), "3.3", ((".ruby-version", "^[^#].*"), ("Gemfile", r"""^\s*ruby\s+['"]([^'"]+)""")), (
         ("Puma", "config/puma.rb", "", "puma", "exec bundle exec puma -C config/puma.rb"),
         ("Rails", "bin/rails", "", "rails", "exec bin/rails server -b 0.0.0.0 -p $PORT"),
         ("Rack", "config.ru", "", "", "exec bundle exec rackup --host 0.0.0.0 --port $PORT"))),
-    "python": Language("Python", ("uv.lock", "poetry.lock", "Pipfile.lock", "requirements.txt", "Pipfile", "pyproject.toml", "setup.py"), "python", "python", "3.12", (
+    "python": Language("Python", ("uv.lock", "poetry.lock", "Pipfile.lock", "requirements.txt", "Pipfile", "pyproject.toml", "setup.py"), "3.12", (
         (".python-version", "^[^#].*"), ("runtime.txt", r"python-(\S+)"), ("Pipfile", r'^python_(?:full_)?version\s*=\s*"([^"]+)'),
         ("pyproject.toml", r'^(?:requires-)?python\s*=\s*"([^"]+)')), (
         ("Django", "*/wsgi.py", "get_wsgi_application", "gunicorn", "exec gunicorn {module}:application --bind 0.0.0.0:$PORT"),
@@ -2645,27 +2640,23 @@ LANGUAGES = {  # in the order in which they are looked for; each has a template 
         ("Flask", "*.py", r"^def (create_app)\(\)", "gunicorn", "exec gunicorn '{module}:{said}()' --bind 0.0.0.0:$PORT"),
         ("Flask", "*.py", r"\bFlask\(", "", "exec flask --app {module} run --host 0.0.0.0 --port $PORT"),
         ("FastAPI", "*.py", r"^(\w+) *=.*\b(?:FastAPI|Starlette)\(", "", "exec uvicorn {module}:{said} --host 0.0.0.0 --port $PORT"),
-        ("a program", "app.py", "", "", "exec python app.py"), ("a program", "main.py", "", "", "exec python main.py"))),
-    "php": Language("PHP", ("composer.lock", "composer.json", "index.php"), "php", "", "8.3", (("composer.json", ".require.php"),), tuple(
+        *(("a program", file, "", "", f"exec python {file}") for file in ("app.py", "main.py")))),
+    "php": Language("PHP", ("composer.lock", "composer.json", "index.php"), "8.3", (("composer.json", ".require.php"),), tuple(
         ("PHP", f"{folder}index.php", "", "", f"exec heroku-php-apache2 {folder}".rstrip()) for folder in ("public/", "web/", ""))),
-    "go": Language("Go", ("go.mod",), "go", "debian", "1.24", (("go.mod", r"^go (\S+)"),), (("Go", "go.mod", "", "", "exec bin/web"),)),
-    "java": Language("Java", ("gradlew", "mvnw", "pom.xml"), "java", "java-run", "21", (
+    "go": Language("Go", ("go.mod",), "1.24", (("go.mod", r"^go (\S+)"),), (("Go", "go.mod", "", "", "exec bin/web"),)),
+    "java": Language("Java", ("gradlew", "mvnw", "pom.xml"), "21", (
         ("system.properties", r"^java\.runtime\.version\s*=\s*(?:1\.)?(\S+)"), ("pom.xml", r"<(?:maven\.compiler\.\w+|java\.version)>\s*(?:1\.)?(\d+)")), tuple(
         ("Java", file, "", "", "exec java $JAVA_OPTS -Dserver.port=$PORT -jar app.jar") for file in ("pom.xml", "gradlew"))),
-    "node": Language("Node", ("pnpm-lock.yaml", "yarn.lock", "package-lock.json", "npm-shrinkwrap.json", "package.json"), "node", "nginx", "22", (
+    "node": Language("Node", ("pnpm-lock.yaml", "yarn.lock", "package-lock.json", "npm-shrinkwrap.json", "package.json"), "22", (
         ("package.json", ".engines.node"), (".nvmrc", "^.+"), (".node-version", "^.+")), (
         ("npm start", "package.json", ".scripts.start", "", "exec npm start"),
-        *(("Node", file, "", "", f"exec node {file}") for file in ("bin/www", "server.js", "app.js", "index.js", "main.js")),
-        ("a site that is built", "package.json", ".scripts.build", "", "exec serve-static"))),
-    "static": Language("static files", (".static", "index.html"), "nginx", "nginx", "stable", (), tuple(
-        ("nginx", file, "", "", "exec serve-static") for file in ("index.html", ".static"))),
-    "procfile": Language("its Procfile alone", ("Procfile",), "debian", "debian", "", (), ()),
+        *(("Node", file, "", "", f"exec node {file}") for file in ("bin/www", "server.js", "app.js")),
+        ("a site that is built", "package.json", ".scripts.build", "", "exec serve-static"), ("Node", "index.js", "", "", "exec node index.js"))),
+    "static": Language("static files", (".static", "index.html"), "stable", (), tuple(("nginx", file, "", "", "exec serve-static") for file in (".static", "index.html"))),
+    "procfile": Language("its Procfile alone", ("Procfile",), "", (), ()),
 }
-SECRETS = (  # settings of this host that builds may use: the secret's name, where they stand, the variables that lead there
-    ("ca", ("/etc/ssl/certs/ca-certificates.crt",), "PIP_CERT SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO NODE_EXTRA_CA_CERTS"),
-    ("java", ("/etc/ssl/certs/java/cacerts",), ""), ("pip", ("~/.config/pip/pip.conf", "/etc/pip.conf"), "PIP_CONFIG_FILE"),
-    ("npm", ("~/.npmrc", "/etc/npmrc"), "NPM_CONFIG_USERCONFIG"), ("uv", ("~/.config/uv/uv.toml", "/etc/uv/uv.toml"), "UV_CONFIG_FILE"),
-)
+SECRETS = (("ca", "/etc/ssl/certs/ca-certificates.crt"), ("java", "/etc/ssl/certs/java/cacerts"), ("uv", "/etc/uv/uv.toml"), ("pip", "/etc/pip.conf"),
+           ("pip", "~/.config/pip/pip.conf"), ("npm", "/etc/npmrc"), ("npm", "~/.npmrc"))  # settings of this host that builds may use; of two the later
 
 
 def likely_cause(output: str) -> str:
@@ -2694,8 +2685,7 @@ def make_base_image(anew: bool = False) -> None:
     """
     full, slim = own_base_images()
     with server_lock("images"):
-        hub = property_of("--global", "images", "source") != "debian"
-        if not anew and all(inspect_image(name) or (hub and pull_image(name)) for name in (full, slim)):
+        if not anew and all(inspect_image(name) or (property_of("--global", "images", "source") != "debian" and pull_image(name)) for name in (full, slim)):
             return None
         step(f"Building {full} from this host's package sources")
         label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
@@ -2705,59 +2695,57 @@ def make_base_image(anew: bool = False) -> None:
 
 
 def own_image(name: str) -> str:
-    """Give the newest image that was made of this host's packages for a row of IMAGES; its tag is its version. Nothing when there is none."""
+    """Give the newest image that was made of this host's packages for a row of IMAGES, or `debian`; its tag is its version. Nothing when there is none."""
+    if name == "debian":
+        return own_base_images()[1]
     found = sorted(engine().images(name=f"dokku-images/{name}"), key=lambda row: row["Created"])
     return found[-1]["RepoTags"][0] if found else ""
 
 
 def make_image(name: str, anew: bool = False) -> str:
     """Make an image of this host's packages for a row of IMAGES; one that is there is taken, unless `anew`. Give its name."""
-    make_base_image()
+    make_base_image(anew and name == "debian")
     with server_lock(f"image.{name}"):
-        if anew or not own_image(name):
+        if name != "debian" and (anew or not own_image(name)):
             step(f"Building an image for {name} from this host's package sources")
-            labels = [f"--label={key}={value}" for key, value in OURS.items()]
-            new = build_folder_image(TEMPLATES / "images" / name, [*lent_settings(), *labels, *(["--no-cache"] if anew else []), f"--build-arg=BASE={own_base_images()[1]}"])
-            said = output_of([docker_command(), "run", "--rm", "--network=none", "--entrypoint=", new, "sh", "-c", f"{IMAGES[name][1]} 2>&1"])
-            tag_as(new, f"dokku-images/{name}:{re.findall(r'[0-9.]*[0-9]', said)[0]}")
+            options = [*lent_settings(), *(f"--label={key}={value}" for key, value in OURS.items()), *(["--no-cache"] if anew else [])]
+            stream([docker_command(), "build", *options, f"--build-arg=BASE={own_base_images()[1]}", f"--tag={name}-new", "--", str(TEMPLATES / "images" / name)],
+                   env=build_environment())
+            said = output_of([docker_command(), "run", "--rm", "--network=none", "--entrypoint=", f"{name}-new", "sh", "-c", f"{IMAGES[name][1]} 2>&1"])
+            tag_as(f"{name}-new", f"dokku-images/{name}:{re.findall(r'[0-9.]*[0-9]', said)[0]}")
+            untag_image(f"{name}-new")
     return own_image(name)
 
 
-def image_for(name: str, version: str) -> tuple[str, str]:
-    """Give the image that a template stands on, and what to say about it: found here, else pulled, else made of this host's packages."""
+def image_for(name: str, version: str) -> str:
+    """Give the image that a template stands on: found here, else pulled, else made of this host's packages, which is said. Raises DokkuError."""
     if name == "debian":
-        make_base_image()
-        return own_base_images()[1], ""
+        return make_image(name)
     wanted, source = IMAGES[name][0].format(version), property_of("--global", "images", "source")
-    own = own_image(name) if source == "auto" and not inspect_image(wanted) else ""
+    own = own_image(name) if source == "auto" and not inspect_image(wanted) else ""  # so that a registry is asked once, not by each push
     if source != "debian" and not own and (inspect_image(wanted) or pull_image(wanted)):
-        return wanted, ""
+        return wanted
     if source == "hub":
         raise DokkuError(f"{wanted} is neither here nor to be pulled", "is there such a version? dokku images:set source auto   lets this host's packages stand in")
     own = own or make_image(name)
-    return own, "" if f"{own.rpartition(':')[2]}.".startswith(f"{version}.") else f"{own}, of this host's packages, stands in for {wanted}"
+    if not f"{own.rpartition(':')[2]}.".startswith(f"{version}."):
+        detail(f"{own}, of this host's packages, stands in for {wanted}")
+    return own
 
 
 def files_image() -> str:
     """Give the image that holds the programs which templates copy; each version of this product has its own."""
-    name, folder = f"dokku-images/files:{LIBRARY.name.lstrip('.-')}", TEMPLATES / "build/files"
+    name, folder = f"dokku-images/files:{LIBRARY.name}", TEMPLATES / "build/files"
     if not inspect_image(name):
-        tag_as(build_folder_image(folder, ["--quiet", f"--file={folder.parent / 'files.Dockerfile'}"]), name)
+        output_of([docker_command(), "build", f"--tag={name}", f"--file={folder.parent / 'files.Dockerfile'}", "--", str(folder)], env=build_environment())
     return name
-
-
-def lent_files() -> dict[str, str]:
-    """Find the settings of this host that builds may use: the name of a secret -> its file."""
-    found = ((name, os.path.expanduser(place)) for name, places, _ in SECRETS for place in reversed(places))
-    return {name: path for name, path in found if os.access(path, os.R_OK)}
 
 
 def lent_settings(secrets: bool = True) -> list[str]:
     """Give the options that lend a build this host's proxy, and its trust and registries as secrets: none of it stays in the image."""
-    known = {**parse_environment(read_text(Path("/etc/environment"))), **os.environ}
-    proxies = [name for name in known if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")]
-    return [*(f"--build-arg={name}={known[name]}" for name in proxies),
-            *(f"--secret=id={name},src={path}" for name, path in (lent_files() if secrets else {}).items())]
+    files = {name: path for name, place in SECRETS if secrets and os.access(path := os.path.expanduser(place), os.R_OK)}
+    return [*(f"--build-arg={name}" for name in build_environment() if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")),
+            *(f"--secret=id={name},src={path}" for name, path in files.items())]
 
 
 def peek(tree: Path, name: str) -> str:
@@ -2765,8 +2753,7 @@ def peek(tree: Path, name: str) -> str:
     path = tree / name
     if not path.is_file() or not path.resolve().is_relative_to(tree.resolve()):
         return ""
-    with path.open(errors="replace") as file:
-        return file.read(2**20)
+    return path.open(errors="replace").read(2**20)
 
 
 def look_up(tree: Path, name: str, pattern: str) -> str:
@@ -2775,19 +2762,17 @@ def look_up(tree: Path, name: str, pattern: str) -> str:
     if not pattern.startswith("."):
         found = re.search(pattern, text, re.M)
         return found[found.lastindex or 0] if found else ""
-    value: Any = parse_json_object(text or "{}", name)
-    for key in pattern[1:].split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value: Any = functools.reduce(lambda part, key: part.get(key) if isinstance(part, dict) else None, pattern[1:].split("."), parse_json_object(text or "{}", name))
     return value if isinstance(value, str) else json.dumps(value) if value else ""
 
 
 def version_of(language: Language, tree: Path) -> tuple[str, str]:
-    """Give the version that a tree asks for and the file that says so; where it sets bounds only, the usual one when that is within."""
+    """Give the version that a tree asks for and the file that says so; where it sets a bound only, the usual one when that is higher."""
     for name, pattern in language.versions:
-        if found := re.search(r"([<>]?)[=^~ ]*v?(\d+(?:\.\d+)*)", look_up(tree, name, pattern)):
-            wanted = ".".join(found[2].split(".")[:language.version.count(".") + 1])
-            order = [tuple(int(part) for part in version.split(".")) for version in (wanted, language.version)]
-            return language.version if found[1] and order[0] < order[1] else wanted, name
+        if found := re.search(r"([<>]?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern)):
+            wanted = found[2].split(".")[:language.version.count(".") + 1]
+            lower = found[1] and [int(part) for part in wanted] < [int(part) for part in language.version.split(".")]
+            return language.version if lower else ".".join(wanted), name
     return language.version, ""
 
 
@@ -2807,25 +2792,24 @@ def default_web(language: Language, mark: str, tree: Path) -> tuple[str, str]:
 
 
 def language_of(release: Release, tree: Path) -> tuple[str, str]:
-    """Choose how a tree is built: the name of a language and the file that shows it; none for a Dockerfile. Raises DokkuError."""
+    """Choose how a tree is built: the name of a language and the file that shows it; no name for a Dockerfile. Raises DokkuError."""
     chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
-    if chosen == "dockerfile" or (not chosen and (tree / dockerfile).is_file()):
+    if chosen in ("", "dockerfile") and peek(tree, dockerfile):
         return "", dockerfile
-    found = ((name, mark) for name in ([chosen] if chosen else LANGUAGES) for mark in LANGUAGES[name].marks if (tree / mark).is_file())
-    if row := next(found, None):
+    marks = [(name, mark) for name, row in LANGUAGES.items() if chosen in ("", name) for mark in row.marks]
+    if row := next((row for row in marks if (tree / row[1]).is_file()), None):
         return row
-    raise DokkuError(f"There is no {dockerfile} in the tree, and nothing that shows {LANGUAGES[chosen].title if chosen else 'its language'}",
-                     f"add one of: {' '.join(mark for name in ([chosen] if chosen else LANGUAGES) for mark in LANGUAGES[name].marks)}")
+    raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
+                     f"add one of: {' '.join(mark for _, mark in [('', dockerfile), *marks])}  (or dokku builder-dockerfile:set {release.app} dockerfile-path ...)")
 
 
 def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Release, str]:
-    """Write the Dockerfile of a tree that has none; give it with the release, whose web process is found too. Says what was chosen, and how to change it."""
+    """Write the Dockerfile of a tree that has none; give the release, whose web process is found too, and the text. Says what was chosen, and how to change it."""
     app, language = release.app, LANGUAGES[name]
     (version, where), (web, taken_for) = version_of(language, tree), default_web(language, mark, tree)
-    step(f"Building {app} {release.name}: {language.title} ({mark}{f', version {version} of {where}' if where else ''})")
-    detail(f"another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(LANGUAGES)}")
-    if language.versions and not where:
-        detail(f"version {version}, since none of these names one: {' '.join(dict.fromkeys(file for file, _ in language.versions))}")
+    step(f"Building {app} {release.name}: {language.title} ({mark}); another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(LANGUAGES)}")
+    if language.versions:
+        detail(f"version {version}{f' of {where}' if where else ''}; another: {' '.join(dict.fromkeys(file for file, _ in language.versions))}")
     own = release.procfile.get("web") or property_of(app, "ps", "start-cmd")
     if not own and not web and scale_of(app, release)["web"]:
         raise DokkuError(f"There is no web process: no Procfile names one, and nothing that starts one was found for {language.title}",
@@ -2833,16 +2817,11 @@ def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Rele
     if not own and web:
         detail(f"web: {web}   ({taken_for}); a Procfile changes it")
         release = release._replace(procfile={**release.procfile, "web": web})
-    nginx = name == "php" and "heroku-php-nginx" in release.procfile.get("web", "")
-    images = {row: image_for(row, version) for row in {language.image + "-fpm" * nginx, *([language.runtime] if language.runtime else [])}}
-    for _, said in images.values():
-        detail(said) if said else None
-    secrets = lent_files()
-    return release, render(f"build/{name}.Dockerfile.j2", image=images[language.image + "-fpm" * nginx][0], runtime=images.get(language.runtime, [""])[0], mark=mark,
-                           says=lambda file, pattern: any(look_up(tree, name, pattern) for name in files_like(tree, file)), has=lambda path: (tree / path).exists(), nginx=nginx,
-                           files=files_image(), static=web == "exec serve-static" and not own, collects="DISABLE_COLLECTSTATIC" not in merged_config(app),
-                           apt=[word for word in peek(tree, "Aptfile").split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", word)], secrets=sorted(secrets),
-                           trusted=[(variable, f"/run/secrets/{one}") for one, _, variables in SECRETS if one in secrets for variable in variables.split()],
+    # A template asks; it never gets a text of the tree, so none can get into a Dockerfile.
+    return release, render(f"build/{name}.Dockerfile.j2", mark=mark, image=functools.cache(lambda row: image_for(row, version)), files=files_image(),
+                           says=lambda file, pattern: any(look_up(tree, found, pattern) for found in files_like(tree, file)),
+                           static=web == "exec serve-static" and not own, collects="DISABLE_COLLECTSTATIC" not in merged_config(app),
+                           apt=[word for word in peek(tree, "Aptfile").split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", word)],
                            cache=f"{app}-{read_text(app_folder(app) / 'CREATED').strip()}-{read_text(app_folder(app) / 'CACHE').strip()}")
 
 
@@ -2854,36 +2833,31 @@ def build_folder(app: str, tree: Path) -> Path:
     return folder.resolve()
 
 
+def explained(app: str, tree: Path, options: Sequence[str]) -> str:
+    """Build a tree; give the image's id. When it fails, its last words are said again at the end, with what most likely is wrong. Raises DokkuError."""
+    try:
+        return build_with_dockerfile(app, tree, options)
+    except ToolFailed as error:
+        lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
+        raise DokkuError("\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])]), likely_cause(error.output)) from None
+
+
 def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
     """Build a tree by its Dockerfile or by the template of its language, without any cache when `anew`; give the release with its image and its port."""
     purged, (language, mark) = app_folder(release.app) / "PURGED", language_of(release, tree)
     secret = ["--secret", f"id=ssh_key,src={ssh_key_file(release.app)}"] if ssh_key_file(release.app).exists() else []
-    options = [*docker_options_of(release.app, "build"), *secret, *(["--no-cache"] if anew or purged.exists() else [])]
+    options = [*docker_options_of(release.app, "build"), *secret, *(["--no-cache"] if anew or purged.exists() else []), *lent_settings(bool(language))]
     with scratch_folder(app_folder(release.app), "tree.") as beside, build_slot():
         require_disk()
-        file = beside / "Dockerfile" if language else tree / mark
         if language:
             release, text = plan_build(release, tree, language, mark)
-            write_text(file, text)
-        elif not peek(tree, mark):
-            raise DokkuError(f"There is no {mark} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
+            write_text(beside / "Dockerfile", text)
         else:
             step(f"Building {release.app} {release.name} from its Dockerfile")
             ensure_base_images(read_tree_file(tree, mark))
-        image = explained(release.app, tree, [*options, *lent_settings(bool(language)), f"--label=com.dokku.app-name={release.app}", f"--file={file}"])
+        image = explained(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
     remove_file(purged)
     return release._replace(image=image, port=DEFAULT_PORT if language else exposed_port(inspect_image(image)))
-
-
-def explained(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree; give the image's id. When it fails, its last words are said again at the end, with what most likely is wrong. Raises DokkuError."""
-    try:
-        with logins_of(app) as environment:
-            return build_folder_image(tree, options, environment)
-    except ToolFailed as error:
-        lines = [line for line in error.output.splitlines() if line.strip()]
-        words = [re.sub(r"^#\d+ [\d.]+ ", "", line)[:300] for line in lines if re.match(r"#\d+ [\d.]+ .", line)]
-        raise DokkuError("\n".join(["The build failed. Its last lines:", *(words or lines)[-12:]]), likely_cause(error.output)) from None
 
 
 def read_tree_file(tree: Path, name: str) -> str:
@@ -2990,7 +2964,7 @@ def wait_for_check(release: Release, container: Container, check: Check) -> None
     while True:
         time.sleep(check.uptime)
         if trouble := process_trouble(container):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
+            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
         wrong, answered = ask_once(container, port, check)
         if not wrong:
             return
@@ -4028,6 +4002,8 @@ def declare_reports() -> None:
     for noun in sorted(owners):
         def set_one(app: str, key: str, value: list[str], caller: Caller, noun: str = noun) -> None:
             """Set a property of an app, or of the server with --global; without a value it is cleared."""
+            if noun == "images" and app != "--global":  # `images:set source hub`: an app has none of its own
+                app, key, value = "--global", app, [key, *value]
             if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
                 raise AccessDenied
             if noun == "network":
@@ -5876,12 +5852,9 @@ def document(kind: str) -> None:
 def images_build(force: bool, name: str) -> None:
     """Make an image from the host's own package sources: the base image `debian` with its -slim, or one that stands in for a language's.
 
-    One that is there is taken as it is (of `debian`, also one that a registry gives), unless --force.
+    One that is there, or `debian` of a registry, is taken as it is, unless --force.
     """
-    made = " and ".join(own_base_images()) if name == "debian" else make_image(name, force)
-    if name == "debian":
-        make_base_image(force)
-    detail(f"{made}: there; --force makes it anew")
+    detail(f"{make_image(name, force)} is there; --force makes it anew")
 
 
 @command("images:list", access="admin")

@@ -12,14 +12,14 @@ from conftest import APPS, STATE, docker, sh
 
 # the app's folder, what it answers, what the log says, a line of it that is changed: file, old words, new words
 APPS_OF = {
-    "python": ("flask", "blog of somebody", ["Python (requirements.txt, version 3.11 of .python-version)", "gunicorn app:app"], ("app.py", "{parts['user']}", "{parts['host']}"), "blog of db"),
-    "node": ("express", "Hello from Express, compiler here: false", ["Node (package-lock.json, version 22 of package.json)", "web: exec npm start"],
+    "python": ("flask", "blog of somebody", ["Python (requirements.txt)", "version 3.11 of .python-version", "gunicorn app:app"], ("app.py", "{parts['user']}", "{parts['host']}"), "blog of db"),
+    "node": ("express", "Hello from Express, compiler here: false", ["Node (package-lock.json)", "version 22 of package.json", "web: exec npm start"],
              ("src/server.ts", "Hello from", "Changed in"), "Changed in Express, compiler here: false"),
     "site": ("vite", "<main></main>", ["Node (package-lock.json", "web: exec serve-static   (a site that is built, package.json)"], ("index.html", "A site", "Changed"), "<title>Changed</title>"),
     "php": ("php", "Hello from PHP, memory 77M, path /", ["PHP (composer.json", "web: exec heroku-php-apache2 public/"], ("src/Greeting.php", "Hello from", "Changed in"), "Changed in PHP"),
     "ruby": ("ruby", "Hello from Ruby", ["Ruby (Gemfile"], ("server.rb", "Hello from", "Changed in"), "Changed in Ruby"),
-    "go": ("go", "Hello from Go", ["Go (go.mod, version 1.19 of go.mod)", "web: exec bin/web"], ("main.go", "Hello from", "Changed in"), "Changed in Go"),
-    "java": ("java", "Hello from Java", ["Java (pom.xml, version 17 of pom.xml)", "-jar app.jar"], ("src/main/java/Hello.java", "Hello from", "Changed in"), "Changed in Java"),
+    "go": ("go", "Hello from Go", ["Go (go.mod)", "version 1.19 of go.mod", "web: exec bin/web"], ("main.go", "Hello from", "Changed in"), "Changed in Go"),
+    "java": ("java", "Hello from Java", ["Java (pom.xml)", "version 17 of pom.xml", "-jar app.jar"], ("src/main/java/Hello.java", "Hello from", "Changed in"), "Changed in Java"),
     "static": ("static", "<h1>Hello, static</h1>", ["static files (index.html)"], ("index.html", "Hello", "Changed"), "<h1>Changed, static</h1>"),
 }
 

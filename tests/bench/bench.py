@@ -198,9 +198,9 @@ def many_apps_rows(app):
 def reloaded():
     """Have nginx test its configuration and take it, seen by its workers."""
     ran("nginx", "-t", "-q")
-    old = set(dokku_py.worker_processes())
+    old = dokku_py.worker_processes()
     ran("nginx", "-s", "reload")
-    while old & set(dokku_py.worker_processes()):
+    while any(map(dokku_py.worker_accepts, old)):
         time.sleep(0.005)
 
 

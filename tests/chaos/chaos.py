@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 LIBRARY = Path("/usr/lib/dokku-py")
 AUTHORIZED_KEYS = STATE / ".ssh" / "authorized_keys"
 POLLS_COUNTED = 3  # how often the same chain of doors is killed when it changes nothing
-KEPT = {"ENV", "DOMAINS", "SCALE", "CURRENT", "LAST", "CREATED", "PORT", "PROBATION", "lock", "pushes", "releases", "repo.git", "properties", "FAILED"}
+KEPT = set("ENV DOMAINS SCALE CURRENT LAST CREATED PORT PROBATION FAILED lock pushes minder releases repo.git properties".split())  # of an app
 FRONT_DOOR = """#!/bin/sh
 # What sshd runs for the key: the front door, counted. The client chooses the point by a file, for it can't hand down an environment.
 case $SSH_ORIGINAL_COMMAND in git-receive-pack*) role=door ;; *) role=command ;; esac
@@ -91,7 +91,8 @@ class Bench:
         self.hooks = self.folder / "hooks"
         self.hooks.mkdir()
         self.script(self.hooks / "pre-receive", f"#!/bin/sh\nexec /usr/bin/python3 -IS {self.launcher} hook git-hook\n")
-        self.script(self.folder / "front-door", FRONT_DOOR.format(folder=self.folder, log=self.log, hooks=self.hooks, launcher=self.launcher, key=self.key))
+        words = {"folder": self.folder, "log": self.log, "hooks": self.hooks, "launcher": self.launcher, "key": self.key}
+        self.script(self.folder / "front-door", FRONT_DOOR.format(**words))
         (self.folder / "bin").mkdir()
         self.script(self.folder / "bin" / "git", GIT.format(log=self.log, git=shutil.which("git")))
         self.person = self.admit()
@@ -181,12 +182,14 @@ def answer_of(host):
 class Subject:
     """A tiny app that says which image and which config it runs with: `m3 w2`."""
 
-    def __init__(self, bench):
+    def __init__(self, bench, scripts=False):
         self.bench, self.name = bench, f"c-{uuid.uuid4().hex[:8]}"
         self.host, self.folder, self.mark, self.turn = f"{self.name}.{DOMAIN}", STATE / "apps" / self.name, 0, 0
         self.work = bench.folder / self.name
         shutil.copytree(HELLO, self.work)
         (self.work / "Procfile").write_text('web: GREETING="$MARK $WORD" exec perl /server.pl\nrelease: exit 0\n')
+        if scripts:  # every kind of container that a deploy may start
+            (self.work / "app.json").write_text('{"scripts": {"dokku": {"predeploy": "touch /pre", "postdeploy": "true"}}}')
         self.git("init", "-q", "-b", "main")
 
     def git(self, *words):
@@ -253,7 +256,8 @@ class Subject:
         dynos = [f"web.{number + 1}" for number in range(self.count())] if self.folder.exists() and self.read("CURRENT") else []
         mine = {"containers": {f"{self.name}.{dyno}" for dyno in dynos}, "networks": set(), "volumes": set(), "images": self.images(),
                 "files": {f"apps/{self.name}", f"nginx/{self.name}.conf", "nginx/candidate/_server.conf"} if self.folder.exists() else set()}
-        found = [f"{kind}: {thing}" for kind in mine for thing in sorted(have[kind] - before[kind] - mine[kind]) if not thing.startswith("addresses/")]
+        new = [(kind, thing) for kind in mine for thing in sorted(have[kind] - before[kind] - mine[kind])]
+        found = [f"{kind}: {thing}" for kind, thing in new if not thing.startswith("addresses/")]
         found += [f"missing {kind}: {thing}" for kind in mine for thing in sorted((mine[kind] | before[kind]) - have[kind]) if kind != "files"]
         return found + self.stray_addresses(dynos) + self.stray_tags() + self.stray_files()
 
@@ -277,14 +281,14 @@ class Subject:
         newest = docker("images", "-q", f"dokku/{self.name}:latest"), docker("images", "-q", f"dokku/{self.name}:{live}")
         return [f"image names: {sorted(have - alive - {'latest'})}"] * bool(have - alive - {"latest"}) \
             + [f"latest is not {live}"] * (newest[0] != newest[1]) + [f"{live} is {released[live]}"] * (released[live] != "live") \
-            + [f"{number} never ran, and is {status}" for number, status in released.items() if int(number[1:]) > int(live[1:]) and status in ("live", "replaced")]
+            + [f"{number} never ran, and is {released[number]}" for number in alive if int(number[1:]) > int(live[1:])]
 
     def stray_files(self):
         if not self.folder.exists():
             return []
         repository = self.folder / "repo.git"
         found = [path for path in self.folder.iterdir() if path.name not in KEPT]
-        found += [path for path in self.folder.rglob(".*")] + [path for path in repository.rglob("*.lock")] + list((repository / "objects").glob("tmp_*"))
+        found += [*self.folder.rglob(".*"), *repository.rglob("*.lock"), *(repository / "objects").glob("tmp_*")]
         found += [path for path in (self.folder / "lock", *(STATE / "locks").iterdir()) if sh("flock", "-n", path, "true").returncode]
         return [f"file: {path.relative_to(self.folder.parent)}" for path in found]
 
@@ -308,6 +312,7 @@ class Operation:
     """Something a user does to an app that runs: how to begin, what to ask for, and what is served afterwards."""
 
     words: tuple = ()
+    hurts: tuple = ()  # points that every sample holds, by a part of their names
 
     def prepare(self, subject):
         """Bring the app to where the operation can be carried out."""
@@ -336,6 +341,14 @@ class Operation:
 
 class Deploy(Operation):
     """A push of a new commit."""
+
+    hurts = ("hook allot_address>write_text>os.rename",  # an address is chosen and not on record
+             "reload_nginx>run>subprocess.Popen",  # the vhost is renamed, nginx has not been told
+             "hook write_current>write_text>os.rename",  # nginx serves the new release, the old one is on record
+             "hook rename_container>_post:rename",  # recorded, and the old ones not yet retiring
+             "hook write_lines>write_text>os.rename",  # about to put them on record
+             "stop_container>_post:stop", "remove_container>_delete:containers",  # in the middle of retiring
+             "hook end")  # recorded, and git has not moved its ref
 
     def prepare(self, subject):
         subject.commit()
@@ -440,8 +453,8 @@ class First(Operation):
 class Upgrade(Operation):
     """Another version of the product, by its install.sh; each program that this starts is a point, and each door of each `dokku`."""
 
-    programs = ("basename cat chmod chown cp cut docker dokku env find getent grep hostname id install ip ln logger mkdir mktemp mv pgrep readlink rm "
-                "service sha256sum sort ssh-keygen sync touch usermod visudo").split()
+    programs = ("basename cat chmod chown cp cut docker dokku env find grep hostname id install ln mkdir mktemp mv pgrep readlink rm service "
+                "sha256sum sort ssh-keygen sync usermod visudo").split()
 
     def lay_out(self, bench):
         """Lay two versions out, and a program of each name that counts before it becomes the real one."""
@@ -506,7 +519,7 @@ class Run:
         if self.subject and self.name not in ("apps:destroy", "first-push"):
             return self.subject
         self.close()
-        self.subject = Subject(self.bench)
+        self.subject = Subject(self.bench, scripts=self.name == "deploy")
         if self.name != "first-push":
             self.subject.deploy()
         return self.subject
@@ -536,8 +549,9 @@ class Run:
         return [(point, effect) for point, effect, _ in points if effect or int(point.split()[2]) <= POLLS_COUNTED]
 
     def choose(self, count, seed):
-        """Choose so many points: each role in its turn, half of them just before an effect, no chain twice while there are others."""
-        chance, chosen, left = random.Random(f"{seed} {self.name}"), [], list(self.points)
+        """Choose so many points: where it hurts, then each role in its turn, half of them before an effect, no chain twice while there are others."""
+        chance, left = random.Random(f"{seed} {self.name}"), list(self.points)
+        chosen = [next(row for row in reversed(left) if text in row[0]) for text in self.operation.hurts]
         roles = sorted({point.split()[0] for point, _ in left})
         while left and len(chosen) < count:
             role, effects = roles[len(chosen) % len(roles)], chance.random() < 0.5
@@ -597,7 +611,8 @@ def main(names):
             began = time.monotonic()
             outcomes = try_points(bench, name, count, os.environ.get("CHAOS_SEED", "1"), say=lambda text: print(text, flush=True))
             kinds = [outcome.split()[0] for outcome in outcomes.values()]
-            rows.append([name, len(kinds), *(kinds.count(kind) for kind in ("old", "new", "unreached", "FAILED")), f"{time.monotonic() - began:.0f} s"])
+            counts = [kinds.count(kind) for kind in ("old", "new", "unreached", "FAILED")]
+            rows.append([name, len(kinds), *counts, f"{time.monotonic() - began:.0f} s"])
     finally:
         bench.close()
         print("| operation | points | old | new | not reached | failed | time |\n|---|--:|--:|--:|--:|--:|--:|")

@@ -23,8 +23,9 @@ def read_log(path):
 
 def snapshot(app):
     """Read all files of the state tree that belong to an app, but for its repository: path -> content; a folder has none."""
-    folder, found = STATE / "apps" / app, {}
-    for path in [STATE / "VHOST", folder, *folder.rglob("*"), *(STATE / "addresses").iterdir(), *(STATE / "nginx").glob(f"{app}.conf"), *(STATE / "nginx").glob("UNSEEN"), *(STATE / "nginx/candidate").iterdir()]:
+    folder, nginx, found = STATE / "apps" / app, STATE / "nginx", {}
+    shared = [STATE / "VHOST", *(STATE / "addresses").iterdir(), *nginx.glob(f"{app}.conf"), *nginx.glob("UNSEEN"), *nginx.glob("candidate/*")]
+    for path in [folder, *folder.rglob("*"), *shared]:
         if "repo.git" not in path.parts:
             found[str(path)] = None if path.is_dir() else path.read_text(errors="surrogateescape")
     return found

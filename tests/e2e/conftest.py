@@ -1,5 +1,6 @@
 """The installed product, through its front door: real ssh, git, nginx and Docker on this machine."""
 
+import fcntl
 import http.client
 import json
 import os
@@ -173,8 +174,8 @@ class App:
         self.person, self.name = person, f"t-{uuid.uuid4().hex[:8]}"
         self.work = folder / self.name
         sh("cp", "-r", source, self.work)
-        dockerfile = self.work / "Dockerfile"
-        dockerfile.write_text(dockerfile.read_text().replace("FROM debian:bookworm", f"FROM {base_image()}"))
+        for dockerfile in self.work.glob("Dockerfile"):  # an app of a language has none
+            dockerfile.write_text(dockerfile.read_text().replace("FROM debian:bookworm", f"FROM {base_image()}"))
         self.git("init", "-q", "-b", "main")
         self.host = f"{self.name}.{DOMAIN}"
         self.folder = STATE / "apps" / self.name
@@ -321,6 +322,15 @@ def bare(new_app):
     app = new_app()
     app.ok("apps:create")
     return app
+
+
+@pytest.fixture
+def no_revival():
+    """Keep cron's tick from starting what a test has stopped behind the product's back."""
+    assert sh("dokku", "tick").returncode == 0
+    with (STATE / "locks" / "tick").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 PROCFILE = "web: exec perl /server.pl\nworker: echo worker-says-hello; exec sleep 1000\nclock: exec sleep 1000\n"

@@ -59,7 +59,7 @@ def test_cron_runs_the_jobs_of_an_app_and_only_our_own_command(switch):
     assert row["id"] not in sh("crontab", "-l", "-u", "dokku").stdout
     switch.ok("cron:set", "maintenance")
     switch.ok("cron:set", "mailto", "me@example.com")
-    assert "MAILTO=me@example.com" in sh("crontab", "-l", "-u", "dokku").stdout
+    assert 'MAILTO="me@example.com"' in sh("crontab", "-l", "-u", "dokku").stdout
     assert switch.ok("cron:report", "--cron-task-count") == "1\n"
     assert "has no cron job" in switch.refused("cron:run", "nonsense")
     switch.person.ok("--force", "apps:destroy", switch.name)

@@ -7,7 +7,7 @@ from conftest import HELLO_TEXT, PROCFILE, STATE, DOCKER, docker, sh, wait_until
 
 
 @pytest.fixture
-def well(switch):
+def well(switch, no_revival):
     switch.deploy(Procfile=PROCFILE)
     switch.ok("ps:scale", "worker=1")
     switch.settle("web.1", "worker.1")

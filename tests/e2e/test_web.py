@@ -250,8 +250,10 @@ def test_an_app_without_maps(live):
 
 
 def test_port_maps_are_added_set_removed_and_cleared(live, port):
-    live.ok("ports:add", "http:80:8080", f"http:{port}:8080")
+    done = live.person.ssh("ports:add", live.name, f"http:{port}:8080")
     try:
+        assert done.returncode == 0 and done.stderr == f" !     {live.name} is no longer served on 80\n" and live.get() == NOT_FOUND
+        live.ok("ports:set", "http:80:8080", f"http:{port}:8080")
         assert live.ok("ports:list") == (f"-----> Port mappings for {live.name}\n    scheme  host port  container port\n    http    80         8080\n"
                                          f"    http    {port:<5}      8080\n")
         assert live.person.ok("--quiet", "ports:list", live.name).split()[0] == "http"
@@ -267,7 +269,7 @@ def test_port_maps_are_added_set_removed_and_cleared(live, port):
         assert live.get() == (200, HELLO_TEXT)
         with pytest.raises(OSError):
             ask(live.host, port=port)
-        assert f"has no port map {port}" in live.refused("ports:remove", str(port))
+        assert f"has no port map '{port}'" in live.refused("ports:remove", str(port))
         live.ok("ports:remove", "http:80:8080")
         assert live.get() == (200, HELLO_TEXT), "the detected map serves"
     finally:
@@ -301,6 +303,17 @@ def test_apps_share_a_port_by_their_names_and_no_other_way(live, switch, bare, p
         assert ask("any", port=own) == (200, "other")
     finally:
         live.ok("ports:clear")
+
+
+def test_a_clone_never_takes_a_port_that_it_can_not_share(switch, new_app, port):
+    switch.deploy()
+    switch.ok("domains:disable")
+    switch.ok("ports:set", f"http:{port}:8080")
+    clone = new_app()
+    switch.ok("apps:clone", clone.name)
+    own = int(clone.ok("url").strip().rpartition(":")[2])
+    assert own != port and ask("any", port=own) == (200, HELLO_TEXT) and ask("any", port=port) == (200, HELLO_TEXT)
+    assert switch.ok("ports:report", "--ports-map") == f"http:{port}:8080\n" and clone.ok("ports:report", "--ports-map") == "\n"
 
 
 def test_the_proxy_port_is_that_of_the_detected_map(live, port):
@@ -376,6 +389,21 @@ def ask_or_nothing(port):
         return ask("any", port=port)
     except (OSError, http.client.HTTPException):
         return None
+
+
+def test_a_killed_change_of_the_proxy_is_found_and_mended(switch):
+    """What is on record is all that a kill leaves: the fact, and nothing done about it yet."""
+    switch.deploy(Procfile="web: exec perl /server.pl\n")
+    switch.settle()
+    own = by_port(switch)
+    for name, change in (("without", (switch.folder / "NO_PROXY").touch), ("with", (switch.folder / "NO_PROXY").unlink)):
+        change()
+        said = switch.person.ssh("doctor", switch.name).stdout
+        assert "nginx does not serve what is on record" in said and "Docker does not publish the ports on record" in said
+        switch.person.ssh("doctor", switch.name, "--fix")
+        wait_until(lambda: switch.person.ssh("doctor", switch.name).returncode == 0)
+        assert ask("any", port=own) == (200, HELLO_TEXT) and bool(bindings(switch)) is (name == "without")
+        switch.settle()
 
 
 def test_a_stopped_app_changes_its_proxy_and_starts_that_way(switch):

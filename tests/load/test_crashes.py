@@ -61,7 +61,7 @@ def end_docker(number):
     end([daemon], number)
     wait_until(lambda: not alive(below))
     assert not docker_answers()
-    for name in ("docker.pid", "docker-ssd.pid", "docker/containerd/containerd.pid"):  # they may name a process that waits for its parent, where no init takes it
+    for name in ("docker.pid", "docker-ssd.pid", "docker/containerd/containerd.pid"):  # where no init takes zombies, they would count as alive
         Path("/var/run", name).unlink(missing_ok=True)
 
 
@@ -105,7 +105,7 @@ def test_nginx_restarts(serving, number):
 def test_docker_restarts(serving, number):
     end_docker(number)
     start_docker()
-    wait_until(lambda: serves(serving), 120)
+    wait_until(lambda: serves(serving), 180)  # after KILL, Docker leaves everything down, and cron's tick brings it up
 
 
 def test_docker_restarts_while_old_processes_retire(switch):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from conftest import wait_until
+from conftest import sh, wait_until
 
 MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
@@ -100,6 +100,20 @@ def test_wait_to_retire_ends_a_websocket_that_stays(switch):
     wait_until(lambda: old.say("still there?") == "")
     switch.settle()
     assert switch.get()[0] == 200
+
+
+def test_what_a_killed_switch_left_serving_answers_what_it_has_begun(switch):
+    """A deploy killed between the reload and its record leaves nginx with a release that is not on record."""
+    switch.deploy()
+    switch.deploy(new="file")
+    switch.settle()
+    (switch.folder / "CURRENT").write_text("v1\n")
+    stream = Stream(switch, 50)
+    done = sh("dokku", "ps:restore", switch.name)
+    assert done.returncode == 0, done.stderr
+    assert stream.lines() == [f"v2 {number}" for number in range(1, 51)]
+    wait_until(lambda: switch.get("/env/DOKKU_RELEASE") == (200, "v1"))
+    switch.settle()
 
 
 @pytest.mark.parametrize("between", ["another app is deployed", "the same app is configured"])

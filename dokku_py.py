@@ -98,6 +98,7 @@ CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
+FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
 
 
@@ -1816,7 +1817,7 @@ def git_environment(*, quarantine: bool = False) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items()
             if not name.startswith("GIT_") or (quarantine and name in GIT_ENVIRONMENT_KEPT)}
-    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", **FLUSHED}
 
 
 def ensure_repository(app: str) -> Path:
@@ -1902,7 +1903,7 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
     """Make a commit of what an archive holds, on top of the deploy branch; `strip` leaves out the one folder that holds all of it."""
     limits = [property_of(app, "git", f"archive-max-{what}") for what in ("files", "size")]
     pipe([str(TEMPLATES / "archive" / "read-archive"), str(path), message, *author, ref_of(app, "HEAD"), "strip" if strip else "", *limits],
-         ["git", f"--git-dir={repository_of(app)}", "fast-import", "--quiet", "--force", "--date-format=now"])
+         ["git", f"--git-dir={repository_of(app)}", "-c", "core.fsync=committed,reference", "fast-import", "--quiet", "--force", "--date-format=now"])
     return ref_of(app, "INCOMING_HEAD")
 
 

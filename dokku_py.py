@@ -98,6 +98,7 @@ CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
+FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
 
 
@@ -1815,7 +1816,7 @@ def git_environment(*, quarantine: bool = False) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items()
             if not name.startswith("GIT_") or (quarantine and name in GIT_ENVIRONMENT_KEPT)}
-    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", **FLUSHED}
 
 
 def ensure_repository(app: str) -> Path:
@@ -1901,7 +1902,7 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
     """Make a commit of what an archive holds, on top of the deploy branch; `strip` leaves out the one folder that holds all of it."""
     limits = [property_of(app, "git", f"archive-max-{what}") for what in ("files", "size")]
     pipe([str(TEMPLATES / "archive" / "read-archive"), str(path), message, *author, ref_of(app, "HEAD"), "strip" if strip else "", *limits],
-         ["git", f"--git-dir={repository_of(app)}", "fast-import", "--quiet", "--force", "--date-format=now"])
+         ["git", f"--git-dir={repository_of(app)}", "-c", "core.fsync=committed,reference", "fast-import", "--quiet", "--force", "--date-format=now"])
     return ref_of(app, "INCOMING_HEAD")
 
 
@@ -4211,13 +4212,7 @@ def parse_repository(text: str) -> str:
     return text
 
 
-def parse_image(text: str) -> str:
-    """Accept the name of an image."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9./:_@-]{0,254}", text):
-        raise UsageError(f"{shown(text)} is not the name of an image", "write for example  registry.example.com/team/blog:1.2")
-    return text
-
-
+parse_image = matching(r"[A-Za-z0-9][A-Za-z0-9./:_@-]{0,254}", "is not the name of an image", "write for example  registry.example.com/team/blog:1.2")
 HOST, REPOSITORY, REMOTE_REF = Arg("host", parse_domain), Arg("repository", parse_repository), Arg("ref", parse_branch, many="?")
 NAMED = Arg("user", many="?"), Arg("password", many="?")
 AUTHOR = Arg("name", parse_line, many="?", default="dokku"), Arg("email", parse_line, many="?", default="dokku@localhost")
@@ -4304,10 +4299,8 @@ def git_load_image(build_dir: str | None, app: str, image: str, name: str, email
     git_from_image(build_dir, app, image, name, email, caller)
 
 
-@command("git:unlock", APP, access="deploy", also=("git:initialize",))
-def git_unlock(app: str) -> None:
-    """Make an app's repository fit for pushes: made where it is missing, and freed of what killed ones left."""
-    under_lock("git:unlock", ensure_repository)(require_app(app))
+command("git:unlock", APP, access="deploy", also=("git:initialize",), does="Make an app's repository where it is missing, and free it of what killed pushes left.")(
+    lambda app: under_lock("git:unlock", ensure_repository)(require_app(app)))
 
 
 def netrc_line(host: str, user: str | None, password: str | None) -> str:
@@ -4373,10 +4366,7 @@ def ssh_install(app: str) -> None:
         rename_file(folder / "key", ssh_key_file(app))
 
 
-@command("ssh:remove", APP, access="secrets")
-def ssh_remove(app: str) -> None:
-    """Forget the ssh key of an app."""
-    remove_file(ssh_key_file(require_app(app)))
+command("ssh:remove", APP, access="secrets", does="Forget the ssh key of an app.")(lambda app: remove_file(ssh_key_file(require_app(app))))
 
 
 # --- config ---

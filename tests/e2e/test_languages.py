@@ -98,7 +98,7 @@ def test_a_procfile_alone_builds_and_a_dockerfile_wins_unless_the_builder_is_sel
     app = only(new_app(APPS / "static"), Procfile=PERL, **{"server.pl": SERVER})
     assert "its Procfile alone (Procfile)" in app.deploy()
     assert app.get() == (200, "by a Procfile")
-    app.deploy(Dockerfile="FROM debian:bookworm\nCMD exec false\n")
+    app.deploy(Dockerfile="FROM debian:bookworm\nWORKDIR /w\nCOPY server.pl .\nCMD exec false\n")
     assert app.get() == (200, "by a Procfile"), "the Procfile's command runs in the Dockerfile's image"
     app.write(**{"index.html": "<p>a page</p>"})
     app.ok("builder:set", "selected", "static")

@@ -5890,6 +5890,17 @@ def fence_builds() -> None:
         BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
 
 
+def remove_orphans() -> None:
+    """Remove the containers of apps that are no more."""
+    for container in orphans():
+        remove_container(container.id)
+
+
+def orphans() -> list[Container]:
+    """List the containers of apps that are no more: something was killed while the app was destroyed."""
+    return [row for kind in ("deploy", "run", "release", "cron") for row in containers_of("", kind) if not app_exists(row.app)]
+
+
 def server_disagreements() -> Iterator[Disagreement]:
     """Find what is wrong with the server itself, with the command that mends what we do not mend ourselves."""
     found = functools.partial(Disagreement, "server", mend=lambda: None)
@@ -5898,6 +5909,8 @@ def server_disagreements() -> Iterator[Disagreement]:
             yield found(what=f"{path} is missing: run {reason} again as root")
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
+    if lost := orphans():
+        yield Disagreement("server", f"containers of apps that are no more: {', '.join(row.name for row in lost)}", remove_orphans)
     if time.time() - float(read_text(ROOT / "TICKED", "0")) > TICK_SECONDS:
         yield found(what="tick has not run for minutes, so nothing is retired late or rolled back: start cron (service cron start)")
     limit = read_text(BUILD_FENCE).strip()
@@ -5946,6 +5959,7 @@ def tick() -> None:
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
     remove_all(dead_writes(ROOT))
     remove_expired()
+    remove_orphans()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
         each_app(None, True, revive, CONVERGE_AT_ONCE)

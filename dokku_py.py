@@ -85,6 +85,7 @@ BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildki
 UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
+PUSH_SECONDS = 1800.0  # an image must have reached its registry within this
 START_SECONDS = 60.0  # a web process without checks of its own listens within this
 STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
 PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
@@ -97,6 +98,8 @@ CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time
 
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
+FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
+FETCH_SECONDS = 900.0  # fetching from another server takes no longer
 
 
 def inherited(name: str, default: str = "") -> str:
@@ -120,6 +123,7 @@ def docker_command() -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 TRANSCRIPT: contextvars.ContextVar[Any] = contextvars.ContextVar("transcript", default=None)
+STEP_BEGAN: contextvars.ContextVar[float] = contextvars.ContextVar("step_began", default=0.0)
 
 
 class DokkuError(Exception):
@@ -192,13 +196,22 @@ def say(text: str = "") -> None:
         log.flush()
 
 
+def end_step() -> None:
+    """Say how long the step took that ends here, of a deploy or whatever else keeps a log."""
+    if began := STEP_BEGAN.get():
+        detail(f"({time.monotonic() - began:.1f} s)")
+    STEP_BEGAN.set(time.monotonic() if TRANSCRIPT.get() else 0.0)
+
+
 def step(text: str) -> None:
     """Announce a step."""
+    end_step()
     say(f"-----> {text}")
 
 
 def milestone(text: str) -> None:
     """Announce a milestone, or the heading of a report; left out with --quiet."""
+    end_step()
     if not inherited("DOKKU_QUIET_OUTPUT"):
         say(f"=====> {text}")
 
@@ -242,6 +255,12 @@ def trace(argv: Sequence[str]) -> None:
 def say_json(value: Any) -> None:
     """Print a value as one line of JSON."""
     say(json.dumps(value, ensure_ascii=False))
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print a list, one item a line."""
+    for line in lines:
+        say(line)
 
 
 def say_table(rows: Sequence[Sequence[str]]) -> None:
@@ -356,6 +375,7 @@ class Container(NamedTuple):
     state: str = ""
     published: str = ""  # the ports we had Docker publish
     holds_ports: bool = False  # whether it publishes any port now, by us or by an option of Docker
+    networks: tuple[str, ...] = ()
 
     @property
     def process_type(self) -> str:
@@ -398,6 +418,16 @@ class Caller(NamedTuple):
     address: str = ""
 
 
+class Mount(NamedTuple):
+    """A folder that containers see as `target`: `source` is one of an entry's in data/storage, or for both a path elsewhere on the host."""
+
+    entry: str
+    source: str
+    target: str = "-"
+    phases: str = "deploy,run"
+    mode: str = "rw"
+
+
 class Key(NamedTuple):
     """A public key that opens this server. `public` is type and base64 text, without a comment."""
 
@@ -409,18 +439,54 @@ class Key(NamedTuple):
     added: str = ""
 
 
+def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "") -> Callable[[str], str]:
+    """Give a parser that accepts the words that a pattern describes."""
+    def parse_word(text: str) -> str:
+        """Accept such a word."""
+        if not re.fullmatch(pattern, text):
+            raise UsageError(f"{shown(text)} {complaint}", hint)
+        return text
+    return parse_word
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Give a parser that accepts these words only."""
+    return matching("|".join(map(re.escape, words)), "is not possible here", f"one of: {', '.join(words)}")
+
+
+# One parser for each kind of word that needs no more than a pattern. No path has `..` in it, no name begins with what a program takes for an option.
+NAME, COMPONENT, TAG_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
+parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
+parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
+parse_key_name = matching(KEY_NAME, "can't name a key", "use letters, digits and @ . _ + -, at most 64")
+parse_branch = matching(BRANCH, "is not the name of a branch")
+parse_seconds = matching(r"[0-9]{1,9}(?:ms|[smhd])?", "is not a duration", "write for example  60s, 5m, 500ms")
+parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
+parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
+parse_mail = matching(r"[A-Za-z0-9._+@,-]{1,200}", "is not a mail address")
+parse_label = matching(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", "can't be the name of a label")
+parse_tag = matching(rf"(?!(?:v[0-9]+|latest)$){TAG_NAME}", "can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
+parse_extra_tags = matching(f"{TAG_NAME}(?:,{TAG_NAME})*", "is not a list of tags", "write for example  latest,stable")
+parse_nginx_word = matching(r"[A-Za-z0-9_-]{1,64}", "can't be a name in nginx's configuration")
+parse_nginx_variable = matching(r"(?=.{0,200}$)[A-Za-z0-9_.:-]*(?:\$[a-z0-9_]+[A-Za-z0-9_.:-]*)*", "can't be the value of a header",
+                                "write a word or a variable of nginx, such as $remote_addr")
+parse_restart_policy = matching(r"no|always|unless-stopped|on-failure(?::[0-9]{1,4})?", "is not a restart policy", "one of: no, always, unless-stopped, on-failure[:N]")
+parse_import_style = matching("envfile|json", "is not a format", "one of: envfile, json")
+parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
+parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
+parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
+parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
+parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
+parse_image_repo = matching(rf"(?=.{{0,200}}$){COMPONENT}(?:/{COMPONENT})*", "can't be the name of an image", "use lower-case letters, digits and . _ - / between them")
+parse_repo_template = matching(rf"(?:{COMPONENT}|[/._-]|\{{\{{ ?\.AppName ?\}}\}})+", "can't be the name of an image", "write for example  apps/{{ .AppName }}")
+
+
 def parse_app(text: str) -> str:
     """Accept the name of an app."""
     if not APP_NAME.fullmatch(text) or len(text) > 63 or text in RESERVED_NAMES or text.endswith(".git"):
         raise UsageError(f"{shown(text)} can't be the name of an app",
                          "use lower-case letters, digits and single . _ - between them, at most 63")
-    return text
-
-
-def parse_process_type(text: str) -> str:
-    """Accept the name of a process type."""
-    if not PROCESS_TYPE.fullmatch(text):
-        raise UsageError(f"{shown(text)} can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
     return text
 
 
@@ -430,13 +496,6 @@ def parse_domain(text: str) -> str:
     if not DOMAIN.fullmatch(domain) or len(domain) > 253:
         raise UsageError(f"{shown(text)} is not a domain", "give a name such as blog.example.com or *.example.com")
     return domain
-
-
-def parse_config_key(text: str) -> str:
-    """Accept the name of a config var, as a shell could export it."""
-    if not CONFIG_KEY.fullmatch(text):
-        raise UsageError(f"{shown(text)} can't be the name of a config var", "use letters, digits and _, no digit first")
-    return text
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -470,20 +529,6 @@ def parse_release_name(text: str) -> int:
     return int(digits)
 
 
-def parse_key_name(text: str) -> str:
-    """Accept the name under which a key is kept."""
-    if not KEY_NAME.fullmatch(text):
-        raise UsageError(f"{shown(text)} can't name a key", "use letters, digits and @ . _ + -, at most 64")
-    return text
-
-
-def parse_branch(text: str) -> str:
-    """Accept the name of a branch."""
-    if not BRANCH.fullmatch(text):
-        raise UsageError(f"{shown(text)} is not the name of a branch")
-    return text
-
-
 def parse_count(text: str) -> int:
     """Accept a whole number of zero or more."""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
@@ -498,45 +543,10 @@ def parse_size(text: str) -> str:
     return text.lower()
 
 
-def parse_seconds(text: str) -> str:
-    """Accept a duration as nginx writes it: 60s, 5m, 500ms, 60."""
-    if not re.fullmatch(r"[0-9]{1,9}(?:ms|[smhd])?", text):
-        raise UsageError(f"{shown(text)} is not a duration", "write for example  60s, 5m, 500ms")
-    return text
-
-
-def parse_path(text: str) -> str:
-    """Accept a path: no `..`, no blanks, nothing a shell or nginx would read as more than a path."""
-    if not re.fullmatch(r"[A-Za-z0-9._/@+-]{1,255}", text) or ".." in text.split("/"):
-        raise UsageError(f"{shown(text)} is not a path", "use letters, digits and . _ / @ + -, without ..")
-    return text
-
-
 def parse_line(text: str) -> str:
     """Accept one line of printable text."""
     if not text.isprintable() or len(text) > 1000:
         raise UsageError(f"{shown(text)} is not one line of text")
-    return text
-
-
-def parse_mail(text: str) -> str:
-    """Accept mail addresses, separated by commas."""
-    if not re.fullmatch(r"[A-Za-z0-9._+@,-]{1,200}", text):
-        raise UsageError(f"{shown(text)} is not a mail address")
-    return text
-
-
-def parse_label(text: str) -> str:
-    """Accept the name of a label."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", text):
-        raise UsageError(f"{shown(text)} can't be the name of a label")
-    return text
-
-
-def parse_tag(text: str) -> str:
-    """Accept a name for an image that is none of our own."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", text) or re.fullmatch(r"v[0-9]+|latest", text):
-        raise UsageError(f"{shown(text)} can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
     return text
 
 
@@ -592,20 +602,6 @@ def parse_upstream(text: str) -> str:
     return f"{parse_ip(address)}:{parse_port(port)}"
 
 
-def parse_nginx_word(text: str) -> str:
-    """Accept a name in nginx's configuration."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
-        raise UsageError(f"{shown(text)} can't be a name in nginx's configuration")
-    return text
-
-
-def parse_nginx_variable(text: str) -> str:
-    """Accept a word or variables of nginx, such as $remote_addr or $proxy_add_x_forwarded_for."""
-    if not re.fullmatch(r"[A-Za-z0-9_.:-]*(?:\$[a-z0-9_]+[A-Za-z0-9_.:-]*)*", text) or len(text) > 200:
-        raise UsageError(f"{shown(text)} can't be the value of a header", "write a word or a variable of nginx, such as $remote_addr")
-    return text
-
-
 def parse_buffers(text: str) -> str:
     """Accept the number and size of buffers as nginx writes them: 8 16k."""
     count, _, size = text.partition(" ")
@@ -619,29 +615,12 @@ def parse_log_path(text: str) -> str:
     return text
 
 
-def one_of(*words: str) -> Callable[[str], str]:
-    """Give a parser that accepts these words only."""
-    def parse_word(text: str) -> str:
-        """Accept one of a few words."""
-        if text not in words:
-            raise UsageError(f"{shown(text)} is not possible here", f"one of: {', '.join(words)}")
-        return text
-    return parse_word
-
-
 def parse_switch(text: str) -> str:
     """Accept on or off, true or false."""
     word = {"on": "true", "true": "true", "yes": "true", "off": "false", "false": "false", "no": "false"}.get(text.lower())
     if not word:
         raise UsageError(f"{shown(text)} is neither true nor false")
     return word
-
-
-def parse_restart_policy(text: str) -> str:
-    """Accept a restart policy as Docker names them."""
-    if not re.fullmatch(r"no|always|unless-stopped|on-failure(?::[0-9]{1,4})?", text):
-        raise UsageError(f"{shown(text)} is not a restart policy", "one of: no, always, unless-stopped, on-failure[:N]")
-    return text
 
 
 PHASES = ("build", "deploy", "run")
@@ -893,18 +872,7 @@ CONFIG_STYLES: dict[str, Callable[[Mapping[str, str]], str]] = {
 }
 
 
-def parse_config_style(text: str) -> str:
-    """Accept the name of a form in which config vars are printed."""
-    if text not in CONFIG_STYLES and text != "pretty":
-        raise UsageError(f"{shown(text)} is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
-    return text
-
-
-def parse_import_style(text: str) -> str:
-    """Accept the name of a form in which config vars are read."""
-    if text not in ("envfile", "json"):
-        raise UsageError(f"{shown(text)} is not a format", "one of: envfile, json")
-    return text
+parse_config_style = matching("|".join([*CONFIG_STYLES, "pretty"]), "is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
 
 
 def parse_config_file(text: str, style: str) -> dict[str, str]:
@@ -1602,6 +1570,21 @@ def read_docker_options(app: str) -> list[tuple[str, str]]:
     return [(phase, option) for phase, option in rows]
 
 
+def storage_folder(source: str = "") -> Path:
+    """Locate a folder of data/storage, or the record of an entry beside it; a path elsewhere on the host stays what it is."""
+    return ROOT / "data" / "storage" / source
+
+
+def read_mounts(path: Path) -> list[Mount]:
+    """Read mounts, one a line: MOUNTS of an app, or NAME.entry, which says what folders an entry has and where they are seen when nobody says otherwise."""
+    return [Mount(*line.split()) for line in read_lines(path)]
+
+
+def mounts_of(app: str) -> list[Mount]:
+    """Read which folders an app's containers see; the server itself has none."""
+    return read_mounts(app_folder(app) / "MOUNTS")
+
+
 def is_stopped(app: str) -> bool:
     """Say whether `ps:stop` stopped the app."""
     return (app_folder(app) / "STOPPED").exists()
@@ -1676,7 +1659,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("app-json", "appjson-path", "app.json", parse_path, "where app.json stands in the tree"),
     Property("apps", "disable-autocreation", "false", parse_switch, "a push does not make an app that does not exist", "admin"),
     Property("builder", "build-dir", "", parse_path, "the folder of the tree that is built; empty: all of it"),
-    Property("builder", "selected", "", one_of("dockerfile"), "the builder to use; empty: what the tree asks for"),
+    Property("builder", "selected", "", one_of(*"dockerfile go java node php procfile python ruby static".split()), "how to build; empty: as the tree shows"),
     Property("builder", "skip-cleanup", "false", parse_switch, "keep every image of the app instead of the last few"),
     Property("builder-dockerfile", "dockerfile-path", "Dockerfile", parse_path, "where the Dockerfile stands in the built folder"),
     Property("builds", "retention", "50", parse_count, "how many releases stay on record"),
@@ -1694,16 +1677,17 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("git", "keep-git-dir", "false", parse_switch, "leave the folder .git in the tree that is built"),
     Property("git", "rev-env-var", "GIT_REV", parse_config_key, "the variable that holds the commit"),
     Property("git", "source-image", "", parse_line, "the image the app is made of instead of a build"),
+    Property("images", "source", "auto", one_of("auto", "hub", "debian"), "where the images of languages come from; auto: Docker Hub, else this host's packages", "admin"),
     Property("letsencrypt", "dns-provider", "", parse_line, "lego's name of the DNS provider, for wildcards"),
     Property("letsencrypt", "email", "", parse_line, "whom the authority may write to"),
     Property("letsencrypt", "graceperiod", "2592000", parse_count, "seconds before the end of a certificate at which it is renewed"),
     Property("letsencrypt", "server", "default", parse_line, "the authority: default, staging or a directory URL"),
     Property("logs", "app-label-alias", "", parse_label, "one more label that carries the app's name, for log shippers"),
     Property("logs", "max-size", "10m", parse_size, "the size at which a container's log starts anew"),
-    Property("network", "attach-post-create", "", parse_line, "networks a container joins before it starts"),
-    Property("network", "attach-post-deploy", "", parse_line, "networks a container joins once it serves"),
+    Property("network", "attach-post-create", "", parse_networks, "networks a container joins before it starts"),
+    Property("network", "attach-post-deploy", "", parse_networks, "networks a container joins once it serves"),
     Property("network", "bind-all-interfaces", "false", parse_switch, "publish the ports of an app without nginx on every address, past the host's firewall", "admin"),
-    Property("network", "initial-network", "", parse_line, "the network a container starts in"),
+    Property("network", "initial-network", "", parse_network, "the network a container starts in"),
     Property("network", "static-web-listener", "", parse_upstream, "an address:port that nginx forwards to instead of the app's processes"),
     Property("network", "tld", "", parse_domain, "the ending of the names by which processes find each other"),
     Property("nginx", "access-log-format", "", parse_nginx_word, "the name of a log_format; empty: nginx's own"),
@@ -1747,11 +1731,11 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("ps", "restore", "true", parse_switch, "start the app when the server starts"),
     Property("ps", "start-cmd", "", parse_line, "the command of web when no Procfile names one"),
     Property("ps", "stop-timeout-seconds", "30", parse_count, "seconds between SIGTERM and SIGKILL"),
-    Property("registry", "image-repo", "", parse_line, "the name under which the app's images are pushed"),
-    Property("registry", "image-repo-template", "", parse_line, "that name for every app, with {{ .AppName }} in it", "admin"),
-    Property("registry", "push-extra-tags", "", parse_line, "more tags to push, separated by commas"),
+    Property("registry", "image-repo", "", parse_image_repo, "the name under which the app's images are pushed"),
+    Property("registry", "image-repo-template", "", parse_repo_template, "that name for every app, with {{ .AppName }} in it", "admin"),
+    Property("registry", "push-extra-tags", "", parse_extra_tags, "more tags to push, separated by commas"),
     Property("registry", "push-on-release", "false", parse_switch, "push each release's image"),
-    Property("registry", "server", "", parse_line, "the registry to push to"),
+    Property("registry", "server", "docker.io", parse_registry, "the registry to push to"),
     Property("scheduler", "selected", "docker-local", one_of("docker-local"), "where processes run"),
     Property("scheduler", "shell", "/bin/sh", parse_path, "the shell that runs the lines of a Procfile, in the container"),
     Property("scheduler-docker-local", "init-process", "true", parse_switch, "run a small init as process 1 that reaps children"),
@@ -1768,6 +1752,14 @@ def property_of(app: str, noun: str, key: str) -> str:
     """Give the value that takes effect: the app's, else the server's, else the default."""
     own = read_text(property_file(app, noun, key)).strip()
     return own or read_text(property_file("--global", noun, key)).strip() or PROPERTIES[noun, key].default
+
+
+NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
+
+
+def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
+    """List the networks that an app's containers are in beside the product's own."""
+    return [name for name in dict.fromkeys(" ".join(property_of(app, "network", key) for key in keys).split()) if name != NETWORK]
 
 
 def property_rows(app: str, noun: str) -> dict[str, str]:
@@ -1824,7 +1816,7 @@ def git_environment(*, quarantine: bool = False) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items()
             if not name.startswith("GIT_") or (quarantine and name in GIT_ENVIRONMENT_KEPT)}
-    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", **FLUSHED}
 
 
 def ensure_repository(app: str) -> Path:
@@ -1854,11 +1846,15 @@ def checkout(app: str, commit: str) -> Iterator[Path]:
         environment = {**git_environment(quarantine=True), "GIT_INDEX_FILE": str(folder / "index")}
         command = ["git", f"--git-dir={repository_of(app)}", f"--work-tree={tree}"]
         run([*command, "checkout", "--force", "--quiet", commit, "--", "."], env=environment, cwd=tree)
-        fetch_submodules(tree, output_of([*command, "ls-tree", "-r", "-z", "--full-tree", commit], env=environment))
+        fetch_submodules(app, tree, output_of([*command, "ls-tree", "-r", "-z", "--full-tree", commit], env=environment))
+        if property_of(app, "git", "keep-git-dir") == "true":  # packed, since nothing can be cloned out of quarantine
+            run(["git", "init", "--quiet", "--initial-branch=main", str(tree)], env=git_environment())
+            run([*command[:2], "pack-objects", "--quiet", "--revs", f"{tree}/.git/objects/pack/pack"], stdin=f"{commit}\n", env=environment)
+            run(["git", "-C", str(tree), "reset", "--quiet", commit], env=git_environment())
         yield tree
 
 
-def fetch_submodules(tree: Path, listing: str) -> None:
+def fetch_submodules(app: str, tree: Path, listing: str) -> None:
     """Fetch the submodules that a tree names, and theirs. `listing` is what `git ls-tree -r -z` printed."""
     wanted = {path: meta.split()[2] for meta, _, path in (entry.partition("\t") for entry in listing.split("\0")) if meta.startswith("160000")}
     if not wanted:
@@ -1868,21 +1864,46 @@ def fetch_submodules(tree: Path, listing: str) -> None:
     pairs = dict(entry.partition("\n")[::2] for entry in settings.split("\0") if entry)
     urls = {path: pairs.get(key.removesuffix(".path") + ".url", "") for key, path in pairs.items() if key.endswith(".path")}
     for path, commit in wanted.items():
-        fetch_submodule(tree / path, urls.get(path, ""), commit, path)
+        fetch_submodule(app, tree / path, urls.get(path, ""), commit, path)
 
 
-def fetch_submodule(folder: Path, url: str, commit: str, path: str) -> None:
+def fetch_submodule(app: str, folder: Path, url: str, commit: str, path: str) -> None:
     """Fetch one submodule at its recorded commit, by the protocols we allow only."""
     if not url or url.startswith(("-", ".", "/")):
         raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
                          "give .gitmodules a full https or ssh address")
     detail(f"Fetching submodule {path}")
     environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS}
-    run(["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)], env=environment)
+    fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
     run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
     listing = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
     remove_folder(folder / ".git")
-    fetch_submodules(folder, listing)
+    fetch_submodules(app, folder, listing)
+
+
+def ssh_key_file(app: str) -> Path:
+    """Locate the private ssh key of an app, which may have one, or of the server for `--global`."""
+    return ROOT / ".ssh" / "id_ed25519" if app == "--global" else app_folder(app) / "ssh_key"
+
+
+def fetch(app: str, url: str, argv: Sequence[str]) -> None:
+    """Run what fetches from another server, with our netrc and the app's own ssh key, or else the server's. Nobody is asked anything."""
+    own = ["-o", "IdentitiesOnly=yes", "-i", str(ssh_key_file(app))] if ssh_key_file(app).exists() else []
+    environment = {**git_environment(), "HOME": str(ROOT), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS,
+                   "GIT_SSH_COMMAND": shlex.join(["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", *own])}
+    try:
+        run(argv, env=environment, timeout=FETCH_SECONDS)
+    except ToolFailed as error:
+        why = " / ".join(line for line in error.output.splitlines() if line)[:300] or "it is too large"
+        raise DokkuError(f"{url} can't be fetched: {why}", "what is private needs git:auth, or git:allow-host and a key (git:public-key)") from None
+
+
+def commit_archive(app: str, path: Path, message: str, author: Sequence[str], strip: bool) -> str:
+    """Make a commit of what an archive holds, on top of the deploy branch; `strip` leaves out the one folder that holds all of it."""
+    limits = [property_of(app, "git", f"archive-max-{what}") for what in ("files", "size")]
+    pipe([str(TEMPLATES / "archive" / "read-archive"), str(path), message, *author, ref_of(app, "HEAD"), "strip" if strip else "", *limits],
+         ["git", f"--git-dir={repository_of(app)}", "-c", "core.fsync=committed,reference", "fast-import", "--quiet", "--force", "--date-format=now"])
+    return ref_of(app, "INCOMING_HEAD")
 
 
 def begin_push(app: str) -> int:
@@ -1961,8 +1982,8 @@ def make_network(text: str) -> str:
     return text
 
 
-def free_subnet() -> str:
-    """Find a subnet that neither a route of this host nor a network of Docker uses."""
+def free_subnet(prefix: int = 16) -> str:
+    """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
     import ipaddress
     words = output_of(["ip", "-4", "route"], check=False).split()
     pools = [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
@@ -1970,8 +1991,48 @@ def free_subnet() -> str:
     for word in [*words, *pools]:
         with contextlib.suppress(ValueError):
             used.append(ipaddress.ip_network(word, strict=False))
-    free = (text for text in SUBNETS if not any(net.version == 4 and net.overlaps(ipaddress.ip_network(text)) for net in used))
-    return next(free, SUBNETS[0])
+    subnets = (subnet for text in SUBNETS for subnet in ipaddress.ip_network(text).subnets(new_prefix=prefix))
+    return next((str(subnet) for subnet in subnets if not any(net.version == 4 and net.overlaps(subnet) for net in used)), SUBNETS[0])
+
+
+def shared_networks() -> list[str]:
+    """List the networks on record: those that network:create made."""
+    return sorted(path.name for path in (ROOT / "networks").glob("*"))
+
+
+def ensure_shared_network(name: str) -> None:
+    """Make a network that is on record and that Docker has not, on a subnet of our own choice: Docker's own pools end at about 30 networks."""
+    types = importlib.import_module("docker").types
+    with server_lock("network"), engine_errors(f"The network {name} can't be made"):
+        if name in shared_networks() and name not in [row["Name"] for row in engine().networks()]:
+            ipam = types.IPAMConfig(pool_configs=[types.IPAMPool(subnet=free_subnet(22))])
+            engine().create_network(name, driver="bridge", labels=OURS, ipam=ipam)
+
+
+def require_network(name: str) -> dict[str, Any]:
+    """Give what Docker knows of a network. Raises NotFound, in the words that clients look for."""
+    ensure_shared_network(name)
+    if row := next((row for row in engine().networks() if row["Name"] == name), None):
+        return row
+    raise NotFound("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
+
+
+def join_networks(identity: str, app: str, dyno: str, names: Iterable[str]) -> None:
+    """Connect a container to networks, in which others find it as APP.TYPE with the app's tld behind."""
+    alias = ".".join(filter(None, (app, dyno.rpartition(".")[0], property_of(app, "network", "tld"))))
+    for name in names:
+        require_network(name)  # a container that is not started yet may be connected to one that is not there
+        with engine_errors(f"{dyno} of {app} can't join the network {name}"):
+            engine().connect_container_to_network(identity, name, aliases=[alias])
+
+
+@contextlib.contextmanager
+def logins_of(app: str) -> Iterator[dict[str, str]]:
+    """Give the environment in which docker knows the logins of an app, and below them the server's; gone afterwards."""
+    server, own = (read_json(path / "config.json") for path in (ROOT / ".docker", app_folder(app) / "docker"))
+    with scratch_folder(app_folder(app), "tree.") as folder:
+        write_text(folder / "config.json", json.dumps({**server, "auths": {**server.get("auths", {}), **own.get("auths", {})}}), secret=True)
+        yield {**build_environment(), "DOCKER_CONFIG": str(folder)}
 
 
 OURS = {"com.dokku.managed-by": "dokku_py"}
@@ -2001,7 +2062,8 @@ def as_container(row: Mapping[str, Any]) -> Container:
     return Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), app=labels.get("com.dokku.app-name", ""),
                      dyno=labels.get("com.dokku.dyno", ""), incarnation=labels.get("com.dokku.incarnation", ""), state=row["State"],
                      running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""),
-                     published=labels.get("com.dokku.published", ""), holds_ports=any("PublicPort" in port for port in row["Ports"]))
+                     published=labels.get("com.dokku.published", ""), holds_ports=any("PublicPort" in port for port in row["Ports"]),
+                     networks=tuple(row["NetworkSettings"]["Networks"]))
 
 
 def process_environment(release: Release, config: Mapping[str, str], dyno: str) -> dict[str, str]:
@@ -2035,18 +2097,23 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
                      kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
                      published: Sequence[str] = (), **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
-    client = engine()
-    words = [*docker_options_of(release.app, "run" if kind in ("run", "cron") else "deploy", dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
+    client, phase = engine(), "run" if kind in ("run", "cron") else "deploy"
+    words = [*docker_options_of(release.app, phase, dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
                                             **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
+    bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
+             for row in mounts_of(release.app) if phase in row.phases]  # one that is missing is an error: Docker makes none
+    host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
     endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
     environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
-        return client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation}")["Id"]
+        identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation}")["Id"]
+    join_networks(identity, release.app, dyno, networks_of(release.app, NETWORK_KEYS[:2] if kind == "deploy" else NETWORK_KEYS))
+    return identity
 
 
 def start_container(identity: str) -> None:
@@ -2163,16 +2230,17 @@ def tag_image(release: Release, tag: str) -> None:
 
 def tag_as(identity: str, reference: str) -> None:
     """Give an image one more name."""
-    name, _, tag = reference.partition(":")
-    engine().tag(identity, name, tag)
+    name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
+    with engine_errors(f"{reference} can't be the name of an image"):
+        engine().tag(identity, name, tag)
 
 
 def pull_image(reference: str) -> bool:
     """Pull an image; say whether a registry gave it."""
     docker = importlib.import_module("docker")
-    name, _, tag = reference.partition(":")
+    name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
     with contextlib.suppress(docker.errors.APIError):
-        engine().pull(name, tag=tag or "latest")
+        engine().pull(name, tag=tag)
     return bool(inspect_image(reference))
 
 
@@ -2215,9 +2283,9 @@ def build_environment() -> dict[str, str]:
 
 def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
     """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
-    with scratch_folder(app_folder(app), "tree.") as folder:
+    with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
         argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
-        stream(argv, env=build_environment())
+        stream(argv, env=environment)
         return read_text(folder / "id").strip()
 
 
@@ -2543,6 +2611,61 @@ def start_missing(release: Release) -> list[Container]:
 # 12 Builders: a tree becomes an image
 # ---------------------------------------------------------------------------------------------------------------------
 
+class Language(NamedTuple):
+    """A language: files that show it, the first found also says how dependencies are installed; its usual version, and where a tree names another;
+    what web runs without a Procfile: what that is called, the files and what in them show it, the dependency it needs, the command."""
+
+    title: str
+    marks: tuple[str, ...]
+    version: str
+    versions: tuple[tuple[str, str], ...]
+    serving: tuple[tuple[str, str, str, str, str], ...]
+
+
+IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image made of this host's packages says its version
+    "go": ("golang:{}", "go version"), "java": ("maven:3-eclipse-temurin-{}", "java --version"), "java-run": ("eclipse-temurin:{}-jre", "java --version"),
+    "nginx": ("nginx:stable", "nginx -v"), "node": ("node:{}-slim", "node --version"), "php": ("php:{}-apache", "php --version"),
+    "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
+}
+LANGUAGES = {  # in the order in which they are looked for; each has a template of its name in templates/build
+    "ruby": Language("Ruby", ("Gemfile.lock", "Gemfile"), "3.3", ((".ruby-version", "^[^#].*"), ("Gemfile", r"""^\s*ruby\s+['"]([^'"]+)""")), (
+        ("Puma", "config/puma.rb", "", "puma", "exec bundle exec puma -C config/puma.rb"),
+        ("Rails", "bin/rails", "", "rails", "exec bin/rails server -b 0.0.0.0 -p $PORT"),
+        ("Rack", "config.ru", "", "", "exec bundle exec rackup --host 0.0.0.0 --port $PORT"))),
+    "python": Language("Python", ("uv.lock", "poetry.lock", "Pipfile.lock", "requirements.txt", "Pipfile", "pyproject.toml", "setup.py"), "3.12", (
+        (".python-version", "^[^#].*"), ("runtime.txt", r"python-(\S+)"), ("Pipfile", r'^python_(?:full_)?version\s*=\s*"([^"]+)'),
+        ("pyproject.toml", r'^(?:requires-)?python\s*=\s*"([^"]+)')), (
+        ("Django", "*/wsgi.py", "get_wsgi_application", "gunicorn", "exec gunicorn {module}:application --bind 0.0.0.0:$PORT"),
+        ("Django", "manage.py", "django", "", "exec python manage.py runserver --noreload 0.0.0.0:$PORT"),
+        ("Flask", "*.py", r"^(\w+) *=.*\bFlask\(", "gunicorn", "exec gunicorn {module}:{said} --bind 0.0.0.0:$PORT"),
+        ("Flask", "*.py", r"^def (create_app)\(\)", "gunicorn", "exec gunicorn '{module}:{said}()' --bind 0.0.0.0:$PORT"),
+        ("Flask", "*.py", r"\bFlask\(", "", "exec flask --app {module} run --host 0.0.0.0 --port $PORT"),
+        ("FastAPI", "*.py", r"^(\w+) *=.*\b(?:FastAPI|Starlette)\(", "", "exec uvicorn {module}:{said} --host 0.0.0.0 --port $PORT"),
+        *(("a program", file, "", "", f"exec python {file}") for file in ("app.py", "main.py")))),
+    "php": Language("PHP", ("composer.lock", "composer.json", "index.php"), "8.3", (("composer.json", ".require.php"),), tuple(
+        ("PHP", f"{folder}index.php", "", "", f"exec heroku-php-apache2 {folder}".rstrip()) for folder in ("public/", "web/", ""))),
+    "go": Language("Go", ("go.mod",), "1.24", (("go.mod", r"^go (\S+)"),), (("Go", "go.mod", "", "", "exec bin/web"),)),
+    "java": Language("Java", ("gradlew", "mvnw", "pom.xml"), "21", (
+        ("system.properties", r"^java\.runtime\.version\s*=\s*(?:1\.)?(\S+)"), ("pom.xml", r"<(?:maven\.compiler\.\w+|java\.version)>\s*(?:1\.)?(\d+)")), tuple(
+        ("Java", file, "", "", "exec java $JAVA_OPTS -Dserver.port=$PORT -jar app.jar") for file in ("pom.xml", "gradlew"))),
+    "node": Language("Node", ("pnpm-lock.yaml", "yarn.lock", "package-lock.json", "npm-shrinkwrap.json", "package.json"), "22", (
+        ("package.json", ".engines.node"), (".nvmrc", "^.+"), (".node-version", "^.+")), (
+        ("npm start", "package.json", ".scripts.start", "", "exec npm start"),
+        *(("Node", file, "", "", f"exec node {file}") for file in ("bin/www", "server.js", "app.js")),
+        ("a site that is built", "package.json", ".scripts.build", "", "exec serve-static"), ("Node", "index.js", "", "", "exec node index.js"))),
+    "static": Language("static files", (".static", "index.html"), "stable", (), tuple(("nginx", file, "", "", "exec serve-static") for file in (".static", "index.html"))),
+    "procfile": Language("its Procfile alone", ("Procfile",), "", (), ()),
+}
+SECRETS = (("ca", "/etc/ssl/certs/ca-certificates.crt"), ("java", "/etc/ssl/certs/java/cacerts"), ("uv", "/etc/uv/uv.toml"), ("pip", "/etc/pip.conf"),
+           ("pip", "~/.config/pip/pip.conf"), ("npm", "/etc/npmrc"), ("npm", "~/.npmrc"))  # settings of this host that builds may use; of two the later
+
+
+def likely_cause(output: str) -> str:
+    """Say what most likely made a build or a process fail; nothing when it looks like none of the common failures."""
+    rows = (line.split("\t") for line in read_lines(TEMPLATES / "build/causes.tsv"))
+    return next((f"likely cause: {cause}" for pattern, cause in rows if re.search(pattern, output)), "")
+
+
 def own_base_images() -> tuple[str, str]:
     """Name the base images that this host can make from its own package sources: its release, and -slim."""
     facts = parse_environment(read_text(Path("/etc/os-release")))
@@ -2563,7 +2686,7 @@ def make_base_image(anew: bool = False) -> None:
     """
     full, slim = own_base_images()
     with server_lock("images"):
-        if not anew and all(inspect_image(name) or pull_image(name) for name in (full, slim)):
+        if not anew and all(inspect_image(name) or (property_of("--global", "images", "source") != "debian" and pull_image(name)) for name in (full, slim)):
             return None
         step(f"Building {full} from this host's package sources")
         label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
@@ -2572,37 +2695,177 @@ def make_base_image(anew: bool = False) -> None:
     return None
 
 
+def own_image(name: str) -> str:
+    """Give the newest image that was made of this host's packages for a row of IMAGES, or `debian`; its tag is its version. Nothing when there is none."""
+    if name == "debian":
+        return own_base_images()[1]
+    found = sorted(engine().images(name=f"dokku-images/{name}"), key=lambda row: row["Created"])
+    return found[-1]["RepoTags"][0] if found else ""
+
+
+def make_image(name: str, anew: bool = False) -> str:
+    """Make an image of this host's packages for a row of IMAGES; one that is there is taken, unless `anew`. Give its name."""
+    make_base_image(anew and name == "debian")
+    with server_lock(f"image.{name}"):
+        if name != "debian" and (anew or not own_image(name)):
+            step(f"Building an image for {name} from this host's package sources")
+            options = [*lent_settings(), *(f"--label={key}={value}" for key, value in OURS.items()), *(["--no-cache"] if anew else [])]
+            stream([docker_command(), "build", *options, f"--build-arg=BASE={own_base_images()[1]}", f"--tag={name}-new", "--", str(TEMPLATES / "images" / name)],
+                   env=build_environment())
+            said = output_of([docker_command(), "run", "--rm", "--network=none", "--entrypoint=", f"{name}-new", "sh", "-c", f"{IMAGES[name][1]} 2>&1"])
+            tag_as(f"{name}-new", f"dokku-images/{name}:{re.findall(r'[0-9.]*[0-9]', said)[0]}")
+            untag_image(f"{name}-new")
+    return own_image(name)
+
+
+def image_for(name: str, version: str) -> str:
+    """Give the image that a template stands on: found here, else pulled, else made of this host's packages, which is said. Raises DokkuError."""
+    if name == "debian":
+        return make_image(name)
+    wanted, source = IMAGES[name][0].format(version), property_of("--global", "images", "source")
+    own = own_image(name) if source == "auto" and not inspect_image(wanted) else ""  # so that a registry is asked once, not by each push
+    if source != "debian" and not own and (inspect_image(wanted) or pull_image(wanted)):
+        return wanted
+    if source == "hub":
+        raise DokkuError(f"{wanted} is neither here nor to be pulled", "is there such a version? dokku images:set source auto   lets this host's packages stand in")
+    own = own or make_image(name)
+    if not f"{own.rpartition(':')[2]}.".startswith(f"{version}."):
+        detail(f"{own}, of this host's packages, stands in for {wanted}")
+    return own
+
+
+def files_image() -> str:
+    """Give the image that holds the programs which templates copy; each version of this product has its own."""
+    name, folder = f"dokku-images/files:{LIBRARY.name}", TEMPLATES / "build/files"
+    if not inspect_image(name):
+        output_of([docker_command(), "build", f"--tag={name}", f"--file={folder.parent / 'files.Dockerfile'}", "--", str(folder)], env=build_environment())
+    return name
+
+
+def lent_settings(secrets: bool = True) -> list[str]:
+    """Give the options that lend a build this host's proxy, and its trust and registries as secrets: none of it stays in the image."""
+    files = {name: path for name, place in SECRETS if secrets and os.access(path := os.path.expanduser(place), os.R_OK)}
+    return [*(f"--build-arg={name}" for name in build_environment() if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")),
+            *(f"--secret=id={name},src={path}" for name, path in files.items())]
+
+
+def peek(tree: Path, name: str) -> str:
+    """Read a text file of a pushed tree, its first MiB when it is larger; nothing where there is none or a link leads out of the tree."""
+    path = tree / name
+    if not path.is_file() or not path.resolve().is_relative_to(tree.resolve()):
+        return ""
+    return path.open(errors="replace").read(2**20)
+
+
+def look_up(tree: Path, name: str, pattern: str) -> str:
+    """Find what a file of a tree says: `.a.b` is a member of its JSON, anything else what a pattern captures; nothing where it says nothing."""
+    text = peek(tree, name)
+    if not pattern.startswith("."):
+        found = re.search(pattern, text, re.M)
+        return found[found.lastindex or 0] if found else ""
+    value: Any = functools.reduce(lambda part, key: part.get(key) if isinstance(part, dict) else None, pattern[1:].split("."), parse_json_object(text or "{}", name))
+    return value if isinstance(value, str) else json.dumps(value) if value else ""
+
+
+def version_of(language: Language, tree: Path) -> tuple[str, str]:
+    """Give the version that a tree asks for and the file that says so; where it sets a bound only, the usual one when that is higher."""
+    for name, pattern in language.versions:
+        if found := re.search(r"([<>]?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern)):
+            wanted = found[2].split(".")[:language.version.count(".") + 1]
+            lower = found[1] and [int(part) for part in wanted] < [int(part) for part in language.version.split(".")]
+            return language.version if lower else ".".join(wanted), name
+    return language.version, ""
+
+
+def files_like(tree: Path, pattern: str) -> list[str]:
+    """List the files of a tree that have such a name, the first hundred whose names are plain words."""
+    return sorted(name for path in tree.glob(pattern) if path.is_file() and re.fullmatch(r"[\w./-]+", name := str(path.relative_to(tree)), re.ASCII))[:100]
+
+
+def default_web(language: Language, mark: str, tree: Path) -> tuple[str, str]:
+    """Find what web runs in a tree whose Procfile does not say: the command, and what it was taken for."""
+    for title, pattern, says, needs, command in language.serving:
+        for name in files_like(tree, pattern) if not needs or look_up(tree, mark, rf"(?i)\b{needs}\b") else ():
+            said = look_up(tree, name, says)
+            if said or not says:
+                return command.format(module=name.removesuffix(".py").replace("/", "."), said=said), f"{title}, {name}"
+    return "", ""
+
+
+def language_of(release: Release, tree: Path) -> tuple[str, str]:
+    """Choose how a tree is built: the name of a language and the file that shows it; no name for a Dockerfile. Raises DokkuError."""
+    chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
+    if chosen in ("", "dockerfile") and peek(tree, dockerfile):
+        return "", dockerfile
+    marks = [(name, mark) for name, row in LANGUAGES.items() if chosen in ("", name) for mark in row.marks]
+    if row := next((row for row in marks if (tree / row[1]).is_file()), None):
+        return row
+    raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
+                     f"add one of: {' '.join(mark for _, mark in [('', dockerfile), *marks])}  (or dokku builder-dockerfile:set {release.app} dockerfile-path ...)")
+
+
+def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Release, str]:
+    """Write the Dockerfile of a tree that has none; give the release, whose web process is found too, and the text. Says what was chosen, and how to change it."""
+    app, language = release.app, LANGUAGES[name]
+    (version, where), (web, taken_for) = version_of(language, tree), default_web(language, mark, tree)
+    step(f"Building {app} {release.name}: {language.title} ({mark}); another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(LANGUAGES)}")
+    if language.versions:
+        detail(f"version {version}{f' of {where}' if where else ''}; another: {' '.join(dict.fromkeys(file for file, _ in language.versions))}")
+    own = release.procfile.get("web") or property_of(app, "ps", "start-cmd")
+    if not own and not web and scale_of(app, release)["web"]:
+        raise DokkuError(f"There is no web process: no Procfile names one, and nothing that starts one was found for {language.title}",
+                         f"add a Procfile with a line such as  web: ./server --port $PORT  (or, for workers only: dokku ps:scale {app} web=0)")
+    if not own and web:
+        detail(f"web: {web}   ({taken_for}); a Procfile changes it")
+        release = release._replace(procfile={**release.procfile, "web": web})
+    # A template asks; it never gets a text of the tree, so none can get into a Dockerfile.
+    return release, render(f"build/{name}.Dockerfile.j2", mark=mark, image=functools.cache(lambda row: image_for(row, version)), files=files_image(),
+                           says=lambda file, pattern: any(look_up(tree, found, pattern) for found in files_like(tree, file)),
+                           static=web == "exec serve-static" and not own, collects="DISABLE_COLLECTSTATIC" not in merged_config(app),
+                           apt=[word for word in peek(tree, "Aptfile").split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", word)],
+                           cache=f"{app}-{read_text(app_folder(app) / 'CREATED').strip()}-{read_text(app_folder(app) / 'CACHE').strip()}")
+
+
 def build_folder(app: str, tree: Path) -> Path:
     """Choose the folder of the tree that is built: all of it, or the one that builder build-dir names."""
-    folder = (tree / property_of(app, "builder", "build-dir")).resolve()
-    if not folder.is_dir() or not folder.is_relative_to(tree.resolve()):
+    folder = tree / property_of(app, "builder", "build-dir")
+    if not folder.is_dir() or not folder.resolve().is_relative_to(tree.resolve()):
         raise DokkuError(f"There is no folder {property_of(app, 'builder', 'build-dir')} in the tree", f"dokku builder:set {app} build-dir   sets it back")
-    return folder
+    return folder.resolve()
+
+
+def explained(app: str, tree: Path, options: Sequence[str]) -> str:
+    """Build a tree; give the image's id. When it fails, its last words are said again at the end, with what most likely is wrong. Raises DokkuError."""
+    try:
+        return build_with_dockerfile(app, tree, options)
+    except ToolFailed as error:
+        lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
+        raise DokkuError("\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])]), likely_cause(error.output)) from None
 
 
 def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
-    """Build a tree, without any cache when `anew`; give the release with its image and the port that the image exposes."""
-    name = property_of(release.app, "builder-dockerfile", "dockerfile-path")
-    if not (tree / name).is_file() or not (tree / name).resolve().is_relative_to(tree.resolve()):
-        raise DokkuError(f"There is no {name} in the tree", f"add one and push again, or say where it is: dokku builder-dockerfile:set {release.app} dockerfile-path ...")
-    purged = app_folder(release.app) / "PURGED"
-    options = [*docker_options_of(release.app, "build"), *(["--no-cache"] if anew or purged.exists() else []), "--file", str(tree / name)]
-    with build_slot():
+    """Build a tree by its Dockerfile or by the template of its language, without any cache when `anew`; give the release with its image and its port."""
+    purged, (language, mark) = app_folder(release.app) / "PURGED", language_of(release, tree)
+    secret = ["--secret", f"id=ssh_key,src={ssh_key_file(release.app)}"] if ssh_key_file(release.app).exists() else []
+    options = [*docker_options_of(release.app, "build"), *secret, *(["--no-cache"] if anew or purged.exists() else []), *lent_settings(bool(language))]
+    with scratch_folder(app_folder(release.app), "tree.") as beside, build_slot():
         require_disk()
-        ensure_base_images(read_tree_file(tree, name))
-        image = build_with_dockerfile(release.app, tree, options)
+        if language:
+            release, text = plan_build(release, tree, language, mark)
+            write_text(beside / "Dockerfile", text)
+        else:
+            step(f"Building {release.app} {release.name} from its Dockerfile")
+            ensure_base_images(read_tree_file(tree, mark))
+        image = explained(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
     remove_file(purged)
-    return release._replace(image=image, port=exposed_port(inspect_image(image)))
+    return release._replace(image=image, port=DEFAULT_PORT if language else exposed_port(inspect_image(image)))
 
 
 def read_tree_file(tree: Path, name: str) -> str:
     """Read a small text file of a pushed tree; links are not followed out of the tree."""
-    path = tree / name
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(tree)) or path.is_symlink() or not path.is_file():
-        return ""
-    if path.stat().st_size > 2**20:
+    if (text := peek(tree, name)) and (tree / name).stat().st_size > 2**20:
         raise DokkuError(f"{name} is larger than 1 MiB", "that file holds settings only")
-    return path.read_text(errors="replace")
+    return text
 
 
 def read_tree(release: Release, tree: Path) -> Release:
@@ -2702,7 +2965,7 @@ def wait_for_check(release: Release, container: Container, check: Check) -> None
     while True:
         time.sleep(check.uptime)
         if trouble := process_trouble(container):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}")
+            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
         wrong, answered = ask_once(container, port, check)
         if not wrong:
             return
@@ -2732,7 +2995,6 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         with checkout(app, commit) as tree:
             folder = build_folder(app, tree)
             release = read_tree(release, folder)
-            step(f"Building {app} {release.name} from its Dockerfile")
             release = run_predeploy(build_image(release, folder, anew))
         write_release(release, merged_config(app))
         tag_image(release, release.name)
@@ -2761,7 +3023,7 @@ def tell_of_rollback(app: str) -> None:
         status, record = read_text(release_folder(app, number) / "STATUS").strip(), read_release(app, number)
         if status.startswith("rolled back"):
             return warn(f"v{number} was {status}; dokku logs:failed {app}   shows its last words")
-        if record and record.reason == "push" and not status:
+        if record and record.reason.startswith(("push", "git:")) and not status:
             return None
     return None
 
@@ -2863,8 +3125,43 @@ def switch_to(release: Release) -> None:
         retire(release, workers, begin_probation(release, previous))
         render_crontab()
         keep_images(release.app)
+        agree_networks(release.app)
+        if not previous or previous.number != release.number:
+            push_release(release)
     except DokkuError as error:  # it is live: what is left to tidy must not say that it failed
         complain(error)
+
+
+def network_changes(app: str) -> list[tuple[Container, str, bool]]:
+    """List how the networks of an app's live processes differ from those on record: process, network, whether it must join."""
+    current, wanted = read_current(app), networks_of(app)
+    return [(row, name, name in wanted) for row in containers_of(app) if current and row.incarnation == current.incarnation
+            for name in dict.fromkeys([*wanted, *shared_networks()]) if (name in wanted) != (name in row.networks)]
+
+
+def agree_networks(app: str) -> None:
+    """Have the live processes of an app join and leave networks as it is on record."""
+    for row, name, joins in network_changes(app):
+        with engine_errors(f"{row.dyno} of {app} can't leave the network {name}"):
+            join_networks(row.id, app, row.dyno, [name]) if joins else engine().disconnect_container_from_network(row.id, name, force=True)
+
+
+def push_release(release: Release) -> None:
+    """Push the image of a release when the app wants that, under names that it has only meanwhile; a failure is told and undoes nothing."""
+    setting = functools.partial(property_of, release.app, "registry")
+    repo = re.sub(r"\{\{ ?\.AppName ?\}\}", release.app, setting("image-repo") or setting("image-repo-template") or f"dokku/{release.app}")
+    tags = dict.fromkeys([release.name, *filter(None, setting("push-extra-tags").split(","))])
+    for name in [f"{setting('server')}/{repo}:{tag}" for tag in tags] if setting("push-on-release") == "true" else ():
+        step(f"Pushing {name}")
+        known = inspect_image(name)
+        try:
+            tag_as(release.image, name)
+            with logins_of(release.app) as environment:
+                run([docker_command(), "push", "--quiet", name], env=environment, timeout=PUSH_SECONDS)
+        except DokkuError as error:
+            complain(DokkuError(f"{error.message}; the release is live all the same", error.hint))
+        finally:
+            untag_image(name) if not known else None
 
 
 def beside_retiring(release: Release) -> Release:
@@ -3209,6 +3506,8 @@ def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
     running = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.running}
     if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
         yield Disagreement(app, f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
+    if network_changes(app):
+        yield Disagreement(app, "its processes are not in the networks on record", functools.partial(agree_networks, app))
     latest = inspect_image(f"dokku/{app}:latest")
     if latest.get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
         yield Disagreement(app, "the image or processes lack their short names", functools.partial(name_current, current))
@@ -3361,6 +3660,7 @@ def start_app(app: str) -> None:
             stop_processes(app)
         raise
     remove_file(app_folder(app) / "STOPPED")
+    agree_networks(app)
     render_vhost(app)
     render_crontab()
 
@@ -3444,7 +3744,7 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 class Arg(NamedTuple):
     """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed.
 
-    `unknown` collects the options that nothing else takes.
+    `unknown` collects the options that nothing else takes; `unless` names the option beside which it is not given.
     """
 
     name: str
@@ -3455,6 +3755,7 @@ class Arg(NamedTuple):
     default: Any = None
     raw: bool = False
     unknown: bool = False
+    unless: str = ""
 
 
 class Command(NamedTuple):
@@ -3503,11 +3804,8 @@ def declared(word: str) -> Command | None:
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup certs clone
-    developer domains:redirect:get domains:redirect:set git:allow-host git:auth git:auth-status
-    git:from-archive git:from-image git:generate-deploy-key git:initialize git:load-image git:public-key git:status git:sync htpasswd http-auth
-    import:docker letsencrypt maintenance mariadb memcached mongo mongodb mysql network nginx:import-ssl postgres postgresql rabbitmq redirect redis
-    registry:login registry:logout ssh ssl storage volume""".split())
+LATER = frozenset("""acl backup certs developer domains:redirect:get domains:redirect:set htpasswd http-auth letsencrypt maintenance mariadb
+    memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis ssl""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
 REFUSED = {
@@ -3610,14 +3908,10 @@ def parse_parallel(text: str) -> int:
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 
 
-def parse_document(text: str) -> str:
-    """Accept what `document` can render."""
-    return one_of(*DOCUMENTS)(text)
-
-
 APP = Arg("app", parse_app)
 MAYBE_APP = Arg("app", parse_app, many="?")
 APP_OR_GLOBAL = Arg("app", parse_app_or_global)
+MAYBE_APP_OR_GLOBAL = APP_OR_GLOBAL._replace(many="?")
 PAIRS = Arg("pairs", parse_pair, many="+")
 KEYS = Arg("keys", parse_config_key, many="+")
 DOMAINS = Arg("domains", parse_domain, many="+")
@@ -3629,6 +3923,7 @@ ALL = Arg("everything", flags=("--all", "-A"), switch=True)
 TTL = Arg("seconds", parse_count, ("--ttl-seconds",), default="86400")
 FORCE = Arg("force", flags=("--force", "-f"), switch=True)
 FORMAT = Arg("style", flags=("--format",), default="text")
+WORDS = Arg("words", raw=True)
 
 FACTS: dict[str, Callable[[str], dict[str, str]]] = {}  # noun -> what its report says beside the properties
 LABELS = {"apps": "app"}  # nouns whose rows carry another prefix
@@ -3708,8 +4003,12 @@ def declare_reports() -> None:
     for noun in sorted(owners):
         def set_one(app: str, key: str, value: list[str], caller: Caller, noun: str = noun) -> None:
             """Set a property of an app, or of the server with --global; without a value it is cleared."""
+            if noun == "images" and app != "--global":  # `images:set source hub`: an app has none of its own
+                app, key, value = "--global", app, [key, *value]
             if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
                 raise AccessDenied
+            if noun == "network":
+                guard_network(key, value, caller)
             change_property(noun, app, key, " ".join(value))
             render_crontab() if noun == "cron" else None
             step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(value)}")
@@ -3718,7 +4017,7 @@ def declare_reports() -> None:
         def report_one(app: str | None, flags: list[str], style: str, caller: Caller, noun: str = noun) -> None:
             """Print what is set and what is so, for one app or all; --NAME prints one bare value."""
             report(noun, app, flags, style, caller)
-        command(f"{noun}:report", APP_OR_GLOBAL._replace(many="?"), Arg("flags", unknown=True), FORMAT, access="view")(report_one)
+        command(f"{noun}:report", MAYBE_APP_OR_GLOBAL, Arg("flags", unknown=True), FORMAT, access="view")(report_one)
 
 
 # --- apps ---
@@ -3769,9 +4068,7 @@ def apps_list(style: str, caller: Caller) -> None:
     if not found:
         return warn("You haven't deployed any applications yet")
     milestone("My Apps")
-    for app in found:
-        say(app)
-    return None
+    return say_lines(found)
 
 
 command("apps:exists", APP, access="view", does="Say by the exit code whether an app exists: 0 or 20.")(
@@ -3782,15 +4079,16 @@ command("apps:exists", APP, access="view", does="Say by the exit code whether an
 def apps_destroy(app: str, force: bool) -> None:
     """Remove an app: its processes, images, repository, config and releases.
 
-    Asks for the app's name on standard input, unless --force.
+    Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
     """
-    require_app(app)
+    kept = mounts_of(require_app(app))
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
             raise DokkuError("That is not its name; nothing was removed")
     destroy_app(app)
     step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
+    say_lines(f"       The data in {folder} is kept" for folder in dict.fromkeys(storage_folder(row.source) for row in kept))
 
 
 def destroy_app(app: str) -> None:
@@ -3900,11 +4198,175 @@ def url(app: str) -> None:
     say(urls_of(require_app(app))[0])
 
 
-@command("urls", APP, access="view")
-def urls(app: str) -> None:
-    """Print every address of an app."""
-    for address in urls_of(require_app(app)):
-        say(address)
+command("urls", APP, access="view", does="Print every address of an app.")(
+    lambda app: say_lines(urls_of(require_app(app))))
+
+
+# --- git ---
+
+
+def parse_repository(text: str) -> str:
+    """Accept the address of something at another server; what is refused may hold a password and is not said again."""
+    if not re.fullmatch(r"(?:(?:https?|ssh|git)://(?:\w[\w.-]*@)?|\w[\w.-]*@)[A-Za-z0-9][\w.-]*[:/][!-?A-~]+", text, re.ASCII):
+        raise UsageError("That is no https, http, ssh or git address without a password in it", "dokku git:auth HOST USER -   keeps a password")
+    return text
+
+
+parse_image = matching(r"[A-Za-z0-9][A-Za-z0-9./:_@-]{0,254}", "is not the name of an image", "write for example  registry.example.com/team/blog:1.2")
+HOST, REPOSITORY, REMOTE_REF = Arg("host", parse_domain), Arg("repository", parse_repository), Arg("ref", parse_branch, many="?")
+NAMED = Arg("user", many="?"), Arg("password", many="?")
+AUTHOR = Arg("name", parse_line, many="?", default="dokku"), Arg("email", parse_line, many="?", default="dokku@localhost")
+IMAGE = Arg("build_dir", flags=("--build-dir",)), APP, Arg("image", parse_image), *AUTHOR
+
+
+def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
+    """Deploy a commit that is brought, and only then make it the tip of the deploy branch, whose name it may bring as well where none is set."""
+    with locked(require_app(app), purpose):
+        remove_strays(app)
+        begin_push(app)  # to the end of this process: no push that arrives takes our files for those of a dead one
+        with scratch_folder(app_folder(app), "tree.") as folder:
+            old, (commit, branch) = ref_of(app, "HEAD"), bring(folder)
+        step(f"{commit[:10]} is there already: nothing changed" if commit == old else f"Taking {commit[:10]}")
+        if build == "always" or (build == "changes" and (commit != old or not read_current(app))):
+            deploy(app, commit, caller.name, purpose)
+        wanted = property_of(app, "git", "deploy-branch")
+        write_property(app, "git", "deploy-branch", wanted or branch)
+        git(app, "update-ref", f"refs/heads/{wanted or branch or 'main'}", commit)
+        git(app, "symbolic-ref", "HEAD", f"refs/heads/{wanted or branch or 'main'}")
+        write_property(app, "git", "source-image", image)
+
+
+@command("git:sync", Arg("build", flags=("--build",), switch=True), Arg("changes", flags=("--build-if-changes",), switch=True),
+         Arg("skip_branch", flags=("--skip-deploy-branch",), switch=True), APP, REPOSITORY, REMOTE_REF, access="deploy")
+def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository: str, ref: str | None, caller: Caller) -> None:
+    """Fetch a branch, a tag or a commit from another server as the deploy branch; without one, the branch of that name or its default.
+
+    --build deploys it, --build-if-changes only if it is another commit. A commit that can't be deployed is not kept.
+    """
+    def bring(_: Path) -> tuple[str, str]:
+        """Fetch it."""
+        name = ref or property_of(app, "git", "deploy-branch") or "HEAD"
+        checked = ["git", f"--git-dir={repository_of(app)}", "-c", "fetch.fsckObjects=true"]
+        fetch(app, repository, [*checked, "fetch", "--quiet", "--no-tags", "--", repository, name])
+        is_branch = f"\tbranch '{name}' of " in read_text(repository_of(app) / "FETCH_HEAD")
+        return ref_of(app, "FETCH_HEAD^{commit}"), name if is_branch and not skip_branch else ""
+    take_source(app, "git:sync", caller, bring, "always" if build else "changes" if changes else "never")
+
+
+@command("clone", APP, REPOSITORY, REMOTE_REF, access="create")
+def clone(app: str, repository: str, ref: str | None, caller: Caller) -> None:
+    """Make an app from a repository at another server, and deploy it."""
+    apps_create(app)
+    git_sync(True, False, False, app, repository, ref, caller)
+
+
+@command("git:from-archive", Arg("kind", one_of("tar", "tar.gz", "zip"), ("--archive-type",)), APP, Arg("source"), *AUTHOR, access="deploy")
+def git_from_archive(kind: str | None, app: str, source: str, name: str, email: str, caller: Caller) -> None:
+    """Deploy what an archive at an address, or with - on standard input, holds, without the one folder that may be around everything."""
+    def bring(folder: Path) -> tuple[str, str]:
+        """Fetch it, and make a commit of it."""
+        path, limit = folder / "archive", property_of(app, "git", "archive-max-size")
+        bound = ["prlimit", f"--fsize={bytes_of(limit + 'b')}"]
+        if source != "-" and not (caller.local and Path(source).is_file()):
+            allowed = parse_repository(source).partition(":")[0]
+            fetch(app, source, [*bound, "curl", "-qfsSgL", "--netrc-optional", "--max-redirs", "5", "--proto", "=https,http",
+                                "--proto-redir", f"=https,{allowed}", "--output", str(path), "--", source])
+        elif attend([*bound, "dd", f"of={path}", "bs=64k", "status=none", *([] if source == "-" else [f"if={source}"])]):
+            raise DokkuError(f"The archive is larger than {limit}", f"dokku git:set {app} archive-max-size   allows more")
+        return commit_archive(app, path, f"From {source}", (name, email), strip=True), ""
+    take_source(app, "git:from-archive", caller, bring)
+
+
+@command("git:from-image", *IMAGE, access="deploy", also=("import:docker",))
+def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
+    """Deploy an image: the commit is a Dockerfile that starts from it, and the files of --build-dir, which only root may name."""
+    def bring(folder: Path) -> tuple[str, str]:
+        """Make a commit of them."""
+        write_text(folder / "own" / property_of(app, "builder-dockerfile", "dockerfile-path"), f"FROM {image}\n")
+        beside = [f"--directory={build_dir}", "."] if build_dir else []
+        run(["tar", "--create", "--hard-dereference", f"--file={folder / 'archive'}", *beside, f"--directory={folder / 'own'}", "."])
+        return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
+    if build_dir and not caller.local:
+        raise UsageError("--build-dir is a folder of the server, and for root there")
+    take_source(app, "git:from-image", caller, bring, image=image)
+
+
+@command("git:load-image", *IMAGE)
+def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
+    """Load what `docker save` wrote from standard input, and deploy the image of that name."""
+    if require_app(app) and (attend([docker_command(), "load"]) or not inspect_image(image)):
+        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
+    git_from_image(build_dir, app, image, name, email, caller)
+
+
+command("git:unlock", APP, access="deploy", also=("git:initialize",), does="Make an app's repository where it is missing, and free it of what killed pushes left.")(
+    lambda app: under_lock("git:unlock", ensure_repository)(require_app(app)))
+
+
+def netrc_line(host: str, user: str | None, password: str | None) -> str:
+    """Write what netrc holds of a host; the password - is read from standard input. What is refused is not said again."""
+    given = sys.stdin.readline().strip() if password == "-" else password or ""
+    if user and not all(re.fullmatch(r"[!$-~][!-~]*", word) for word in (user, given)):
+        raise UsageError('A name comes with a password, both without blanks, and without " or # in front', "write - to send it on standard input")
+    return f"machine {host} login {user} password {given}" if user else f"machine {host}"
+
+
+@command("git:auth", HOST, *NAMED)
+def git_auth(host: str, user: str | None, password: str | None) -> None:
+    """Keep the name and password for what is fetched from a host; - reads the password from standard input, no name forgets both."""
+    entry = netrc_line(host, user, password)
+    with server_lock("keys"):
+        kept = [line for line in read_lines(ROOT / ".netrc") if not line.startswith(f"machine {host} ")]
+        write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
+
+
+@command("git:auth-status", HOST, *NAMED)
+def git_auth_status(host: str, user: str | None, password: str | None) -> None:
+    """Say by the exit code whether a name and password are kept for a host, and whether they are those given."""
+    wanted = netrc_line(host, user, password) + " "
+    if not any(f"{line} ".startswith(wanted) for line in read_lines(ROOT / ".netrc")):
+        raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
+
+
+@command("git:allow-host", Arg("address"))
+def git_allow_host(address: str) -> None:
+    """Trust the ssh keys that a host, or HOST:PORT, shows now."""
+    host, _, port = address.partition(":")
+    found = output_of(["ssh-keyscan", "-T", "20", "-p", str(parse_port(port or "22")), "--", parse_domain(host)], check=False).splitlines()
+    if not (keys := [line for line in found if not line.startswith("#")]):
+        raise NotFound(f"{address} does not answer by ssh")
+    with server_lock("keys"):
+        write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
+
+
+@command("git:generate-deploy-key")
+def git_generate_deploy_key() -> None:
+    """Make an ssh key for the server, unless it has one, and print its public half."""
+    if not ssh_key_file("--global").exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(ssh_key_file("--global"))])
+    ssh_public(None)
+
+
+@command("ssh:public", APP, access="view", also={"git:public-key": (), "ssh:info": (APP, Arg("about", flags=("--about",), default="-l"))})
+def ssh_public(app: str | None, about: str | None = None) -> None:
+    """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
+    key = ssh_key_file(require_app(app) if app else "--global")
+    if not key.exists():
+        raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
+    say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
+
+
+@command("ssh:install", APP, access="secrets")
+def ssh_install(app: str) -> None:
+    """Keep a private ssh key from standard input, for what the app fetches; its builds get it as the secret ssh_key."""
+    with scratch_folder(app_folder(require_app(app)), "tree.") as folder:
+        write_text(folder / "key", sys.stdin.read(2**16).replace("\r", "").strip() + "\n", secret=True)
+        if run(["ssh-keygen", "-p", "-P", "", "-N", "", "-f", str(folder / "key")], check=False).returncode:  # brings old ones into today's form
+            raise UsageError("That is no private key without a passphrase", f"dokku ssh:install {app} < ~/.ssh/id_ed25519")
+        rename_file(folder / "key", ssh_key_file(app))
+
+
+command("ssh:remove", APP, access="secrets", does="Forget the ssh key of an app.")(lambda app: remove_file(ssh_key_file(require_app(app))))
 
 
 # --- config ---
@@ -3940,11 +4402,8 @@ def config_get(quoted: bool, app: str, key: str) -> None:
     say(shlex.quote(config[key]) if quoted else config[key])
 
 
-@command("config:keys", MERGED, APP_OR_GLOBAL, access="secrets")
-def config_keys(merged: bool, app: str) -> None:
-    """List the names of the config vars."""
-    for key in sorted(chosen_config(app, merged)):
-        say(key)
+command("config:keys", MERGED, APP_OR_GLOBAL, access="secrets", does="List the names of the config vars.")(
+    lambda merged, app: say_lines(sorted(chosen_config(app, merged))))
 
 
 @command("config:export", MERGED, Arg("style", parse_config_style, ("--format",), default="exports"), APP_OR_GLOBAL, access="secrets")
@@ -4039,11 +4498,8 @@ def domains_facts(app: str) -> dict[str, str]:
     return {**own, "domains-global-enabled": str(bool(server)).lower(), "domains-global-vhosts": " ".join(server)}
 
 
-@command("domains:get", APP, access="view", also=("domains",))
-def domains_get(app: str) -> None:
-    """Print the domains of an app."""
-    for domain in domains_of(require_app(app)):
-        say(domain)
+command("domains:get", APP, access="view", also=("domains",), does="Print the domains of an app.")(
+    lambda app: say_lines(domains_of(require_app(app))))
 
 
 def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
@@ -4260,7 +4716,8 @@ def ps_facts(app: str) -> dict[str, str]:
 def git_facts(app: str) -> dict[str, str]:
     """Say which commit an app runs."""
     current = None if app == "--global" else read_current(app)
-    return {"git-sha": current.commit, "git-last-updated-at": current.at} if current else {}
+    tip = {} if app == "--global" else {"git-status": git(app, "log", "-1", "--format=%h %s", check=False)}
+    return {**tip, **({"git-sha": current.commit, "git-last-updated-at": current.at} if current else {})}
 
 
 @command("ps:scale", SKIP_DEPLOY, FORMAT, APP, Arg("counts", parse_scale, many="*"), access="operate")
@@ -4515,8 +4972,11 @@ def repo_gc(app: str) -> None:
         git(app, "gc", "--quiet")
 
 
-command("repo:purge-cache", APP, access="deploy", does="Have the next build of an app use nothing that was cached.")(
-    lambda app: write_text(app_folder(require_app(app)) / "PURGED", ""))
+@command("repo:purge-cache", APP, access="deploy")
+def repo_purge_cache(app: str) -> None:
+    """Have the next build of an app use nothing that was cached."""
+    for note in ("PURGED", "CACHE"):  # the first until a build went well; the second names the caches of packages from now on
+        write_text(app_folder(require_app(app)) / note, f"{time.time_ns()}\n")
 
 
 # --- cron ---
@@ -4684,6 +5144,263 @@ def resource_facts(app: str) -> dict[str, str]:
     return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
 
 
+# --- storage: folders that outlive releases and apps, and that several apps may share ---
+
+
+def parse_mount(text: str) -> Mount:
+    """Accept NAME, /container, or /host:/container with :ro behind; a folder of data/storage stands for its entry."""
+    host, colon, rest = text.removeprefix(f"{storage_folder()}/").partition(":")
+    target, _, mode = rest.partition(":")
+    if not colon and host.startswith("/"):
+        return Mount("", "", parse_folder(host))
+    source = (parse_folder if host.startswith("/") else parse_entry)(host)
+    return Mount(source, source, parse_folder(target) if colon else "-", mode=one_of("ro", "rw")(mode or "rw"))
+
+
+ENTRY, MOUNT = Arg("name", parse_entry), Arg("what", parse_mount)
+CHOWN = Arg("owner", parse_owner, ("--chown",), default="herokuish")
+CONTAINER_DIR = Arg("target", parse_folder, ("--container-dir",))
+
+
+def users_of(name: str) -> list[str]:
+    """List the apps that mount an entry."""
+    return [app for app in apps() if name in (row.entry for row in mounts_of(app))]
+
+
+def read_entry(name: str, caller: Caller, capability: str = "configure") -> list[Mount]:
+    """Give the folders of an entry to a caller who may use it; paths elsewhere on the host are for administrators. Raises AccessDenied, then NotFound."""
+    rows = [Mount(name, name)] if "/" in name else read_mounts(storage_folder(f"{name}.entry"))
+    if not any(may(caller, capability, app) for app in ["", *users_of(name)]) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
+        raise AccessDenied
+    if not rows:
+        raise NotFound(f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
+    return rows
+
+
+def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
+    """Give the words that run a command as root, in a short container without a network that sees one folder, as /data."""
+    make_base_image()
+    labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(time.time()) + 86400}.items()]
+    mount = [f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data", own_base_images()[0]]
+    return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, *mount, *words]
+
+
+@command("storage:create", CHOWN, ENTRY, Arg("folders", lambda path: Mount("", parse_folder(path)), many="*"), access="create",
+         also={"storage:ensure-directory": [CHOWN, ENTRY], "volume:create": [CHOWN, ENTRY, Arg("folders", parse_mount, many="+")]})
+def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
+    """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept.
+
+    volume:create takes paths in the container, a folder for each. --chown gives them to the user of images of that kind, or to a number; false to nobody.
+    """
+    rows = [Mount(name, row.source or f"{name}.{number}".removesuffix(".0"), row.target) for number, row in enumerate(folders or [Mount("", "")])]
+    if any("/" in row.source for row in rows) and not may(caller, "admin"):
+        raise AccessDenied
+    known = read_entry(name, caller) if storage_folder(f"{name}.entry").exists() else rows
+    if folders and known != rows:
+        raise DokkuError(f"{name} is there already, with other folders", f"dokku storage:info {name}   shows it")
+    make_folder(storage_folder(), 0o700)
+    for folder in [storage_folder(row.source) for row in known]:
+        step(f"Ensuring {folder} exists")
+        if folder.parent == storage_folder():
+            make_folder(folder)
+            run(in_folder(folder, ["chown", "-R", "{0}:{0}".format(OWNERS.get(owner, owner)), "."])) if owner != "false" else None  # only root may
+    write_lines(storage_folder(f"{name}.entry"), map(" ".join, known))
+    detail("Directory ready for mounting")
+
+
+@command("storage:destroy", FORCE, Arg("wipe", flags=("--destroy-host-dir",), switch=True), ENTRY, also=("volume:delete",))
+def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
+    """Forget storage that no app mounts; its data stays for the next of that name, but for --destroy-host-dir --force. A path of the host is always kept."""
+    rows, users = read_entry(name, caller), users_of(name)
+    own = [row.source for row in rows if wipe and "/" not in row.source]
+    if users or (own and not force):
+        raise DokkuError(f"{name} is mounted by {', '.join(users)}" if users else f"That removes the data of {name}: add --force when you mean it")
+    if own:
+        run(in_folder(storage_folder(), ["rm", "-rf", "--", *own]))
+    remove_file(storage_folder(f"{name}.entry"))
+    say_lines(f"       The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}" for row in rows)
+
+
+def entry_facts(name: str) -> dict[str, str]:
+    """Say what is on record of an entry, and which apps mount it."""
+    sources, targets = zip(*((str(storage_folder(row.source)), row.target) for row in read_mounts(storage_folder(f"{name}.entry"))))
+    return {"name": name, "path": " ".join(sources), "container-dir": " ".join(targets), "apps": " ".join(users_of(name))}
+
+
+@command("storage:info", FORMAT, ENTRY, access="view", also={"volume:info": [FORMAT, ENTRY], "volume:list:apps": [ENTRY]})
+def storage_info(style: str | None, name: str, caller: Caller) -> None:
+    """Print where storage is, which apps mount it, and where when nobody says otherwise; volume:list:apps prints the apps only."""
+    known = entry_facts(read_entry(name, caller, "view")[0].entry)
+    if not style:
+        return say_lines(known["apps"].split())
+    return say_json(known) if style == "json" else say_table([[f"{key}:", value] for key, value in known.items()])
+
+
+@command("storage:list-entries", Arg("scheduler", one_of("docker-local"), ("--scheduler",)), FORMAT, access="view", also=("volume:list",))
+def storage_list_entries(scheduler: str | None, style: str) -> None:
+    """List the storage of this server."""
+    names = sorted(path.stem for path in storage_folder().glob("*.entry"))
+    say_json([entry_facts(name) for name in names]) if style == "json" else say_lines(names)
+
+
+command("storage:exec", ENTRY, WORDS, access="run", does="Run a command, or a shell, as root in a short container that sees an entry's first folder as /data.")(
+    lambda name, words, caller: attend(in_folder(storage_folder(read_entry(name, caller)[0].source), (words[1:] if words[:1] == ["--"] else words) or ["bash"],
+                                                 "--interactive", *(["--tty"] if sys.stdin.isatty() else []))))
+
+
+@facts("storage")
+def storage_facts(app: str) -> dict[str, str]:
+    """Say which folders an app's containers see, by phase, as docker's -v has it."""
+    binds = [(f"-v {storage_folder(row.source)}:{row.target}{':ro' if row.mode == 'ro' else ''}", row.phases) for row in mounts_of(app)]
+    return {f"storage-{phase}-mounts": " ".join(bind for bind, phases in binds if phase in phases) for phase in PHASES}
+
+
+@command("storage:list", FORMAT, APP, access="view")
+def storage_list(style: str, app: str) -> None:
+    """List the folders that an app's containers see."""
+    if style == "json":
+        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in mounts_of(require_app(app))])
+    milestone(f"{app} volume bind-mounts:")
+    return say_lines(f"       {word}" for word in dict.fromkeys(" ".join(storage_facts(require_app(app)).values()).split()) if word != "-v")
+
+
+def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> None:
+    """Keep the mounts of an app as changed; one that would hide another is refused, and what Docker can't read, in Docker's words."""
+    with locked(require_app(app), "storage"):
+        old, new = mounts_of(app), change(mounts_of(app))
+        seen = [(row.target, phase) for row in new for phase in row.phases.split(",")]
+        if new == old or len(seen) > len(set(seen)):
+            raise NotFound(f"Mount path {'does not exist' if new == old else 'already exists'}.", f"dokku storage:list {app}   shows what is mounted")
+        for row in new[len(old):]:
+            translate_options((f"--mount=type=bind,src={storage_folder(row.source)},dst={row.target}",))
+        write_lines(app_folder(app) / "MOUNTS", map(" ".join, new))
+    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+
+
+@command("storage:mount", CONTAINER_DIR, Arg("readonly", flags=("--readonly",), switch=True), Arg("phases", one_of("deploy", "run", "deploy,run"), ("--phase",),
+         default="deploy,run"), APP, MOUNT, access="configure", also=("volume:link",))
+def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
+    """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container.
+
+    --phase limits it to processes (deploy) or one-offs (run). Several apps may mount the same.
+    """
+    rows, place = read_entry(what.entry, caller), (target or what.target).removeprefix("-")
+    wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
+    if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
+        raise UsageError("Say where containers see it, one path for one folder", "write for example  --container-dir /app/uploads")
+    change_mounts(app, lambda old: [*old, *wanted])
+
+
+command("storage:unmount", CONTAINER_DIR, APP, MOUNT, access="configure", also=("volume:unlink",),
+        does="Hide storage from an app, from the next deploy or restart on; its data is kept.")(
+    lambda target, app, what: change_mounts(app, lambda old: [row for row in old if row.entry != what.entry or (target or what.target) not in ("-", row.target)]))
+
+
+@command("storage:set", ENTRY, Arg("key", one_of("chown", "container-dir")), Arg("value", many="?"), access="configure")
+def storage_set(name: str, key: str, value: str | None, caller: Caller) -> None:
+    """Change storage: chown gives its files to a user, container-dir is where containers see it when nobody says otherwise."""
+    rows = read_entry(name, caller)
+    if key == "chown":
+        return storage_create(parse_owner(value or "false"), name, None, caller)
+    return write_lines(storage_folder(f"{name}.entry"), map(" ".join, [rows[0]._replace(target=parse_folder(value) if value else "-"), *rows[1:]]))
+
+
+@command("storage:migrate", Arg("dry", flags=("--dry-run",), switch=True), MAYBE_APP)
+def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
+    """Turn what docker-options mount (-v, --volume) into mounts of storage, of one app or all; --dry-run only says what."""
+    for name, phase, option in [(name, *row) for name in ([require_app(app)] if app else apps()) for row in read_docker_options(name)]:
+        if not (found := re.fullmatch(r"(?:-v|--volume)[ =](/[^ :]+:/[^ ]+)", option)) or phase not in PHASES[1:]:
+            continue
+        detail(f"{name} {phase}: {option}")
+        what = parse_mount(found[1])
+        if not dry and "/" not in what.entry:
+            storage_create("false", what.entry, None, caller)
+        if not dry:
+            storage_mount(None, False, phase, name, what, caller)
+            docker_options_remove(None, name, [phase], shlex.split(option), caller)
+
+
+# --- networks: apps meet in those that they share, and nowhere else ---
+
+
+NETWORK_NAME = Arg("name", parse_network)
+
+
+def guard_network(key: str, names: list[str], caller: Caller) -> None:
+    """Refuse a network that is not there, that of apps that are none of the caller's, and to all but administrators one that we did not make."""
+    for name in names if key in NETWORK_KEYS else ():
+        users = ["", *(app for app in apps() if name in networks_of(app))]
+        if not any(may(caller, "configure", app) for app in users) or not (name in shared_networks() or may(caller, "admin")):
+            raise AccessDenied
+        require_network(name)
+
+
+@command("network:create", NETWORK_NAME)
+def network_create(name: str) -> None:
+    """Make a network that network:set puts apps in."""
+    if name in [row["Name"] for row in engine().networks()]:
+        raise DokkuError(f"Network {name} exists already")
+    write_text(ROOT / "networks" / name, "")
+    ensure_shared_network(name)
+
+
+@command("network:destroy", NETWORK_NAME)
+def network_destroy(name: str) -> None:
+    """Remove a network that network:create made and no app is in."""
+    require_network(name)
+    users = [app for app in apps() if name in networks_of(app)]
+    if users or name not in shared_networks():
+        raise DokkuError(f"{name} is the network of {', '.join(users)}" if users else f"{name} was not made by network:create: docker network rm {name}   removes it")
+    with engine_errors(f"The network {name} can't be removed"):
+        engine().remove_network(name)
+    remove_file(ROOT / "networks" / name)
+
+
+@command("network:info", FORMAT, NETWORK_NAME, access="view", also={"network:exists": [NETWORK_NAME]})
+def network_info(style: str | None, name: str) -> None:
+    """Print what Docker knows of a network; network:exists says only that it is there, by the exit code too."""
+    row = require_network(name)
+    say_json(row) if style == "json" else say_table([[f"{key}:", str(value)] for key, value in row.items()] if style else [["Network exists"]])
+
+
+@command("network:list", FORMAT, Arg("managed", flags=("--dokku-managed",), switch=True), access="view")
+def network_list(style: str, managed: bool) -> None:
+    """List Docker's networks, or those of network:create only."""
+    rows = {row["Name"]: row for row in engine().networks() if not managed or row["Name"] in shared_networks()}
+    if style != "json":
+        milestone("Networks")
+    say_json([*rows.values()]) if style == "json" else say_lines(sorted(rows))
+
+
+command("network:rebuild", APP, access="operate", also={"network:rebuildall": ()},
+        does="Put the running processes of an app, or of all, into the networks on record, and out of those that no longer are.")(
+    lambda app: each_app(app, not app, under_lock("network:rebuild", agree_networks)))
+
+
+# --- registries: where base images come from and releases are pushed to ---
+
+
+def docker_logins(app: str | None, caller: Caller, *words: str, stdin: str | None = None) -> str:
+    """Have docker change the logins of an app, or those of the server, which are for administrators; give what it says."""
+    if app in (None, "--global") and not may(caller, "admin"):
+        raise AccessDenied
+    folder = make_folder(ROOT / ".docker" if app in (None, "--global") else app_folder(require_app(app)) / "docker", 0o700)
+    return output_of([docker_command(), *words], stdin=stdin, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
+
+
+@command("registry:login", Arg("piped", flags=("--password-stdin",), switch=True), MAYBE_APP_OR_GLOBAL, Arg("server", parse_registry), Arg("username", parse_line),
+         Arg("password", unless="--password-stdin"), access="configure")
+def registry_login(piped: bool, app: str | None, server: str, username: str, password: str | None, caller: Caller) -> None:
+    """Let an app, or the server and so every app, pull from and push to a registry; Docker keeps the password in a file that only this server reads."""
+    secret = sys.stdin.readline().rstrip("\n") if piped else password
+    docker_logins(app, caller, "login", f"--username={username}", "--password-stdin", server, stdin=secret)
+    step(f"Logged in to {server} as {username}")
+
+
+command("registry:logout", MAYBE_APP_OR_GLOBAL, Arg("server", parse_registry), access="configure", does="Forget the login of an app, or of the server, to a registry.")(
+    lambda app, server, caller: detail(docker_logins(app, caller, "logout", server)))
+
+
 # --- tags ---
 
 
@@ -4700,11 +5417,8 @@ def tag_add(app: str, tag: str) -> None:
         write_tags(app, {**read_tags(app), tag: current.number})
 
 
-@command("tag:list", APP, access="view")
-def tag_list(app: str) -> None:
-    """List the names under which the app's images are kept: its releases, and those of tag:add."""
-    for tag in tags_of(require_app(app)):
-        say(tag)
+command("tag:list", APP, access="view", does="List the names under which the app's images are kept: its releases, and those of tag:add.")(
+    lambda app: say_lines(tags_of(require_app(app))))
 
 
 @command("tag:rm", APP, TAG, access="deploy")
@@ -4848,7 +5562,6 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 
 ENV_PAIRS = Arg("pairs", parse_pair, ("-e", "--env"), many="*")
-WORDS = Arg("words", raw=True)
 
 
 @command("run", ENV_PAIRS, Arg("no_tty", flags=("--no-tty",), switch=True), Arg("force_tty", flags=("--force-tty",), switch=True), TTL, APP, WORDS,
@@ -4925,8 +5638,7 @@ def run_logs(container: str | None, tail: bool, lines: int, app: str | None, cal
     if tail:
         return attend([docker_command(), "logs", "--follow", "--tail", str(lines), found[-1].id])
     for row in found:
-        for line in logs_of(row.id, lines):
-            say(f"{row.name}: {line}")
+        say_lines(f"{row.name}: {line}" for line in logs_of(row.id, lines))
     return 0
 
 
@@ -4977,8 +5689,7 @@ command("logs:failed", ALL, MAYBE_APP, access="operate", does="Print the last wo
 def say_failed(app: str) -> None:
     """Print the last words of an app's processes that did not come up."""
     for path in sorted((app_folder(require_app(app)) / "FAILED").glob("*")):
-        for line in read_text(path).splitlines():
-            say(f"app[{path.name}]: {line}")
+        say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
 
 
 # --- keys ---
@@ -5009,9 +5720,7 @@ def ssh_keys_list(style: str, name: str | None) -> None:
     found = [find_key(name)] if name else read_keys()
     if style == "json":
         return say_json([{"fingerprint": key.fingerprint, "name": key.name, "role": key.role, "apps": list(key.apps)} for key in found])
-    for key in found:
-        say(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"')
-    return None
+    return say_lines(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"' for key in found)
 
 
 @command("access:info", Arg("name"))
@@ -5106,21 +5815,20 @@ def help_command(word: str | None, every: bool) -> None:
     row = declared(word or "")
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
-    rows = [row for name, row in sorted(COMMANDS.items()) if row.access != "hook" and (not word or name in commands_of(word))]
+    rows = [(name, row) for name in sorted(commands_of(word) if word else COMMANDS) if (row := declared(name)) and row.access != "hook"]
     if not rows:
         raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
     say(f"dokku_py {VERSION}")
-    for row in rows:
-        say(f"    {row.name:24} {row.summary}")
-    return None
+    return say_lines(f"    {name:24} {row.summary}" for name, row in rows)
 
 
 def commands_of(noun: str) -> list[str]:
-    """List the commands of a noun."""
-    return [name for name in COMMANDS if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in COMMANDS))]
+    """List the commands of a noun, in every spelling."""
+    names = [*COMMANDS, *ALIASES]
+    return [name for name in names if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in names))]
 
 
-@command("document", Arg("kind", parse_document), local=True, access="local")
+@command("document", Arg("kind", one_of(*DOCUMENTS)), local=True, access="local")
 def document(kind: str) -> None:
     """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
     rows = [row for _, row in sorted(COMMANDS.items()) if row.access not in ("hook", "local")]
@@ -5130,19 +5838,13 @@ def document(kind: str) -> None:
                rows=[{"usage": short_usage(row), "text": doc_lines(row)} for row in rows]))
 
 
-RECIPES = ("debian",)
-
-
-@command("images:build", FORCE, Arg("name"))
+@command("images:build", FORCE, Arg("name", lambda text: one_of("debian", *IMAGES)(text)))
 def images_build(force: bool, name: str) -> None:
-    """Make the base image `debian` of this host's release, and its -slim, from the host's own package sources.
+    """Make an image from the host's own package sources: the base image `debian` with its -slim, or one that stands in for a language's.
 
-    One that is there, or that a registry gives, is taken as it is, unless --force.
+    One that is there, or `debian` of a registry, is taken as it is, unless --force.
     """
-    if name not in RECIPES:
-        raise UsageError(f"There is no recipe for {shown(name)}", f"there is: {', '.join(RECIPES)}")
-    make_base_image(force)
-    detail(f"{' and '.join(own_base_images())} are there; --force makes them anew")
+    detail(f"{make_image(name, force)} is there; --force makes it anew")
 
 
 @command("images:list", access="admin")
@@ -5240,8 +5942,7 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     if style == "json":
         say_json([{"app": row.app, "what": row.what} for row in rows])
     else:
-        for row in rows:
-            say(f"{row.app}: {row.what}")
+        say_lines(f"{row.app}: {row.what}" for row in rows)
         say(f"dokku doctor {app or ''} --fix   mends what can be mended".replace("  --", " --") if rows else "All is as it should be.")
     return 1 if rows else 0
 
@@ -5332,7 +6033,8 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
     deploy(app, new, by)
     if not wanted:
         write_property(app, "git", "deploy-branch", parse_branch(branch))
-        git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
+    git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
+    write_property(app, "git", "source-image", "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5413,6 +6115,7 @@ def needs_words(row: Command) -> bool:
 
 def read_words(row: Command, words: list[str]) -> dict[str, Any]:
     """Read a command's words; --global stands in the app's place."""
+    row = row._replace(args=tuple(arg for arg in row.args if not arg.unless or arg.unless not in words))
     words = take_global_words(row, words)
     takes_global = next((arg for arg in row.args if arg.parse is parse_app_or_global), None)
     if "--global" in words and takes_global:
@@ -5500,6 +6203,7 @@ def front_door(argv: Sequence[str]) -> NoReturn:
 
 
 declare_reports()
+ALIASES["git:status"] = "git:report"
 
 if __name__ == "__main__":
     front_door(sys.argv[1:])

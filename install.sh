@@ -31,10 +31,10 @@ have() { command -v "$1" >/dev/null 2>&1; }
 engine() { docker -H unix:///var/run/docker.sock "$@"; }
 
 if [ -n "$uninstall" ]; then
-    say "removing the containers and the network (images and data stay without --purge)"
+    say "removing the containers and the networks (images and data stay without --purge)"
     if engine version >/dev/null 2>&1; then
         engine ps -aq --filter label=com.dokku.container-type --filter label=com.dokku.managed-by=dokku_py | xargs -r docker -H unix:///var/run/docker.sock rm -f >/dev/null
-        engine network rm dokku >/dev/null 2>&1 || true
+        { echo dokku; engine network ls -q --filter label=com.dokku.managed-by=dokku_py; } | xargs docker -H unix:///var/run/docker.sock network rm >/dev/null 2>&1 || true
         [ -z "$purge" ] || engine images -q 'dokku/*' | sort -u | xargs -r docker -H unix:///var/run/docker.sock rmi -f >/dev/null
     fi
     say "removing the program and what it put on the host"

@@ -174,8 +174,8 @@ class App:
         self.person, self.name = person, f"t-{uuid.uuid4().hex[:8]}"
         self.work = folder / self.name
         sh("cp", "-r", source, self.work)
-        dockerfile = self.work / "Dockerfile"
-        dockerfile.write_text(dockerfile.read_text().replace("FROM debian:bookworm", f"FROM {base_image()}"))
+        for dockerfile in self.work.glob("Dockerfile"):  # an app of a language has none
+            dockerfile.write_text(dockerfile.read_text().replace("FROM debian:bookworm", f"FROM {base_image()}"))
         self.git("init", "-q", "-b", "main")
         self.host = f"{self.name}.{DOMAIN}"
         self.folder = STATE / "apps" / self.name
@@ -376,3 +376,34 @@ def deployer(new_person, live):
 def quoted(*words):
     """Quote words for ssh, which joins them by blanks."""
     return [shlex.quote(word) for word in words]
+
+
+# --- other servers ---
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def git_server(tmp_path, admin):
+    """A real git daemon on loopback; give its address and the folder it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    port, pid = free_port(), tmp_path / "daemon.pid"
+    assert sh("git", "daemon", "--reuseaddr", "--export-all", "--detach", f"--pid-file={pid}", "--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}").returncode == 0
+    yield f"git://127.0.0.1:{port}", folder
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+
+
+def make_repository(app, folder, **files):
+    """Make a repository with these files, under a person's own name; give its commit."""
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "x"], ["rev-parse", "HEAD"]):
+        done = sh("git", "-C", folder, *words, env=app.person.environment())
+        assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

@@ -65,9 +65,10 @@ def test_a_bare_machine_is_installed_upgraded_and_cleaned(machine):
     machine("sh /src/install.sh && dokku ps:restore")
     assert machine(ANSWERS).strip() == "Hello from dokku_py"
 
-    machine("sh /src/install.sh --uninstall --purge")
+    machine("dokku network:create common && sh /src/install.sh --uninstall --purge")
     left = machine("ls -d /var/lib/dokku /usr/lib/dokku-py /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/cron.d/dokku-py /etc/nginx/conf.d/dokku.conf "
-                   "/etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py 2>/dev/null || true; id dokku 2>/dev/null || true; docker ps -aq; docker images -q 'dokku/*'")
+                   "/etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py 2>/dev/null || true; id dokku 2>/dev/null || true; docker ps -aq; docker images -q 'dokku/*'; "
+                   "docker network ls -q --filter label=com.dokku.managed-by=dokku_py")
     assert left == ""
     machine("nginx -t")
 

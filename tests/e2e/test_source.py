@@ -2,37 +2,11 @@
 
 import os
 import signal
-import socket
 
 import pytest
-from conftest import sh, wait_until
+from conftest import make_repository, sh, wait_until
 
 COPY_ALL = "FROM debian:bookworm\nCOPY . /all\nRUN cp /all/server.pl /server.pl\nEXPOSE 8080\nCMD perl /server.pl\n"
-
-
-@pytest.fixture
-def git_server(tmp_path, admin):
-    """A real git daemon on loopback; give its address and the folder it serves."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pid = tmp_path / "daemon.pid"
-    assert sh("git", "daemon", "--reuseaddr", "--export-all", "--detach", f"--pid-file={pid}", "--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}").returncode == 0
-    yield f"git://127.0.0.1:{port}", folder
-    os.kill(int(pid.read_text()), signal.SIGTERM)
-
-
-def make_repository(app, folder, **files):
-    """Make a repository with these files, under a person's own name; give its commit."""
-    folder.mkdir(parents=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "x"], ["rev-parse", "HEAD"]):
-        done = sh("git", "-C", folder, *words, env=app.person.environment())
-        assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def test_a_submodule_comes_at_its_recorded_commit(switch, git_server):

@@ -1,0 +1,11 @@
+<?php
+
+namespace Shop;
+
+class Greeting
+{
+    public static function text(): string
+    {
+        return 'Hello from PHP';
+    }
+}

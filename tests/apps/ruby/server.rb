@@ -1,0 +1,13 @@
+# A web server in what Ruby itself brings.
+require "socket"
+
+GREETING = "Hello from Ruby"
+$stdout.sync = true
+server = TCPServer.new("0.0.0.0", ENV.fetch("PORT").to_i)
+loop do
+  Thread.new(server.accept) do |client|
+    line = client.gets until line == "\r\n" || client.eof?
+    client.write "HTTP/1.1 200 OK\r\nContent-Length: #{GREETING.length + 1}\r\nConnection: close\r\n\r\n#{GREETING}\n"
+    client.close
+  end
+end

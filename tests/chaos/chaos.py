@@ -11,6 +11,7 @@ Every second point is pushed to before anything is restored, every other one is 
 """
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -81,6 +82,8 @@ class Bench:
     """The launcher laid out where the user dokku can read it, a key to ask with, and what stood here before."""
 
     def __init__(self):
+        self.lock = open("/run/dokku-chaos.lock", "w")  # one at a time: each takes what another makes for strays
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.folder = Path(tempfile.mkdtemp(prefix="dokku-chaos-"))
         self.folder.chmod(0o755)
         self.log, self.key = self.folder / "log", f"chaos-{uuid.uuid4().hex[:8]}"
@@ -117,6 +120,7 @@ class Bench:
         AUTHORIZED_KEYS.write_text("".join(line for line in AUTHORIZED_KEYS.read_text().splitlines(True) if str(self.folder) not in line))
         sh("dokku", "ssh-keys:remove", self.key)
         shutil.rmtree(self.folder)
+        self.lock.close()
 
     def belongings(self):
         """List all that the product has on this machine, by kinds."""

@@ -11,6 +11,7 @@ Every second point is pushed to before anything is restored, every other one is 
 """
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -31,7 +32,7 @@ from conftest import DOCKER, DOMAIN, HELLO, ROOT, STATE, Person, base_image, doc
 HERE = Path(__file__).parent
 LIBRARY = Path("/usr/lib/dokku-py")
 AUTHORIZED_KEYS = STATE / ".ssh" / "authorized_keys"
-POLLS_COUNTED = 3  # how often the same chain of doors is killed when it changes nothing
+POLLS_COUNTED = 1  # how often the same chain of doors is killed when it changes nothing
 KEPT = set("ENV DOMAINS SCALE CURRENT LAST CREATED PORT PROBATION FAILED lock pushes minder releases repo.git properties".split())  # of an app
 FRONT_DOOR = """#!/bin/sh
 # What sshd runs for the key: the front door, counted. The client chooses the point by a file, for it can't hand down an environment.
@@ -81,6 +82,8 @@ class Bench:
     """The launcher laid out where the user dokku can read it, a key to ask with, and what stood here before."""
 
     def __init__(self):
+        self.lock = open("/run/dokku-chaos.lock", "w")  # one at a time: each takes what another makes for strays
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.folder = Path(tempfile.mkdtemp(prefix="dokku-chaos-"))
         self.folder.chmod(0o755)
         self.log, self.key = self.folder / "log", f"chaos-{uuid.uuid4().hex[:8]}"
@@ -117,6 +120,7 @@ class Bench:
         AUTHORIZED_KEYS.write_text("".join(line for line in AUTHORIZED_KEYS.read_text().splitlines(True) if str(self.folder) not in line))
         sh("dokku", "ssh-keys:remove", self.key)
         shutil.rmtree(self.folder)
+        self.lock.close()
 
     def belongings(self):
         """List all that the product has on this machine, by kinds."""
@@ -342,7 +346,7 @@ class Operation:
 class Deploy(Operation):
     """A push of a new commit."""
 
-    hurts = ("hook allot_address>write_text>os.rename",  # an address is chosen and not on record
+    hurts = ("allot_address>write_text>os.rename",  # an address is chosen and not on record
              "reload_nginx>run>subprocess.Popen",  # the vhost is renamed, nginx has not been told
              "hook write_current>write_text>os.rename",  # nginx serves the new release, the old one is on record
              "hook rename_container>_post:rename",  # recorded, and the old ones not yet retiring
@@ -551,6 +555,8 @@ class Run:
     def choose(self, count, seed):
         """Choose so many points: where it hurts, then each role in its turn, half of them before an effect, no chain twice while there are others."""
         chance, left = random.Random(f"{seed} {self.name}"), list(self.points)
+        renamed = [text for text in self.operation.hurts if not any(text in point for point, _ in left)]
+        assert not renamed, f"no such points any more: {renamed}"
         chosen = [next(row for row in reversed(left) if text in row[0]) for text in self.operation.hurts]
         roles = sorted({point.split()[0] for point, _ in left})
         while left and len(chosen) < count:

@@ -2697,10 +2697,8 @@ def make_base_image(anew: bool = False) -> None:
 
 def own_image(name: str) -> str:
     """Give the newest image that was made of this host's packages for a row of IMAGES, or `debian`; its tag is its version. Nothing when there is none."""
-    if name == "debian":
-        return own_base_images()[1]
     found = sorted(engine().images(name=f"dokku-images/{name}"), key=lambda row: row["Created"])
-    return found[-1]["RepoTags"][0] if found else ""
+    return own_base_images()[1] if name == "debian" else found[-1]["RepoTags"][0] if found else ""
 
 
 def make_image(name: str, anew: bool = False) -> str:
@@ -2708,10 +2706,9 @@ def make_image(name: str, anew: bool = False) -> str:
     make_base_image(anew and name == "debian")
     with server_lock(f"image.{name}"):
         if name != "debian" and (anew or not own_image(name)):
-            step(f"Building an image for {name} from this host's package sources")
-            options = [*lent_settings(), *(f"--label={key}={value}" for key, value in OURS.items()), *(["--no-cache"] if anew else [])]
-            stream([docker_command(), "build", *options, f"--build-arg=BASE={own_base_images()[1]}", f"--tag={name}-new", "--", str(TEMPLATES / "images" / name)],
-                   env=build_environment())
+            step(f"Building {name} from this host's package sources")
+            options = [*lent_settings(), *(f"--label={key}={value}" for key, value in OURS.items()), *(["--no-cache"] if anew else []), f"--tag={name}-new"]
+            stream([docker_command(), "build", *options, f"--build-arg=BASE={own_base_images()[1]}", str(TEMPLATES / "images" / name)], env=build_environment())
             said = output_of([docker_command(), "run", "--rm", "--network=none", "--entrypoint=", f"{name}-new", "sh", "-c", f"{IMAGES[name][1]} 2>&1"])
             tag_as(f"{name}-new", f"dokku-images/{name}:{re.findall(r'[0-9.]*[0-9]', said)[0]}")
             untag_image(f"{name}-new")
@@ -2761,8 +2758,7 @@ def look_up(tree: Path, name: str, pattern: str) -> str:
     """Find what a file of a tree says: `.a.b` is a member of its JSON, anything else what a pattern captures; nothing where it says nothing."""
     text = peek(tree, name)
     if not pattern.startswith("."):
-        found = re.search(pattern, text, re.M)
-        return found[found.lastindex or 0] if found else ""
+        return found[found.lastindex or 0] if (found := re.search(pattern, text, re.M)) else ""
     value: Any = functools.reduce(lambda part, key: part.get(key) if isinstance(part, dict) else None, pattern[1:].split("."), parse_json_object(text or "{}", name))
     return value if isinstance(value, str) else json.dumps(value) if value else ""
 
@@ -2786,8 +2782,7 @@ def default_web(language: Language, mark: str, tree: Path) -> tuple[str, str]:
     """Find what web runs in a tree whose Procfile does not say: the command, and what it was taken for."""
     for title, pattern, says, needs, command in language.serving:
         for name in files_like(tree, pattern) if not needs or look_up(tree, mark, rf"(?i)\b{needs}\b") else ():
-            said = look_up(tree, name, says)
-            if said or not says:
+            if (said := look_up(tree, name, says)) or not says:
                 return command.format(module=name.removesuffix(".py").replace("/", "."), said=said), f"{title}, {name}"
     return "", ""
 
@@ -5840,10 +5835,7 @@ def document(kind: str) -> None:
 
 @command("images:build", FORCE, Arg("name", lambda text: one_of("debian", *IMAGES)(text)))
 def images_build(force: bool, name: str) -> None:
-    """Make an image from the host's own package sources: the base image `debian` with its -slim, or one that stands in for a language's.
-
-    One that is there, or `debian` of a registry, is taken as it is, unless --force.
-    """
+    """Make an image from the host's own package sources, `debian` or one that stands in for a language's; --force also one that is there."""
     detail(f"{make_image(name, force)} is there; --force makes it anew")
 
 
@@ -5898,6 +5890,17 @@ def fence_builds() -> None:
         BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
 
 
+def remove_orphans() -> None:
+    """Remove the containers of apps that are no more."""
+    for container in orphans():
+        remove_container(container.id)
+
+
+def orphans() -> list[Container]:
+    """List the containers of apps that are no more: something was killed while the app was destroyed."""
+    return [row for kind in ("deploy", "run", "release", "cron") for row in containers_of("", kind) if not app_exists(row.app)]
+
+
 def server_disagreements() -> Iterator[Disagreement]:
     """Find what is wrong with the server itself, with the command that mends what we do not mend ourselves."""
     found = functools.partial(Disagreement, "server", mend=lambda: None)
@@ -5906,6 +5909,8 @@ def server_disagreements() -> Iterator[Disagreement]:
             yield found(what=f"{path} is missing: run {reason} again as root")
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
+    if lost := orphans():
+        yield Disagreement("server", f"containers of apps that are no more: {', '.join(row.name for row in lost)}", remove_orphans)
     if time.time() - float(read_text(ROOT / "TICKED", "0")) > TICK_SECONDS:
         yield found(what="tick has not run for minutes, so nothing is retired late or rolled back: start cron (service cron start)")
     limit = read_text(BUILD_FENCE).strip()
@@ -5954,6 +5959,7 @@ def tick() -> None:
     write_text(ROOT / "TICKED", f"{int(time.time())}\n")
     remove_all(dead_writes(ROOT))
     remove_expired()
+    remove_orphans()
     mind_all()
     if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
         each_app(None, True, revive, CONVERGE_AT_ONCE)

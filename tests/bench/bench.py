@@ -3,23 +3,26 @@
 
     sudo tests/bench/run [rounds]           latency and deploys
     sudo tests/bench/run [rounds] large     many containers and many apps as well (some ten minutes)
+    sudo tests/bench/run [rounds] builds    apps without a Dockerfile, against Dockerfiles written by hand (some minutes)
 
 Each row: what was done, the product's median, the median of the floor (the same work done by hand), their ratio,
 and the ratio aimed at. The exit code is 0 whatever comes out: machines are noisy, people judge.
 """
 
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "e2e"), str(Path(__file__).parent.parent.parent)]
 sys.path += map(str, Path("/usr/lib/dokku-py/venv/lib").glob("python3*/site-packages"))
 import dokku_py  # noqa: E402
-from conftest import DOCKER, DOMAIN, PROCFILE, STATE, SWITCH, App, Person, ask, base_image, docker, sh  # noqa: E402
+from conftest import APPS, DOCKER, DOMAIN, PROCFILE, STATE, SWITCH, App, Person, ask, base_image, docker, sh  # noqa: E402
 
 ROUNDS = int(next((word for word in sys.argv[1:] if word.isdigit()), 7))
 
@@ -195,6 +198,86 @@ def many_apps_rows(app):
         ran("nginx", "-s", "reload")
 
 
+BY_HAND = {  # the app, a line of it that changes with each push, an equivalent Dockerfile
+    "flask": ("app.py", "{parts['user']}", """
+        FROM {image} AS dependencies
+        WORKDIR /app
+        RUN python -m venv /venv
+        COPY requirements.txt .
+        RUN --mount=type=secret,id=ca --mount=type=cache,id=bench-pip,target=/root/.cache/pip PIP_CERT=/run/secrets/ca /venv/bin/pip install -r requirements.txt
+        FROM {image}
+        WORKDIR /app
+        ENV PATH=/venv/bin:$PATH
+        COPY --from=dependencies /venv /venv
+        COPY . .
+        USER 10001
+        CMD exec gunicorn app:app --bind 0.0.0.0:$PORT"""),
+    "express": ("src/server.ts", "Hello from", """
+        FROM {image} AS dependencies
+        WORKDIR /app
+        COPY package.json package-lock.json ./
+        RUN --mount=type=secret,id=ca --mount=type=cache,id=bench-npm,target=/root/.npm NODE_EXTRA_CA_CERTS=/run/secrets/ca npm ci
+        FROM dependencies AS built
+        COPY . .
+        RUN npm run build
+        FROM dependencies AS production
+        RUN npm prune --omit=dev
+        FROM {image}
+        WORKDIR /app
+        ENV NODE_ENV=production
+        COPY --from=production /app/node_modules node_modules
+        COPY package.json .
+        COPY --from=built /app/dist dist
+        USER 10001
+        CMD ["npm", "start"]"""),
+}
+
+
+def build_rows(person, folder):
+    """A first and a second push of apps without a Dockerfile, against `docker build` of one written by hand with the other parts of a push."""
+    sizes = []
+    for name, image in (("flask", "python"), ("express", "node")):
+        file, line, text = BY_HAND[name]
+        app = App(person, folder, APPS / name)
+        first = seconds(lambda: (app.deploy(), answers(app.host)))
+        base = next(found for found in docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"dokku-images/{image}").split())
+        (folder / f"{name}.Dockerfile").write_text(textwrap.dedent(text).replace("{image}", base).replace("id=bench-", f"id={app.name}-"))
+        command = [*DOCKER, "build", "-q", "-t", f"bench-{name}", "--secret", "id=ca,src=/etc/ssl/certs/ca-certificates.crt", "-f", folder / f"{name}.Dockerfile", app.work]
+        by_hand = lambda: ran(*command, env={**os.environ, "DOCKER_BUILDKIT": "1"})  # noqa: E731
+        count, source = iter(range(1000)), (app.work / file).read_text()
+        try:
+            row(f"{name}: first push -> live / `docker build` alone, nothing cached", first, seconds(by_hand), "-")
+            times, builds, floors = [], [], []
+            for _ in range(ROUNDS):
+                (app.work / file).write_text(source.replace(line, f"{line} {next(count)}"))
+                floors.append(seconds(by_hand))
+                began = time.perf_counter()
+                output = app.deploy()
+                answers(app.host)
+                times.append(time.perf_counter() - began)
+                builds.append(float(re.search(r"\((\d+\.\d) s\)", output)[1]))
+            floor = Floor(app, folder)
+            floor.image = f"bench-{name}"
+            parts = statistics.median(floors) + median(floor.push) + floor.start_median()
+            floor.end()
+            row(f"{name}: second push, its build alone / `docker build` after the same change", statistics.median(builds), statistics.median(floors), 1.3)
+            row(f"{name}: second push -> live / that, git push by hand, start and reload", statistics.median(times), parts, 1.3)
+            own, hand = (int(docker("image", "inspect", "-f", "{{.Size}}", found)) / 2**20 for found in (f"dokku/{app.name}:latest", f"bench-{name}"))
+            sizes.append(f"{name}: image of {own:.0f} MB, by hand {hand:.0f} MB")
+        finally:
+            ran("dokku", "--force", "apps:destroy", app.name)
+            sh(*DOCKER, "rmi", f"bench-{name}")
+            ran("rm", "-rf", folder / "host", folder / "host.pub", folder / "floor.git")
+    print("\n" + "\n".join(sizes))
+
+
+def seconds(work):
+    """Time some work once."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
 def reloaded():
     """Have nginx test its configuration and take it, seen by its workers."""
     ran("nginx", "-t", "-q")
@@ -211,6 +294,13 @@ def main():
         ran("dokku", "ssh-keys:add", "bench", "-", stdin=person.public)
         old = ran("dokku", "--quiet", "domains:report", "--global", "--domains-global-vhosts").split()
         ran("dokku", "domains:set-global", DOMAIN)
+        if "builds" in sys.argv:
+            print("| what | ms | floor, ms | ratio | goal |\n|---|--:|--:|--:|--:|")
+            try:
+                return build_rows(person, folder)
+            finally:
+                ran("dokku", "ssh-keys:remove", "bench")
+                ran("dokku", "domains:set-global", *old)
         app = App(person, folder, SWITCH)
         print(f"{base_image()}, {os.cpu_count()} processors, median of {ROUNDS}\n\n| what | ms | floor, ms | ratio | goal |\n|---|--:|--:|--:|--:|")
         try:

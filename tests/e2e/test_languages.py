@@ -73,3 +73,202 @@ def test_django_migrates_in_release_and_collects_its_static_files(new_app, admin
         assert app.get() == (200, "changed: made by a migration, style: True")
     finally:
         sh("rm", "-r", folder)
+
+
+# --- what decides, and what is refused ---
+
+
+def only(app, **files):
+    """Leave nothing in the work tree but these files; give the app."""
+    sh("git", "rm", "-rq", "--ignore-unmatch", ".", cwd=app.work)
+    for path in [path for path in app.work.iterdir() if path.name != ".git"]:
+        sh("rm", "-rf", path)
+    for name, text in files.items():
+        path = app.work / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return app
+
+
+PERL = "web: GREETING='by a Procfile' exec perl server.pl\n"
+SERVER = (APPS / "hello" / "server.pl").read_text()
+
+
+def test_a_procfile_alone_builds_and_a_dockerfile_wins_unless_the_builder_is_selected(new_app):
+    app = only(new_app(APPS / "static"), Procfile=PERL, **{"server.pl": SERVER})
+    assert "its Procfile alone (Procfile)" in app.deploy()
+    assert app.get() == (200, "by a Procfile")
+    app.deploy(Dockerfile="FROM debian:bookworm\nWORKDIR /w\nCOPY server.pl .\nCMD exec false\n")
+    assert app.get() == (200, "by a Procfile"), "the Procfile's command runs in the Dockerfile's image"
+    app.write(**{"index.html": "<p>a page</p>"})
+    app.ok("builder:set", "selected", "static")
+    assert "static files (index.html)" in app.deploy(Procfile=None)
+    assert app.get() == (200, "<p>a page</p>")
+    app.ok("builder:set", "selected", "python")
+    assert "There is no Dockerfile in the tree, and nothing that shows how else to build it" in app.rejected(more="x")
+    assert "is not possible here" in app.refused("builder:set", "selected", "cobol", code=2)
+    app.ok("builder:set", "selected")
+    assert "its Dockerfile" in app.rejected(Dockerfile="FROM debian:bookworm\nRUN false\n")
+
+
+def test_a_folder_of_a_monorepo_is_built(new_app):
+    app = only(new_app(APPS / "static"), **{"Dockerfile": "FROM debian:bookworm\nRUN false\n", "site__index.html": "in a folder"})
+    app.ok("apps:create")
+    app.ok("builder:set", "build-dir", "site")
+    app.deploy()
+    assert app.get() == (200, "in a folder")
+    assert app.get("/Dockerfile")[0] == 404 and app.get("/.git/HEAD")[0] == 404
+
+
+def test_static_files_have_clean_names_a_page_for_what_is_missing_and_keep_what_is_the_platforms(new_app):
+    app = new_app(APPS / "static")
+    app.deploy(app_json="{}", dot_env="secret")
+    assert app.get("/about") == (200, "<p>about</p>") and app.get("/nowhere") == (404, "<p>not there</p>")
+    assert app.get("/app.json")[0] == app.get("/.env")[0] == 404
+
+
+def test_php_has_rewriting_or_nginx_as_the_procfile_says(new_app):
+    app = new_app(APPS / "php")
+    app.deploy()
+    assert app.get("/some/page?x=1")[1].endswith("path /some/page"), ".htaccess"
+    assert app.get("/../composer.json")[0] in (400, 404) or "path" in app.get("/composer.json")[1]
+    app.deploy(Procfile="web: vendor/bin/heroku-php-nginx public/\n")
+    assert app.get("/some/page?x=1") == (200, "Hello from PHP, memory 77M, path /some/page")
+    assert sh("docker", "exec", f"{app.name}.web.1", "pgrep", "-c", "php-fpm").returncode in (0, 127, 126)
+
+
+FAILURES = {
+    "no web process": ({"requirements.txt": "flask\n"}, "There is no web process: no Procfile names one"),
+    "lock file": ({"package.json": '{"dependencies": {"ms": "2.1.3"}, "scripts": {"start": "node x.js"}}', "package-lock.json": '{"lockfileVersion": 3, "packages": {"": {}}}'},
+                  "likely cause: the lock file does not match"),
+    "no such dependency": ({"requirements.txt": "flask==0.0.999\n", "app.py": "x"}, "likely cause: a dependency is not to be had under that name and version"),
+    "no such script": ({"package.json": '{"scripts": {"build": "exit 3"}}', "index.js": "x"}, "The build failed. Its last lines:"),
+    "memory": ({"package.json": '{"scripts": {"build": "node --max-old-space-size=20 -e \\"const a=[];for(;;)a.push({})\\"", "start": "node x"}}'}, "likely cause: the memory ran out"),
+    "not among the dependencies": ({"package.json": "{}", "server.js": "require('nonsense_of_ours')"}, "likely cause: something is used that is not among the dependencies"),
+    "command": ({"Procfile": "web: no-such-server --port $PORT\n"}, "likely cause: a program of the command is not in the image"),
+    "bad JSON": ({"package.json": "{", "server.js": "x"}, "package.json is not JSON"),
+    "image": ({"Dockerfile": "FROM debian:nonsense\n"}, "likely cause: "),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_likely_cause_of_a_failure_is_said(new_app, failure):
+    files, words = FAILURES[failure]
+    output = only(new_app(APPS / "static"), **files).rejected()
+    assert words in output, output
+
+
+def test_an_app_of_workers_only_needs_no_web_process(new_app):
+    app = only(new_app(APPS / "static"), Procfile="worker: exec sleep 1000\n", **{"requirements.txt": ""})
+    app.ok("apps:create")
+    app.ok("ps:scale", "web=0", "worker=1")
+    app.deploy()
+    assert app.containers() == [f"{app.name}.worker.1"]
+
+
+# --- trees that mean harm ---
+
+
+def test_hostile_names_links_and_sizes_are_built_or_refused_and_nothing_of_the_host_gets_in(new_app):
+    app = new_app(APPS / "static")
+    names = ["a\nRUN touch pwned", 'quote"\'$(touch x)`', "-rf", "é\x01", "--build-arg=X", "x" * 255, "Dockerfile\n"]
+    for name in names:
+        (app.work / name).write_text("x")
+    (app.work / "folder\n").mkdir()
+    (app.work / "folder\n" / "wsgi.py").write_text("get_wsgi_application")
+    for name, target in {"shadow": "/etc/shadow", "up": "../../../../../etc/passwd", "all": "/", "self": "self", "Aptfile": "/etc/hostname"}.items():
+        (app.work / name).symlink_to(target)
+    app.deploy()
+    assert app.get()[0] == 200 and app.get("/shadow")[0] in (403, 404)
+    image = f"dokku/{app.name}:latest"
+    assert docker("run", "--rm", image, "sh", "-c", "ls / | grep -c pwned || test ! -s /app/Aptfile -o -L /app/Aptfile && echo fine").endswith("fine")
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+    assert "pwned" not in history and "touch x" not in history
+
+
+@pytest.mark.parametrize("mark", ["requirements.txt", "package.json", "Gemfile", "go.mod", "pom.xml", "composer.json", "Procfile", "Dockerfile", ".static"])
+def test_a_mark_that_is_a_link_to_the_host_or_to_itself_gives_nothing_of_the_host(new_app, mark):
+    app = only(new_app(APPS / "static"))
+    for target in ("/etc/passwd", mark):
+        (app.work / mark).unlink(missing_ok=True)
+        (app.work / mark).symlink_to(target)
+        code, output = app.push()
+        assert "Traceback" not in output and "bug in dokku_py" not in output and "root:x:0" not in output, output
+        assert code != 0 or app.get()[0] in (200, 403, 404)
+
+
+def test_values_of_version_files_and_of_procfiles_never_reach_a_dockerfile(new_app):
+    app = only(new_app(APPS / "static"), **{"requirements.txt": "", ".python-version": "3.11\nRUN touch /pwned\n", "Procfile": PERL, "server.pl": SERVER,
+                                            "Aptfile": "hello;touch\nRUN\n--reinstall\n", "runtime.txt": f"python-{'9' * 9000}"})
+    app.deploy()
+    assert app.get() == (200, "by a Procfile")
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", f"dokku/{app.name}:latest")
+    assert "pwned" not in history and "IO::Socket" not in history and "touch" not in history
+
+
+def test_a_file_of_a_gigabyte_and_fifty_thousand_files(new_app):
+    for files in (50_000, 0):
+        app = new_app(APPS / "static")
+        (app.work / "many").mkdir()
+        for number in range(files):
+            (app.work / "many" / f"{number}.txt").touch()
+        if not files:
+            with (app.work / "sparse").open("wb") as file:
+                file.truncate(2**30)
+        code, output = app.push()
+        assert "Traceback" not in output and "bug in dokku_py" not in output, output
+        assert code or app.get()[0] == 200
+
+
+@pytest.mark.parametrize("size, words", [(2**20 + 1, "larger than 1 MiB"), (2**20 - 100, " !     ")])
+def test_a_procfile_of_a_mebibyte_is_refused(new_app, size, words):
+    output = new_app(APPS / "static").rejected(Procfile=f"web: {'x' * size}\n")
+    assert words in output and "bug in dokku_py" not in output, output[-500:]
+
+
+# --- images, and what builds use of the host ---
+
+
+def test_builds_use_the_hosts_settings_and_leave_none_in_the_image(new_app):
+    settings, old = Path("/etc/pip.conf"), None
+    if settings.exists():
+        old = settings.read_text()
+    settings.write_text((old or "[global]\n") + "# only-on-this-host\n")
+    try:
+        app = only(new_app(APPS / "static"), Procfile=PERL, **{"server.pl": SERVER, "requirements.txt": "--find-links .\n", "setup.cfg": ""})
+        app.deploy()
+    finally:
+        settings.write_text(old) if old is not None else settings.unlink()
+    image = f"dokku/{app.name}:latest"
+    assert docker("run", "--rm", "-u", "0", "--entrypoint", "", image, "sh", "-c", "grep -rlsI only-on-this-host /app /opt /etc /run /root /usr/local || echo none") == "none"
+    assert "run/secrets" not in docker("image", "inspect", image)
+    assert "/run/secrets" not in docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+
+
+def test_images_are_listed_built_and_their_source_is_set(admin, new_app):
+    assert re.search(r"^dokku-images/nginx:[0-9.]+ +\d+ MB$", admin.ok("images:list"), re.M)
+    assert "dokku-images/nginx:" in admin.ok("images:build", "nginx")
+    assert "is not possible here" in admin.refused("images:build", "cobol", code=2)
+    assert "is not possible here" in admin.refused("images:set", "source", "elsewhere", code=2)
+    app = new_app(APPS / "static")
+    try:
+        admin.ok("images:set", "source", "debian")
+        app.deploy()
+        admin.ok("images:set", "--global", "source", "hub")
+        assert admin.ok("images:report", "--global", "--images-global-source") == "hub\n"
+        if sh("docker", "image", "inspect", "nginx:stable").returncode:
+            code, output = app.push(**{"new.html": "x"})
+            assert (code == 0 and "stands in" not in output) or "nginx:stable is neither here nor to be pulled" in output, output
+    finally:
+        admin.ok("images:set", "source", "auto")
+
+
+def test_rebuild_takes_cached_layers_and_rebuild_force_does_not(new_app):
+    app = new_app(APPS / "ruby")
+    app.deploy()
+    assert "bundle install" not in ran(app.ok("rebuild"))
+    assert "bundle install" in ran(app.ok("rebuild:force"))
+    app.ok("repo:purge-cache")
+    assert "bundle install" in ran(app.ok("rebuild"))
+    assert "bundle install" not in ran(app.ok("rebuild"))
+    assert app.get() == (200, "Hello from Ruby")

@@ -262,6 +262,6 @@ def test_inspect_shows_docker_s_view_without_values(live):
 
 def test_a_base_image_that_is_there_is_taken_as_it_is(admin):
     before = docker("images", "--quiet", "--no-trunc", base_image())
-    assert "are there; --force makes them anew" in admin.ok("images:build", "debian")
+    assert "is there; --force makes it anew" in admin.ok("images:build", "debian")
     assert docker("images", "--quiet", "--no-trunc", base_image()) == before
-    assert "There is no recipe for 'cobol'" in admin.refused("images:build", "cobol", code=2)
+    assert "'cobol' is not possible here" in admin.refused("images:build", "cobol", code=2)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("DOKKU_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("DOKKU_EXAMPLES", "6"))
 NAMES = sorted(name for name, row in d.COMMANDS.items() if row.access not in ("hook", "local") and not name.startswith("git-"))
 CODES = {0, 1, 2, 20, 75, 77}
 

@@ -10,18 +10,25 @@ import dokku_py
 from conftest import STATE, SWITCH, App, destroyed, docker, sh, wait_until
 from soak import deploy_once, held_locks, measure, processes_of_dokku, settled, soak
 
-STAGGER_SECONDS = 0.15  # sshd turns away who comes while ten others (MaxStartups) have not shown their key yet
+STRANGERS = 5  # sshd turns away who comes while ten others (MaxStartups) have not shown their key yet
 REFUSALS = ("moved while this push waited", "[rejected]", "is at ", "but expected")
 NUMBERED = "FROM debian:bookworm\nCOPY server.pl number /\nCMD perl /server.pl\n"
 
 
 def start_gently(starts):
-    """Start clients one shortly after the other; give them."""
+    """Start clients one after the other, each when few are at sshd's door; give them."""
     clients = []
     for start in starts:
+        wait_until(lambda: strangers() < STRANGERS)
         clients.append(start())
-        time.sleep(STAGGER_SECONDS)
+        time.sleep(0.1)
     return clients
+
+
+def strangers():
+    """Count who has connected to sshd and has not shown a key yet."""
+    titles = sh("ps", "-eo", "args").stdout.splitlines()
+    return sum(title.startswith("sshd:") and ("[net]" in title or "[accepted]" in title) for title in titles)
 
 
 def state_of(app):

@@ -85,7 +85,7 @@ def read_all(app, whole):
     assert current and current.number in whole, f"{current} is live"
     release, config = whole[current.number]
     assert current._replace(restart=0) == release and d.release_config(current) == config
-    assert len(d.vhost_of(current, app, 5001).upstreams) >= 1, "nginx has somewhere to forward to"
+    assert all(d.vhost_of(current, app).upstreams.values()), "nginx has somewhere to forward to"
     assert d.next_number(app) > max(d.release_numbers(app)) and set(d.wanted_dynos(current)) >= {"web.1"}
     assert all(json.loads(line)["containers"] for line in d.read_lines(d.retiring_file(app)))
     assert isinstance(d.read_json(d.probation_file(app)), dict) and d.read_config(app) in [config for _, config in whole.values()]

@@ -1590,12 +1590,14 @@ def is_stopped(app: str) -> bool:
     return (app_folder(app) / "STOPPED").exists()
 
 
+def named_domains(app: str) -> list[str]:
+    """List the domains that name an app, served or not: its own, else its name under each global domain."""
+    return read_lines(app_folder(app) / "DOMAINS") or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]
+
+
 def domains_of(app: str) -> list[str]:
-    """List the domains of an app: its own, else its name under each global domain."""
-    own = read_lines(app_folder(app) / "DOMAINS")
-    if (app_folder(app) / "NO_VHOST").exists():
-        return []
-    return own or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]
+    """List the domains under which an app is served; none when it is served by its port."""
+    return [] if (app_folder(app) / "NO_VHOST").exists() else named_domains(app)
 
 
 def allotted() -> list[tuple[str, str, str, str]]:
@@ -4500,9 +4502,9 @@ command("domains:get", APP, access="view", also=("domains",), does="Print the do
 def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
     """Change an app's domains and have nginx serve them; a domain of another app is refused by name."""
     with locked(app, "domains"), server_lock("domains"):
-        domains = change(domains_of(app))
+        domains = change(named_domains(app))
         for other in apps():
-            if other != app and (both := set(domains) & set(domains_of(other))):
+            if other != app and (both := set(domains) & set(named_domains(other))):
                 raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
         with served_with(app, app_folder(app) / "DOMAINS"):
             write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))

@@ -139,9 +139,9 @@ def test_domains_disable_serves_by_port_and_enable_by_name_again(switch):
     port = int(switch.ok("url").strip().rpartition(":")[2])
     assert switch.get()[0] == 404
     assert ask("anything", port=port) == (200, HELLO_TEXT)
-    switch.ok("domains:enable")
-    assert switch.get() == (200, HELLO_TEXT)
     switch.ok("domains:add", f"other-{switch.name}.example.com")
+    switch.ok("domains:enable")
+    assert switch.get() == ask(f"other-{switch.name}.example.com") == (200, HELLO_TEXT), "what was named while disabled comes beside what was there"
     switch.ok("domains:clear")
     assert ask(f"other-{switch.name}.example.com")[0] == 404
     assert switch.get() == (200, HELLO_TEXT)

@@ -4,10 +4,10 @@
     git push -- ssh key -- forced command -- git receive-pack -- pre-receive hook -- deploy()
     deploy:  checkout -> build image -> release task -> start processes -> health -> vhost -> record -> retire the old
 
-Files under ROOT say what should be; Docker and nginx are made to agree. `bring_up` starts what is missing,
-checks it, points nginx at it, records it and retires what is no longer wanted. Deploy, restart, rollback, scale
-and boot are all "write the fact, then bring it up", so a crash at any instruction leaves a state from which the
-next run ends well.
+Files under ROOT say what should be; Docker and nginx are made to agree. `switch_to` starts what a release lacks,
+checks it, points nginx at it, records it and retires what is no longer wanted; `converge` mends whatever differs from
+the record. Deploy, restart, rollback, scale and boot are all "write the fact, then one of the two", so a crash at any
+instruction leaves a state from which the next run ends well.
 
 Sections, top to bottom; a function calls only its own section and those above, and each effect has one owner:
 

@@ -5195,7 +5195,6 @@ def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: C
     known = read_entry(name, caller) if storage_folder(f"{name}.entry").exists() else rows
     if folders and known != rows:
         raise DokkuError(f"{name} is there already, with other folders", f"dokku storage:info {name}   shows it")
-    make_folder(storage_folder(), 0o700)
     for folder in [storage_folder(row.source) for row in known]:
         step(f"Ensuring {folder} exists")
         if folder.parent == storage_folder():
@@ -5857,6 +5856,7 @@ def setup() -> None:
     prepare_as_root()
     for name in ("apps", "keys", "locks", "addresses", "nginx/candidate", "nginx/server", "properties"):
         make_folder(ROOT / name)
+    make_folder(storage_folder(), 0o700)
     render_authorized_keys()
     ensure_network()
     major = re.search(r"nginx/(\d+)\.(\d+)", run(["/usr/sbin/nginx", "-v"]).stderr.decode())

@@ -1,12 +1,11 @@
 """Apps without a Dockerfile: one real app of each language, pushed, asked, changed by a line and pushed again."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
-from conftest import APPS, STATE, docker, sh
+from conftest import APPS, docker, sh
 
 # --- one app per language ---
 
@@ -57,11 +56,9 @@ def ran(output):
 
 def test_django_migrates_in_release_and_collects_its_static_files(new_app, admin):
     app = new_app(APPS / "django")
-    folder = STATE / "data" / "storage" / app.name
-    folder.mkdir(parents=True)
-    os.chown(folder, 10001, 10001)
     app.ok("apps:create")
-    sh("dokku", "docker-options:add", app.name, "deploy", f"--volume={folder}:/data")
+    admin.ok("storage:create", app.name, "--chown", "10001")
+    admin.ok("storage:mount", app.name, app.name, "--container-dir", "/data")
     app.ok("config:set", "--no-restart", "DATABASE=/data/db")
     try:
         output = app.deploy()
@@ -72,7 +69,8 @@ def test_django_migrates_in_release_and_collects_its_static_files(new_app, admin
         assert "No migrations to apply" in app.deploy()
         assert app.get() == (200, "changed: made by a migration, style: True")
     finally:
-        sh("rm", "-r", folder)
+        admin.ok("storage:unmount", app.name, app.name)
+        admin.ok("storage:destroy", app.name, "--destroy-host-dir", "--force")
 
 
 # --- what decides, and what is refused ---

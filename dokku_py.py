@@ -439,13 +439,13 @@ class Key(NamedTuple):
     added: str = ""
 
 
-def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "") -> Callable[[str], str]:
-    """Give a parser that accepts the words that a pattern describes."""
-    def parse_word(text: str) -> str:
+def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """Give a parser that accepts the words that a pattern describes; `give` makes of them what is kept."""
+    def parse_word(text: str) -> Any:
         """Accept such a word."""
         if not re.fullmatch(pattern, text):
             raise UsageError(f"{shown(text)} {complaint}", hint)
-        return text
+        return give(text)
     return parse_word
 
 
@@ -461,6 +461,10 @@ parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use lett
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
 parse_key_name = matching(KEY_NAME, "can't name a key", "use letters, digits and @ . _ + -, at most 64")
 parse_branch = matching(BRANCH, "is not the name of a branch")
+parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
+parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
+parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
+parse_resource = matching(r"[0-9]{1,9}(?:\.[0-9]{1,3})?(?:[bkmgBKMG]|[kmgKMG][bB])?", "is not an amount", "write for example  --cpu 0.5  or  --memory 512m", str.lower)
 parse_seconds = matching(r"[0-9]{1,9}(?:ms|[smhd])?", "is not a duration", "write for example  60s, 5m, 500ms")
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
@@ -519,28 +523,6 @@ def parse_scale(text: str) -> tuple[str, int]:
     if not count.isascii() or not count.isdigit() or int(count) > 100:
         raise UsageError(f"{shown(text)} is not TYPE=COUNT", "write for example  web=2, at most 100 of a type")
     return parse_process_type(process_type), int(count)
-
-
-def parse_release_name(text: str) -> int:
-    """Accept v12 or 12."""
-    digits = text.removeprefix("v")
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
-        raise UsageError(f"{shown(text)} is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them")
-    return int(digits)
-
-
-def parse_count(text: str) -> int:
-    """Accept a whole number of zero or more."""
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise UsageError(f"{shown(text)} is not a whole number")
-    return int(text)
-
-
-def parse_size(text: str) -> str:
-    """Accept a size as nginx writes it: 1m, 512k, 1024, 0."""
-    if not re.fullmatch(r"[0-9]{1,12}[kKmMgG]?", text):
-        raise UsageError(f"{shown(text)} is not a size", "write for example  512k, 20m, 1g")
-    return text.lower()
 
 
 def parse_line(text: str) -> str:
@@ -653,20 +635,8 @@ def parse_phases(text: str) -> list[str]:
     return text.split(",")
 
 
-def is_harmless(option: str) -> bool:
-    """Say whether an option stays inside the container or the build."""
-    return option.split()[0].partition("=")[0] in HARMLESS_OPTIONS
-
-
 RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
 WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
-
-
-def parse_resource(text: str) -> str:
-    """Accept an amount of cpu or memory: 0.5, 512m, 2g."""
-    if not re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,3})?(?:[bkmg]|[kmg]b)?", text.lower()):
-        raise UsageError(f"{shown(text)} is not an amount", "write for example  --cpu 0.5  or  --memory 512m")
-    return text.lower()
 
 
 def bytes_of(amount: str) -> int:
@@ -825,11 +795,6 @@ def parse_checks_file(text: str) -> tuple[Check, ...]:
 def parse_scale_file(text: str) -> dict[str, int]:
     """Read a DOKKU_SCALE file: `type=count` a line."""
     return dict(parse_scale(line.strip()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-
-
-def parse_base_images(dockerfile: str) -> list[str]:
-    """List the images that a Dockerfile starts from (Dockerfile reference, FROM); build arguments are not expanded."""
-    return re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", dockerfile, re.MULTILINE | re.IGNORECASE)
 
 
 def quote_value(value: str) -> str:
@@ -1347,15 +1312,17 @@ def server_lock(name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def try_lock(path: Path) -> int | None:
-    """Take a lock if it is free; give its descriptor, which holds it until closed."""
-    descriptor = open_lock(path)
+@contextlib.contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold a lock if it is free; says whether it is."""
+    descriptor, free = open_lock(path), False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
-    except BlockingIOError:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        yield free
+    finally:
         os.close(descriptor)
-        return None
 
 
 def share_lock(path: Path) -> int:
@@ -1367,10 +1334,8 @@ def share_lock(path: Path) -> int:
 
 def is_locked(path: Path) -> bool:
     """Say whether somebody holds a lock, alone or together with others."""
-    lock = try_lock(path)
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    with lock_if_free(path) as free:
+        return not free
 
 
 @contextlib.contextmanager
@@ -1378,17 +1343,15 @@ def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
     folder, told = make_folder(ROOT / "locks"), False
     while True:
-        taken = next((lock for number in range(BUILD_SLOTS) if (lock := try_lock(folder / f"build.{number}")) is not None), None)
-        if taken is not None:
-            break
+        for number in range(BUILD_SLOTS):
+            with lock_if_free(folder / f"build.{number}") as free:
+                if free:
+                    yield
+                    return
         if not told:
             detail(f"{BUILD_SLOTS} build(s) of other apps are running, which is what this server allows; waiting")
         told = True
         time.sleep(0.1)
-    try:
-        yield
-    finally:
-        os.close(taken)
 
 
 def read_config(app: str) -> dict[str, str]:
@@ -1471,8 +1434,7 @@ def write_current(release: Release) -> None:
 
 def release_numbers(app: str) -> list[int]:
     """List the numbers of the releases on record, oldest first."""
-    folder = app_folder(app) / "releases"
-    return sorted(int(name[1:]) for name in (os.listdir(folder) if folder.is_dir() else []) if name[1:].isdigit())
+    return sorted(int(path.name[1:]) for path in (app_folder(app) / "releases").glob("v*") if path.name[1:].isdigit())
 
 
 def next_number(app: str) -> int:
@@ -1483,6 +1445,13 @@ def next_number(app: str) -> int:
 def mark_release(app: str, number: int, status: str) -> None:
     """Note what became of a release that is not live: failed, cancelled, rolled back."""
     write_text(release_folder(app, number) / "STATUS", status + "\n")
+
+
+def require_current(app: str) -> Release:
+    """Read the release that should run. Raises NotFound before the first deploy."""
+    if current := read_current(app):
+        return current
+    raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
 
 
 def release_status(app: str, number: int, current: Release | None) -> str:
@@ -1506,13 +1475,8 @@ def scale_of(app: str, release: Release) -> dict[str, int]:
 
 def wanted_dynos(release: Release) -> list[str]:
     """List the processes that should run: web.1, web.2, worker.1; none of a type that was stopped by itself."""
-    stopped = read_lines(stopped_types_file(release.app))
+    stopped = read_lines(app_folder(release.app) / "STOPPED_TYPES")
     return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) if kind not in stopped for index in range(1, count + 1)]
-
-
-def stopped_types_file(app: str) -> Path:
-    """Locate the list of the process types that `ps:stop` stopped while the rest of the app runs."""
-    return app_folder(app) / "STOPPED_TYPES"
 
 
 def read_check_modes(app: str) -> dict[str, str]:
@@ -1530,12 +1494,6 @@ def read_resources(app: str) -> dict[tuple[str, str, str], str]:
     """Read what `resource:limit` and `resource:reserve` set: (limit or reserve, process type, resource) -> amount."""
     rows = (line.split() for line in read_lines(app_folder(app) / "RESOURCES"))
     return {(row[0], row[1], row[2]): row[3] for row in rows if len(row) == 4}
-
-
-def resource_of(app: str, kind: str, process_type: str, resource: str) -> str:
-    """Give the amount for a process type: its own, else the app's."""
-    rows = read_resources(app)
-    return rows.get((kind, process_type, resource)) or rows.get((kind, "_default_", resource), "")
 
 
 def read_tags(app: str) -> dict[str, int]:
@@ -1566,8 +1524,7 @@ def docker_options_of(app: str, phase: str, process: str = "") -> list[str]:
 
 def read_docker_options(app: str) -> list[tuple[str, str]]:
     """Read what `docker-options:add` added: (phase or phase.process, option), in that order."""
-    rows = (line.partition(" ")[::2] for line in read_lines(app_folder(app) / "DOCKER_OPTIONS"))
-    return [(phase, option) for phase, option in rows]
+    return [(phase, option) for phase, _, option in (line.partition(" ") for line in read_lines(app_folder(app) / "DOCKER_OPTIONS"))]
 
 
 def storage_folder(source: str = "") -> Path:
@@ -1602,9 +1559,8 @@ def domains_of(app: str) -> list[str]:
 
 def allotted() -> list[tuple[str, str, str, str]]:
     """List the addresses given out: (address, app, incarnation, dyno). The file's name is the record."""
-    folder = ROOT / "addresses"
-    names = os.listdir(folder) if folder.is_dir() else []
-    return [(parts[0], parts[1], parts[2], parts[3]) for name in names if len(parts := name.split("=")) == 4]
+    names = (path.name.split("=") for path in (ROOT / "addresses").glob("*=*=*=*"))
+    return [(address, app, incarnation, dyno) for address, app, incarnation, dyno in names]
 
 
 def allot_address(subnet: str, release: Release, dyno: str) -> str:
@@ -1922,10 +1878,8 @@ def dead_pushes(app: str) -> list[Path]:
 
 def remove_dead_pushes(app: str) -> None:
     """Remove what killed pushes left in the repository of an app; not while any push lives."""
-    lock = try_lock(app_folder(app) / "pushes")
-    if lock is not None:
-        remove_all(dead_pushes(app))
-        os.close(lock)
+    with lock_if_free(app_folder(app) / "pushes") as free:
+        remove_all(dead_pushes(app) if free else ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1952,6 +1906,11 @@ def engine_errors(purpose: str) -> Iterator[None]:
         yield
     except docker.errors.APIError as error:
         raise DokkuError(f"{purpose}: {error.explanation or error}") from None
+
+
+def whatever_comes(error: str = "APIError") -> contextlib.AbstractContextManager[None]:
+    """Give a context in which an error of the engine, or only `NotFound`, is as good as success."""
+    return contextlib.suppress(getattr(importlib.import_module("docker").errors, error))
 
 
 def ensure_network() -> str:
@@ -2088,11 +2047,12 @@ def shell_command(app: str, command: str) -> list[str]:
 
 
 def resource_limits(app: str, process_type: str) -> dict[str, Any]:
-    """Give what `resource:limit` and `resource:reserve` mean to Docker."""
-    limit, reserve = (functools.partial(resource_of, app, kind, process_type) for kind in ("limit", "reserve"))
-    wanted = {"mem_limit": limit("memory"), "memswap_limit": limit("memory-swap"), "mem_reservation": reserve("memory")}
-    cpu = {"nano_cpus": int(float(limit("cpu")) * 10**9)} if limit("cpu") else {}
-    return {**{key: bytes_of(amount) for key, amount in wanted.items() if amount}, **cpu}
+    """Give what `resource:limit` and `resource:reserve` mean to Docker: for a process type its own amounts, else the app's."""
+    rows = read_resources(app)
+    chosen = {(kind, name): amount for wanted in ("_default_", process_type) for (kind, process, name), amount in rows.items() if process == wanted}
+    sizes = {"mem_limit": ("limit", "memory"), "memswap_limit": ("limit", "memory-swap"), "mem_reservation": ("reserve", "memory")}
+    cpu = {"nano_cpus": int(float(chosen["limit", "cpu"]) * 10**9)} if ("limit", "cpu") in chosen else {}
+    return {**{key: bytes_of(chosen[row]) for key, row in sizes.items() if row in chosen}, **cpu}
 
 
 def create_container(release: Release, dyno: str, *, config: Mapping[str, str] | None, address: str = "", command: list[str] | None = None,
@@ -2147,8 +2107,7 @@ def commit_container(identity: str, image: str) -> str:
 
 def stop_container(identity: str, grace: int) -> None:
     """End a container: SIGTERM, and SIGKILL after the grace (seconds). One that is gone is fine."""
-    docker = importlib.import_module("docker")
-    with contextlib.suppress(docker.errors.NotFound):
+    with whatever_comes("NotFound"):
         engine().stop(identity, timeout=grace)
 
 
@@ -2160,31 +2119,22 @@ def restart_container(identity: str, grace: int) -> None:
 
 def remove_container(identity: str) -> None:
     """Remove a container, running or not. One that is gone is fine."""
-    docker = importlib.import_module("docker")
-    with contextlib.suppress(docker.errors.NotFound), contextlib.suppress(docker.errors.APIError):
+    with whatever_comes():
         engine().remove_container(identity, force=True, v=True)
 
 
 def rename_container(container: Container, name: str) -> None:
     """Give a container another name when it has not got it yet; one that is just restarting keeps its old one (labels identify it)."""
-    docker = importlib.import_module("docker")
     if container.name != name:
-        with contextlib.suppress(docker.errors.APIError):
+        with whatever_comes():
             engine().rename(container.id, name)
-
-
-def inspect_or_nothing(ask: Callable[[str], dict[str, Any]], reference: str) -> dict[str, Any]:
-    """Give what Docker knows of a thing; nothing when it is not there."""
-    docker = importlib.import_module("docker")
-    try:
-        return ask(reference)
-    except docker.errors.NotFound:
-        return {}
 
 
 def inspect_container(identity: str) -> dict[str, Any]:
     """Give what Docker knows of a container; nothing when it is gone."""
-    return inspect_or_nothing(engine().inspect_container, identity)
+    with whatever_comes("NotFound"):
+        return engine().inspect_container(identity)
+    return {}
 
 
 def last_exit_code(identity: str) -> str:
@@ -2201,13 +2151,14 @@ def address_of(identity: str) -> str:
 
 def inspect_image(reference: str) -> dict[str, Any]:
     """Give what Docker knows of an image; nothing when it is not there."""
-    return inspect_or_nothing(engine().inspect_image, reference)
+    with whatever_comes("NotFound"):
+        return engine().inspect_image(reference)
+    return {}
 
 
 def logs_of(identity: str, lines: int) -> list[str]:
     """Give the last lines of a container's output."""
-    docker = importlib.import_module("docker")
-    with contextlib.suppress(docker.errors.APIError):
+    with whatever_comes():
         return engine().logs(identity, tail=lines).decode(errors="replace").splitlines()
     return []
 
@@ -2225,8 +2176,7 @@ def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tupl
 
 def tag_image(release: Release, tag: str) -> None:
     """Name the image of a release: v12, and `latest` once it is live. Names keep it from every clean-up; one that is gone gets none."""
-    docker = importlib.import_module("docker")
-    with contextlib.suppress(docker.errors.NotFound):
+    with whatever_comes("NotFound"):
         engine().tag(release.image, f"dokku/{release.app}", tag)
 
 
@@ -2239,9 +2189,8 @@ def tag_as(identity: str, reference: str) -> None:
 
 def pull_image(reference: str) -> bool:
     """Pull an image; say whether a registry gave it."""
-    docker = importlib.import_module("docker")
     name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
-    with contextlib.suppress(docker.errors.APIError):
+    with whatever_comes():
         engine().pull(name, tag=tag)
     return bool(inspect_image(reference))
 
@@ -2254,8 +2203,7 @@ def tags_of(app: str) -> list[str]:
 
 def untag_image(reference: str) -> None:
     """Take a name from an image; the last name takes the image along, unless a container uses it."""
-    docker = importlib.import_module("docker")
-    with contextlib.suppress(docker.errors.APIError):
+    with whatever_comes():
         engine().remove_image(reference)
 
 
@@ -2488,8 +2436,7 @@ def reload_nginx() -> list[Worker]:
 
 def clear_candidates() -> None:
     """Remove what a killed test left: a bad candidate of one app would have nginx refuse all others. Only under nginx's lock."""
-    for leftover in (ROOT / "nginx" / "candidate").glob("*"):
-        remove_file(leftover)
+    remove_all((ROOT / "nginx" / "candidate").glob("*"))
 
 
 def test_candidate(name: str, text: str) -> None:
@@ -2676,8 +2623,9 @@ def own_base_images() -> tuple[str, str]:
 
 
 def ensure_base_images(dockerfile: str) -> None:
-    """Make the base image that a Dockerfile starts from when neither this host nor a registry has it, and we can."""
-    if set(parse_base_images(dockerfile)) & set(own_base_images()):
+    """Make the base image that a Dockerfile starts from (its reference, FROM) when neither this host nor a registry has it, and we can."""
+    named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", dockerfile, re.MULTILINE | re.IGNORECASE)  # build arguments are not expanded
+    if set(named) & set(own_base_images()):
         make_base_image()
 
 
@@ -2688,13 +2636,11 @@ def make_base_image(anew: bool = False) -> None:
     """
     full, slim = own_base_images()
     with server_lock("images"):
-        if not anew and all(inspect_image(name) or (property_of("--global", "images", "source") != "debian" and pull_image(name)) for name in (full, slim)):
-            return None
-        step(f"Building {full} from this host's package sources")
-        label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
-        identity = pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", full]).strip()
-        tag_as(identity, slim)
-    return None
+        if anew or not all(inspect_image(name) or (property_of("--global", "images", "source") != "debian" and pull_image(name)) for name in (full, slim)):
+            step(f"Building {full} from this host's package sources")
+            label = "LABEL " + " ".join(f"{key}={value}" for key, value in OURS.items())
+            identity = pipe(as_root([str(TEMPLATES / "images/debian/rootfs")]), [docker_command(), "import", "--change", label, "-", full]).strip()
+            tag_as(identity, slim)
 
 
 def own_image(name: str) -> str:
@@ -3190,16 +3136,11 @@ def render_crontab() -> None:
     with server_lock("cron"):
         jobs = [{"app": app, "schedule": job.schedule, "id": job.id, **{key: property_of(app, "cron", key) for key in ("mailto", "mailfrom")}}
                 for app in apps() if not is_stopped(app) and property_of(app, "cron", "maintenance") == "false"
-                for job in jobs_of(app).values() if job.id not in read_lines(suspended_file(app))]
+                for job in jobs_of(app).values() if job.id not in read_lines(app_folder(app) / "CRON_SUSPENDED")]
         text = render("host/crontab.j2", jobs=jobs)
         if text != read_text(ROOT / "crontab"):
             run(["crontab", "-"], stdin=text)
             write_text(ROOT / "crontab", text)
-
-
-def suspended_file(app: str) -> Path:
-    """Locate the list of the cron jobs that `cron:suspend` keeps from running."""
-    return app_folder(app) / "CRON_SUSPENDED"
 
 
 def go_live(release: Release) -> list[Worker]:
@@ -3286,11 +3227,6 @@ def probation_file(app: str) -> Path:
     return app_folder(app) / "PROBATION"
 
 
-def is_minded(app: str) -> bool:
-    """Say whether a minder of the app lives: it holds a lock as long as it does."""
-    return is_locked(app_folder(app) / "minder")
-
-
 def needs_minding(app: str) -> bool:
     """Say whether something of an app is retiring or being watched."""
     return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
@@ -3304,13 +3240,16 @@ def mind(app: str) -> None:
     engine.cache_clear()  # the connection of the process we were forked from is closed here
     tidy, ending = False, {}
     while not tidy or needs_minding(app):
-        if not app_exists(app) or (lock := try_lock(app_folder(app) / "minder")) is None:
+        if not app_exists(app):
             return
-        while app_exists(app) and (needs_minding(app) or ending or not tidy):
-            mind_once(app, ending)
-            tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
-            time.sleep(1.0 if tidy or ending else 0.1)
-        os.close(lock)  # and look once more: whoever came before this has left
+        with lock_if_free(app_folder(app) / "minder") as free:
+            if not free:
+                return
+            while app_exists(app) and (needs_minding(app) or ending or not tidy):
+                mind_once(app, ending)
+                tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
+                time.sleep(1.0 if tidy or ending else 0.1)
+        # and look once more: whoever came before this has left
 
 
 def mind_once(app: str, ending: dict[int, str]) -> None:
@@ -3403,20 +3342,14 @@ def end_probation(bad: Release, container: Container, previous: int) -> None:
                      note=f"{bad.name}: {container.dyno} kept crashing")
 
 
-def free_unheld_addresses(app: str) -> None:
-    """Take back the addresses that no container of the app holds. Only under the lock."""
-    held = {(row.incarnation, row.dyno) for row in containers_of(app)}
-    free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
-
-
 def release_addresses(app: str) -> bool:
     """Take back the addresses that no container of the app holds; not while a deploy runs: says whether it was done."""
-    lock = try_lock(app_folder(app) / "lock") if app_exists(app) else None
-    if lock is None:
+    if not app_exists(app):
         return False
-    free_unheld_addresses(app)
-    os.close(lock)
-    return True
+    with lock_if_free(app_folder(app) / "lock") as free:
+        held = {(row.incarnation, row.dyno) for row in containers_of(app)} if free else set()
+        free_addresses(app, lambda incarnation, dyno: not free or (incarnation, dyno) in held)
+        return free
 
 
 def keep_images(app: str) -> None:
@@ -3479,7 +3412,7 @@ def disagreements(app: str) -> Iterator[Disagreement]:
     Each is found after what came before it was mended, or not: `converge` mends them one by one, `doctor` only reads.
     """
     found, current = functools.partial(Disagreement, app), read_current(app)
-    if read_lines(retiring_file(app)) and not is_minded(app):
+    if read_lines(retiring_file(app)) and not is_locked(app_folder(app) / "minder"):
         yield found("old processes wait for a minder that died", functools.partial(detach, functools.partial(mind, app)))
     if strays := stray_things(app):
         yield found(f"left over from something that was killed: {', '.join(strays)}", functools.partial(remove_strays, app))
@@ -3541,8 +3474,7 @@ def revive(app: str) -> None:
         return
     alive = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.state in ("running", "restarting")}
     missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
-    if missing and (lock := try_lock(app_folder(app) / "lock")) is not None:
-        os.close(lock)
+    if missing and not is_locked(app_folder(app) / "lock"):
         converge(app)
         record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
 
@@ -3593,19 +3525,23 @@ def served_with(app: str, path: Path) -> Iterator[None]:
         raise
 
 
-def rollback(app: str, number: int, by: str) -> Release:
-    """Make a new release with an old one's image and config; nothing is built."""
+def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
+    """Make a new release of an old one's image with such a config, whose `own` part becomes the app's; nothing is built."""
+    begun = new_release(old.app, by=by, reason=reason)
+    release = old._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
+    with build_log(release):
+        write_release(release, config, own)
+        tag_image(release, release.name)
+        switch_to(release)
+
+
+def rollback(app: str, number: int, by: str) -> None:
+    """Make a new release with an old one's image and config."""
     old = read_release(app, number)
     if not old or not old.image or not inspect_image(old.image):
         raise NotFound(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
-    config = release_config(old)
-    begun = new_release(app, by=by, reason=f"rollback to v{number}")
-    release = old._replace(number=begun.number, at=begun.at, by=by, reason=begun.reason, restart=0)
-    with build_log(release):
-        write_release(release, config, {key: value for key, value in config.items() if read_config("--global").get(key) != value})
-        tag_image(release, release.name)
-        switch_to(release)
-    return release
+    config, server = release_config(old), read_config("--global")
+    run_again(old, config, {key: value for key, value in config.items() if server.get(key) != value}, by, f"rollback to v{number}")
 
 
 def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
@@ -3613,13 +3549,7 @@ def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> N
     current = read_current(app)
     if not current or is_stopped(app):
         return write_config(app, config)
-    begun = new_release(app, by=by, reason=reason)
-    release = current._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
-    with build_log(release):
-        write_release(release, {**read_config("--global"), **config}, config)
-        tag_image(release, release.name)
-        switch_to(release)
-    return None
+    return run_again(current, {**read_config("--global"), **config}, config, by, reason)
 
 
 def stop_app(app: str) -> None:
@@ -3646,9 +3576,7 @@ def stop_processes(app: str) -> None:
 
 def start_app(app: str) -> None:
     """Start a stopped app: its processes are checked before nginx forwards to them."""
-    current = read_current(app)
-    if not current:
-        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    current = require_current(app)
     try:
         for container in start_missing(current):
             wait_until_healthy(current, container)
@@ -3664,9 +3592,7 @@ def start_app(app: str) -> None:
 
 def restart(app: str) -> None:
     """Replace an app's processes by new ones without dropping a request."""
-    current = read_current(app)
-    if not current:
-        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    current = require_current(app)
     remove_file(app_folder(app) / "STOPPED")
     switch_to(current._replace(restart=current.restart + 1))
 
@@ -3683,9 +3609,7 @@ ROLES = {
 
 def read_keys() -> list[Key]:
     """List the keys on record."""
-    folder = ROOT / "keys"
-    names = sorted(name for name in (os.listdir(folder) if folder.is_dir() else []) if KEY_NAME.fullmatch(name))
-    records = [read_json(folder / name) for name in names]
+    records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if KEY_NAME.fullmatch(path.name)]
     return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records]
 
 
@@ -4791,7 +4715,7 @@ def require_processes(app: str, process: str | None) -> list[Container]:
 
 def change_stopped(app: str | None, process: str, stop: bool) -> None:
     """Stop or start one process type of an app, and keep it so over deploys."""
-    path = stopped_types_file(require_app(str(app)))
+    path = app_folder(require_app(str(app))) / "STOPPED_TYPES"
     if process not in (known := scale_of(str(app), read_current(str(app)) or Release(str(app), 0))):
         raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
     change_processes(str(app), "ps:stop" if stop else "ps:start", path,
@@ -4926,12 +4850,9 @@ def builds_output(app: str, word: str | None) -> int:
 
 def lock_holder(app: str) -> int:
     """Give the id of the process that is changing an app right now; 0 when none is."""
-    lock = try_lock(app_folder(app) / "lock")
-    if lock is not None:
-        os.close(lock)
-        return 0
+    held = is_locked(app_folder(app) / "lock")
     found = re.search(r"\(process (\d+)\)", read_text(app_folder(app) / "lock"))
-    return int(found[1]) if found else 0
+    return int(found[1]) if held and found else 0
 
 
 @command("builds:cancel", APP, access="deploy")
@@ -4998,7 +4919,7 @@ def require_job(app: str, identity: str) -> Job:
 @command("cron:list", FORMAT, APP, access="view")
 def cron_list(style: str, app: str) -> None:
     """List the cron jobs of an app."""
-    suspended = read_lines(suspended_file(require_app(app)))
+    suspended = read_lines(app_folder(require_app(app)) / "CRON_SUSPENDED")
     rows = [{"id": job.id, "schedule": job.schedule, "command": job.command, "concurrency": job.concurrency, "suspended": str(job.id in suspended).lower(),
              "last-run": read_text(app_folder(app) / "cron" / job.id).strip()} for job in jobs_of(app).values()]
     if style == "json":
@@ -5027,8 +4948,8 @@ def change_suspended(app: str, identity: str, suspend: bool) -> None:
     """Keep a cron job from running, or let it run again."""
     require_job(app, identity)
     with locked(app, "cron"):
-        kept = [other for other in read_lines(suspended_file(app)) if other != identity]
-        write_lines(suspended_file(app), [*kept, *([identity] if suspend else [])])
+        kept = [other for other in read_lines(app_folder(app) / "CRON_SUSPENDED") if other != identity]
+        write_lines(app_folder(app) / "CRON_SUSPENDED", [*kept, *([identity] if suspend else [])])
     render_crontab()
 
 
@@ -5406,8 +5327,7 @@ TAG = Arg("tag", parse_tag)
 @command("tag:add", APP, TAG, access="deploy")
 def tag_add(app: str, tag: str) -> None:
     """Keep the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
-    if not (current := read_current(require_app(app))):
-        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    current = require_current(require_app(app))
     with locked(app, "tag:add"):
         tag_as(current.image, f"dokku/{app}:{tag}")
         write_tags(app, {**read_tags(app), tag: current.number})
@@ -5469,7 +5389,7 @@ def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[s
     import threading
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
-        with contextlib.suppress(OSError, DokkuError, importlib.import_module("docker").errors.APIError):
+        with contextlib.suppress(OSError, DokkuError), whatever_comes():
             for at, text in log_stream(container.id, tail, follow=True):
                 say_line(at, container.dyno, text)
 
@@ -5502,7 +5422,7 @@ def change_docker_options(app: str, change: Callable[[list[tuple[str, str]]], li
         old = read_docker_options(app)
         rows = list(dict.fromkeys(change(old)))
         new = [row for row in rows if row not in old]
-        if any(not is_harmless(option) for _, option in new) and not may(caller, "admin"):
+        if {option.split()[0].partition("=")[0] for _, option in new} - HARMLESS_OPTIONS and not may(caller, "admin"):
             raise AccessDenied
         for name, option in new:
             if not name.startswith("build"):
@@ -5585,9 +5505,7 @@ def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, ap
 
 def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, kind: str = "run", dyno: str = "", **terminal: bool) -> str:
     """Create the container of a one-off and give its name; `tick` removes it after that many seconds, ended or not."""
-    current = read_current(require_app(app))
-    if not current:
-        raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    current = require_current(require_app(app))
     if not words:
         raise UsageError("Name the command to run", f"for example  dokku run {app} ls -la")
     single = current.procfile.get(words[0], words[0] if " " in words[0] else "") if len(words) == 1 else ""
@@ -5926,14 +5844,11 @@ def server_disagreements() -> Iterator[Disagreement]:
 
 def examine(app: str) -> list[Disagreement]:
     """List what differs from the record of an app; one that is being changed right now is left out, and said."""
-    lock = try_lock(app_folder(app) / "lock")
-    if lock is None:
-        warn(f"{app} is being changed right now and was not looked at: {read_text(app_folder(app) / 'lock').strip()}")
-        return []
-    try:
-        return list(disagreements(app))
-    finally:
-        os.close(lock)
+    with lock_if_free(app_folder(app) / "lock") as free:
+        if free:
+            return list(disagreements(app))
+    warn(f"{app} is being changed right now and was not looked at: {read_text(app_folder(app) / 'lock').strip()}")
+    return []
 
 
 @command("doctor", Arg("fix", flags=("--fix",), switch=True), FORMAT, MAYBE_APP, access="operate")
@@ -5963,10 +5878,9 @@ def tick() -> None:
     remove_expired()
     remove_orphans()
     mind_all()
-    if (lock := try_lock(make_folder(ROOT / "locks") / "tick")) is not None:  # the one before may still be asking
-        each_app(None, True, revive, CONVERGE_AT_ONCE)
-        each_app(None, True, restart_unfit, CONVERGE_AT_ONCE)
-        os.close(lock)
+    with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
+        for work in (revive, restart_unfit) if free else ():  # the one before may still be asking
+            each_app(None, True, work, CONVERGE_AT_ONCE)
 
 
 @command("boot", local=True, access="local")

@@ -877,6 +877,11 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def uptime() -> float:
+    """Give the seconds since the machine started: deadlines go by this clock, which nobody sets, and which begins anew when the machine does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 4 Processes: the only place that starts other programs; argv lists only, no shell
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3189,7 +3194,7 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
         rename_container(container, f"{release.app}.{container.dyno}.{container.incarnation}")
     name_current(release)
     if old:
-        record = {"deadline": time.time() + grace, "containers": [row.id for row in old], "workers": list(workers)}
+        record = {"deadline": uptime() + grace, "containers": [row.id for row in old], "workers": list(workers)}
         with server_lock("retiring"):
             write_lines(retiring_file(release.app), [*read_lines(retiring_file(release.app)), json.dumps(record)])
     if old or watched:
@@ -3218,7 +3223,7 @@ def begin_probation(release: Release, previous: Release | None) -> bool:
     """Note that a new release is watched, and which one to go back to; say whether it is."""
     if not previous or previous.number == release.number or property_of(release.app, "ps", "auto-rollback") != "true":
         return False
-    write_json(probation_file(release.app), {"release": release.number, "previous": previous.number, "until": time.time() + PROBATION_SECONDS})
+    write_json(probation_file(release.app), {"release": release.number, "previous": previous.number, "until": uptime() + PROBATION_SECONDS})
     return True
 
 
@@ -3260,7 +3265,7 @@ def mind_once(app: str, ending: dict[int, str]) -> None:
     for line in read_lines(retiring_file(app)):
         record = json.loads(line)
         if line not in ending.values() and (
-                time.time() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
+                uptime() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
             ending[fork_work(functools.partial(end_retired, app), line)] = line
     for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
         del ending[child]
@@ -3318,7 +3323,7 @@ def judge_probation(app: str) -> None:
     record, current = read_json(probation_file(app)), read_current(app)
     if not record:
         return
-    if not current or current.number != record["release"] or time.time() > record["until"]:
+    if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
         return remove_file(probation_file(app))
     if not (container := crash_looping(current)):
         return

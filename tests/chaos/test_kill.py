@@ -8,7 +8,7 @@ import pytest
 from chaos import OPERATIONS, Bench, Subject, try_points
 from conftest import DOCKER, STATE, server, sh  # noqa: F401
 
-POINTS = int(os.environ.get("CHAOS_COUNT", "5"))
+POINTS = int(os.environ.get("CHAOS_COUNT", "20"))
 SEED = os.environ.get("CHAOS_SEED", "1")
 BOTH_WAYS = {"deploy", "config:set", "rollback", "apps:destroy", "first-push"}  # a sample holds kills before and after the commit point
 

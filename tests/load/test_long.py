@@ -4,8 +4,11 @@ import base64
 import hashlib
 import http.client
 import os
+import signal
 import socket
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +135,34 @@ def test_a_connection_outlives_a_reload_that_came_before_the_switch(new_app, bet
     assert stream.lines() == [f"v1 {number}" for number in range(1, 151)]
     socket_.close()
     app.settle()
+
+
+def minders(app):
+    """The processes that have the app's minder lock open."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(path) == str(app.folder / "minder"):
+                found.add(int(path.parts[2]))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("shift", ["+3600", "-3600"])
+def test_a_changed_clock_ends_nothing_before_its_time_and_keeps_nothing_after_it(switch, shift):
+    """Who minds the switch is born under another clock than the one under which its deadlines were written."""
+    switch.deploy()
+    old = WebSocket(switch)
+    switch.deploy(new="file")
+    for pid in minders(switch):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not minders(switch))
+    done = sh("env", "DONT_FAKE_MONOTONIC=1", "faketime", "-f", shift, "dokku", "tick")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: minders(switch))
+    time.sleep(3)  # as long as it takes to do wrong
+    assert old.say("after") == "v1 after" and (switch.folder / "PROBATION").exists()
+    old.close()
+    switch.settle()
+    assert switch.get()[0] == 200 and len(switch.containers()) == 1

@@ -123,8 +123,8 @@ class Bench:
         self.lock.close()
 
     def belongings(self):
-        """List all that the product has on this machine, by kinds."""
-        state = {str(path.relative_to(STATE)) for depth in ("*", "*/*", "nginx/*/*") for path in STATE.glob(depth)}
+        """List all that the product has on this machine, by kinds; files of locks and the crontab stay once they are there."""
+        state = {str(path.relative_to(STATE)) for depth in ("*", "*/*", "nginx/*/*") for path in STATE.glob(depth) if path.parent.name != "locks"} - {"crontab"}
         return {"containers": set(docker("ps", "-a", "--format", "{{.Names}}").split()), "networks": set(docker("network", "ls", "-q").split()),
                 "volumes": set(docker("volume", "ls", "-q").split()), "images": set(docker("images", "-q", "--no-trunc").split()),
                 "files": state | {str(path) for path in Path("/tmp").glob("dokku-crash-*")}}

@@ -1638,6 +1638,7 @@ PROPERTIES = {(row.noun, row.key): row for row in (
     Property("git", "archive-max-size", "1g", parse_size, "the most bytes an archive may unpack to"),
     Property("git", "deploy-branch", "", parse_branch, "the branch that deploys; empty: main or master, whichever was pushed first"),
     Property("git", "keep-git-dir", "false", parse_switch, "leave the folder .git in the tree that is built"),
+    Property("git", "private-hosts", "", parse_networks, "hosts with addresses of this server or its network that may be fetched from by http and git", "admin"),
     Property("git", "rev-env-var", "GIT_REV", parse_config_key, "the variable that holds the commit"),
     Property("git", "source-image", "", parse_line, "the image the app is made of instead of a build"),
     Property("images", "source", "auto", one_of("auto", "hub", "debian"), "where the images of languages come from; auto: Docker Hub, else this host's packages", "admin"),
@@ -1849,13 +1850,49 @@ def ssh_key_file(app: str) -> Path:
     return ROOT / ".ssh" / "id_ed25519" if app == "--global" else app_folder(app) / "ssh_key"
 
 
-def fetch(app: str, url: str, argv: Sequence[str]) -> None:
-    """Run what fetches from another server, with our netrc and the app's own ssh key, or else the server's. Nobody is asked anything."""
+def pinned(app: str, url: str) -> str:
+    """Give HOST:PORT:ADDRESS by which an http or git address must be reached, or nothing for what an administrator trusts: ssh hosts, and private-hosts.
+
+    What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here. Raises DokkuError.
+    """
+    import ipaddress
+    import socket
+    scheme, host, port = (re.match(r"(https?|git)://(?:[^/@]*@)?(\[[^]/]*\]|[^/:]*)(?::(\d+))?", url) or re.match("()()()", url)).groups()
+    if not scheme or host in property_of(app, "git", "private-hosts").split():
+        return ""
+    try:
+        found = [row[4][0] for row in socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)]
+    except OSError as error:
+        raise DokkuError(f"{url} can't be fetched: {host} has no address: {error.strerror}") from None
+    for address in map(ipaddress.ip_address, (text.partition("%")[0] for text in found)):
+        if not (getattr(address, "ipv4_mapped", None) or address).is_global:
+            raise DokkuError(f"{host} is {address}, which belongs to this server or its network", f"dokku git:set --global private-hosts {host}   by an administrator lets apps fetch from it")
+    return f"{host}:{port or {'http': 80, 'https': 443, 'git': 9418}[scheme]}:{found[0]}"
+
+
+def download(app: str, url: str, path: Path, bound: Sequence[str]) -> None:
+    """Fetch a file; each address that it leads to is looked at anew, and none leads from https to http."""
+    for _ in range(6):
+        pin, allowed = pinned(app, url), url.partition(":")[0]
+        url = fetch(app, url, [*bound, "curl", "-qfsSg", "--netrc-optional", "--proto", "=https,http", *(["--resolve", pin] if pin else []), "--output", str(path),
+                               "--write-out", "%{redirect_url}", "--", url])
+        if not url:
+            return
+        if allowed == "https" and not url.startswith("https:"):
+            raise DokkuError(f"It leads from https to {url}")
+    raise DokkuError("It leads from one address to the next without an end")
+
+
+def fetch(app: str, url: str, argv: Sequence[str]) -> str:
+    """Run what fetches from another server, with our netrc and the app's own ssh key, or else the server's; give what it prints. Nobody is asked anything."""
     own = ["-o", "IdentitiesOnly=yes", "-i", str(ssh_key_file(app))] if ssh_key_file(app).exists() else []
     environment = {**git_environment(), "HOME": str(ROOT), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS,
                    "GIT_SSH_COMMAND": shlex.join(["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", *own])}
+    if pin := pinned(app, url):
+        environment |= {"GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "http.curloptResolve", "GIT_CONFIG_VALUE_0": pin,
+                        "GIT_CONFIG_KEY_1": "http.followRedirects", "GIT_CONFIG_VALUE_1": "false"}
     try:
-        run(argv, env=environment, timeout=FETCH_SECONDS)
+        return output_of(argv, env=environment, timeout=FETCH_SECONDS)
     except ToolFailed as error:
         why = " / ".join(line for line in error.output.splitlines() if line)[:300] or "it is too large"
         raise DokkuError(f"{url} can't be fetched: {why}", "what is private needs git:auth, or git:allow-host and a key (git:public-key)") from None
@@ -4194,9 +4231,7 @@ def git_from_archive(kind: str | None, app: str, source: str, name: str, email: 
         path, limit = folder / "archive", property_of(app, "git", "archive-max-size")
         bound = ["prlimit", f"--fsize={bytes_of(limit + 'b')}"]
         if source != "-" and not (caller.local and Path(source).is_file()):
-            allowed = parse_repository(source).partition(":")[0]
-            fetch(app, source, [*bound, "curl", "-qfsSgL", "--netrc-optional", "--max-redirs", "5", "--proto", "=https,http",
-                                "--proto-redir", f"=https,{allowed}", "--output", str(path), "--", source])
+            download(app, parse_repository(source), path, bound)
         elif attend([*bound, "dd", f"of={path}", "bs=64k", "status=none", *([] if source == "-" else [f"if={source}"])]):
             raise DokkuError(f"The archive is larger than {limit}", f"dokku git:set {app} archive-max-size   allows more")
         return commit_archive(app, path, f"From {source}", (name, email), strip=True), ""

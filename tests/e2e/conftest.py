@@ -270,7 +270,9 @@ def server():
         assert done.returncode == 0, done.stderr
     old = (STATE / "VHOST").read_text().split() if (STATE / "VHOST").exists() else []
     assert sh("dokku", "domains:set-global", DOMAIN).returncode == 0
+    assert sh("dokku", "git:set", "--global", "private-hosts", "localhost 127.0.0.1").returncode == 0  # where the tests' own servers are
     yield
+    sh("dokku", "git:set", "--global", "private-hosts")
     sh("dokku", *(["domains:set-global", *old] if old else ["domains:clear-global"]))
 
 

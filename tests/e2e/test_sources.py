@@ -124,6 +124,51 @@ def test_clone_makes_an_app(new_app, git_server):
     assert "Name is already taken" in app.refused("clone", f"{address}/code.git")
 
 
+class Leads(http.server.BaseHTTPRequestHandler):
+    """Leads whoever comes to the address behind the first slash, and notes that he came."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.send_response(302)
+        self.send_header("Location", self.path[1:])
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def leads():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Leads)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0x7f000001", "10.1.2.3", "169.254.169.254"])
+def test_nothing_inside_this_network_is_fetched_for_an_app(bare, leads, host):
+    """What answers there trusts whoever comes from this server: a cloud's metadata, an admin page."""
+    bare.person.ok("git:set", bare.name, "private-hosts", "elsewhere.example.com")
+    for words in (("git:from-archive", bare.name, f"http://{host}:{leads.server_port}/x.tar"), ("git:sync", bare.name, f"http://{host}:{leads.server_port}/x.git")):
+        refused = bare.person.refused(*words)
+        assert "belongs to this server or its network" in refused and f"private-hosts {host}" in refused, refused
+    assert leads.asked == []
+
+
+def test_a_trusted_host_leads_nowhere_inside_this_network(bare, leads):
+    bare.person.ok("git:set", bare.name, "private-hosts", "localhost")
+    start, inside = f"http://localhost:{leads.server_port}/", f"http://127.0.0.1:{leads.server_port}/secret"
+    assert "belongs to this server or its network" in bare.person.refused("git:from-archive", bare.name, start + inside)
+    assert leads.asked == ["/" + inside]
+    assert "without an end" in bare.person.refused("git:from-archive", bare.name, start + start + start + start + start + start + start + inside)
+
+
+def test_a_deploy_key_may_not_trust_hosts(bare, stranger):
+    bare.person.ok("deploy:allow", bare.name, stdin=stranger.public)
+    assert stranger.ssh("git:set", bare.name, "private-hosts", "localhost").returncode == 77
+
+
 # --- secrets ---
 
 

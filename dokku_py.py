@@ -2116,7 +2116,11 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
         identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation}")["Id"]
-    join_networks(identity, release.app, dyno, networks_of(release.app, NETWORK_KEYS[:2] if kind == "deploy" else NETWORK_KEYS))
+    try:
+        join_networks(identity, release.app, dyno, networks_of(release.app, NETWORK_KEYS[:2] if kind == "deploy" else NETWORK_KEYS))
+    except BaseException:
+        remove_container(identity)
+        raise
     return identity
 
 
@@ -3992,7 +3996,10 @@ def apps_facts(app: str) -> dict[str, str]:
     if app == "--global":
         return {}
     current = read_current(app)
-    return {"app-created-at": read_text(app_folder(app) / "CREATED").strip(), "app-deploy-source": "git-push" if current and current.commit else "",
+    reasons = (record.reason.split()[0] for number in reversed(release_numbers(app)) if release_status(app, number, current) in ("live", "replaced")
+               and (record := read_release(app, number)) and record.reason)
+    source = next((word for word in reasons if word == "push" or word.startswith("git:")), "")
+    return {"app-created-at": read_text(app_folder(app) / "CREATED").strip(), "app-deploy-source": {"push": "git-push"}.get(source, source.replace(":", "-")),
             "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
 
 
@@ -4117,8 +4124,12 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    duplicate_or_nothing(require_app(app), new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"])])  # two can't share those
-    return step(f"Cloned {app} to {new}")
+    alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker"]  # two can't share the first, and secrets are given by hand
+    duplicate_or_nothing(require_app(app), new, skip_deploy, alone)
+    step(f"Cloned {app} to {new}")
+    say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
+    for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
+        detail(f"What {command} gave {app} stays there; dokku {command} {new}   gives the clone its own") if (app_folder(app) / file).exists() else None
 
 
 @command("apps:rename", SKIP_DEPLOY, APP, NEW_APP, access="create")

@@ -30,6 +30,38 @@ def test_a_clone_runs_the_same_image_under_its_own_name(switch, second):
     assert second.get() == (200, HELLO_TEXT)
 
 
+def test_a_clone_shares_data_and_no_secret_key(switch, second, tmp_path):
+    switch.deploy()
+    sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key")
+    switch.ok("ssh:install", stdin=(tmp_path / "key").read_text())
+    switch.person.ok("storage:create", switch.name)
+    switch.person.ok("storage:mount", switch.name, switch.name, "--container-dir", "/data")
+    said = switch.ok("apps:clone", second.name)
+    try:
+        assert f"Both see the data in /var/lib/dokku/data/storage/{switch.name}" in said and f"dokku ssh:install {second.name}" in said
+        assert "There is no ssh key" in second.refused("ssh:public") and switch.ok("ssh:public").startswith("ssh-ed25519")
+        switch.ok("ps:restart")  # it was deployed before the mount
+        docker("exec", "--user=root", f"{switch.name}.web.1", "touch", "/data/seen")
+        assert docker("exec", f"{second.name}.web.1", "ls", "/data") == "seen"
+    finally:
+        for app in (switch, second):
+            app.person.ssh("storage:unmount", app.name, switch.name)
+        switch.person.ok("storage:destroy", switch.name, "--destroy-host-dir", "--force")
+
+
+def test_the_report_says_where_a_deploy_came_from(switch):
+    source = lambda: switch.ok("apps:report", "--app-deploy-source").strip()  # noqa: E731
+    switch.ok("apps:create")
+    assert source() == ""
+    switch.deploy()
+    switch.ok("config:set", "A=1")
+    assert source() == "git-push"
+    switch.ok("git:from-image", f"dokku/{switch.name}:v1")
+    assert source() == "git-from-image"
+    switch.ok("rollback", "v1")
+    assert source() == "git-from-image", "the last that brought something"
+
+
 def test_a_clone_that_is_not_deployed_waits_for_its_push(switch, second):
     switch.deploy()
     switch.person.ok("apps:clone", "--skip-deploy", switch.name, second.name)

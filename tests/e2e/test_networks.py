@@ -137,6 +137,8 @@ def test_a_network_that_cannot_be_joined_rejects_the_push(switch, admin):
         docker("network", "rm", name)
     said = switch.rejected(dot_x="2")
     assert "Network does not exist" in said and name in said, said
+    assert "Network does not exist" in switch.refused("run", "true")
+    assert switch.containers("-a") == [f"{switch.name}.web.1"], "no one-off is left that could not begin"
     switch.assert_untouched()
 
 

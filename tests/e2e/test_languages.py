@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import APPS, docker, sh
+from pip._internal.models.index import PyPI
 
 # --- one app per language ---
 
@@ -90,6 +91,29 @@ def only(app, **files):
 
 PERL = "web: GREETING='by a Procfile' exec perl server.pl\n"
 SERVER = (APPS / "hello" / "server.pl").read_text()
+
+
+LOCKED = {  # the tool: the files that its app has, under which names, and the step that must not run again
+    "uv": ({"pyproject.toml": "uv.toml", "uv.lock": "uv.lock", "app.py": "app.py"}, "uv sync", "Hello python"),
+    "poetry": ({"pyproject.toml": "poetry.toml", "poetry.lock": "poetry.lock", "app.py": "app.py"}, "poetry install", "Hello python"),
+    "pipenv": ({"Pipfile": "Pipfile", "Pipfile.lock": "Pipfile.lock", "app.py": "app.py"}, "pipenv install --deploy", "Hello python"),
+    "pipenv without a lock": ({"Pipfile": "Pipfile", "app.py": "app.py"}, "pipenv install --skip-lock", "Hello python"),
+    "yarn": ({"package.json": "package.json", "yarn.lock": "yarn.lock", "server.js": "server.js"}, "yarn install --frozen-lockfile", "Hello 172800000 false"),
+    "pnpm": ({"package.json": "package.json", "pnpm-lock.yaml": "pnpm-lock.yaml", "server.js": "server.js"}, "pnpm install --frozen-lockfile", "Hello 172800000 false"),
+}
+
+
+@pytest.mark.parametrize("tool", LOCKED)
+def test_a_lock_file_is_installed_by_its_tool_once(new_app, tool):
+    files, install, answer = LOCKED[tool]
+    index, storage = PyPI.simple_url.rstrip("/"), f"https://{PyPI.file_storage_domain}"
+    texts = {name: (APPS / "locked" / file).read_text().replace("{INDEX}", index).replace("{FILES}", storage) for name, file in files.items()}
+    app = only(new_app(APPS / "static"), **texts)
+    assert install in ran(app.deploy())
+    assert app.get() == (200, answer)
+    change(app, list(files)[-1], '"Hello"', '"Changed"')
+    assert install not in ran(app.deploy())
+    assert app.get() == (200, answer.replace("Hello", "Changed"))
 
 
 def test_a_procfile_alone_builds_and_a_dockerfile_wins_unless_the_builder_is_selected(new_app):

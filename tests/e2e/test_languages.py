@@ -1,7 +1,11 @@
 """Apps without a Dockerfile: one real app of each language, pushed, asked, changed by a line and pushed again."""
 
+import http.server
 import json
 import re
+import select
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +76,46 @@ def test_django_migrates_in_release_and_collects_its_static_files(new_app, admin
     finally:
         admin.ok("storage:unmount", app.name, app.name)
         admin.ok("storage:destroy", app.name, "--destroy-host-dir", "--force")
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Carries bytes to the host that a CONNECT names, and notes its name."""
+
+    def do_CONNECT(self):
+        host, _, port = self.path.rpartition(":")
+        self.server.asked.append(host)
+        with socket.create_connection((host, int(port)), 30) as there:
+            self.send_response(200)
+            self.end_headers()
+            other = {self.connection: there, there: self.connection}
+            while ready := select.select(list(other), [], [], 60)[0]:
+                for side in ready:
+                    if not (data := side.recv(65536)):
+                        return
+                    other[side].sendall(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_build_goes_through_the_proxy_of_the_host_and_the_image_knows_nothing_of_it(new_app):
+    gateway = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
+    server = http.server.ThreadingHTTPServer((gateway, 0), Proxy)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://{gateway}:{server.server_port}"
+    app = new_app(APPS / "flask")
+    app.deploy()
+    try:
+        done = sh("env", f"https_proxy={address}", f"HTTPS_PROXY={address}", "dokku", "rebuild:force", app.name)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        server.shutdown()
+    assert server.asked, "nothing came by the proxy"
+    assert app.get()[0] == 200 and len(app.releases()) == 2
+    image = f"dokku/{app.name}:latest"
+    for text in (docker("image", "inspect", image), docker("history", "--no-trunc", image), docker("exec", f"{app.name}.web.1", "env")):
+        assert gateway not in text and "_proxy" not in text.lower(), text
 
 
 # --- what decides, and what is refused ---

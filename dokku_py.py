@@ -1139,6 +1139,11 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
+def read_table(name: str) -> list[list[str]]:
+    """Read a table among our templates: a row a line, its cells apart by tabs; # begins a remark."""
+    return [line.split("\t") for line in read_text(TEMPLATES / name).split("\n") if line and not line.startswith("#")]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that we wrote; nothing where there is none."""
     text = read_text(path)
@@ -1618,93 +1623,14 @@ class Property(NamedTuple):
     access: str = "configure"
 
 
-PROPERTIES = {(row.noun, row.key): row for row in (
-    Property("app-json", "appjson-path", "app.json", parse_path, "where app.json stands in the tree"),
-    Property("apps", "disable-autocreation", "false", parse_switch, "a push does not make an app that does not exist", "admin"),
-    Property("builder", "build-dir", "", parse_path, "the folder of the tree that is built; empty: all of it"),
-    Property("builder", "selected", "", one_of(*"dockerfile go java node php procfile python ruby static".split()), "how to build; empty: as the tree shows"),
-    Property("builder", "skip-cleanup", "false", parse_switch, "keep every image of the app instead of the last few"),
-    Property("builder-dockerfile", "dockerfile-path", "Dockerfile", parse_path, "where the Dockerfile stands in the built folder"),
-    Property("builds", "retention", "50", parse_count, "how many releases stay on record"),
-    Property("checks", "attempts", "", parse_count, "how often a check is asked when it does not say itself"),
-    Property("checks", "default-wait", "10", parse_count, "seconds that a process with skipped checks must stay up"),
-    Property("checks", "timeout", "", parse_count, "seconds one attempt may take when the check does not say itself"),
-    Property("checks", "wait", "", parse_count, "seconds between two attempts when the check does not say itself"),
-    Property("checks", "wait-to-retire", "60", parse_count, "seconds that old processes may go on serving after a switch"),
-    Property("cron", "mailfrom", "", parse_mail, "who cron's mails come from", "admin"),
-    Property("cron", "mailto", "", parse_mail, "who gets what the app's cron jobs print", "admin"),
-    Property("cron", "maintenance", "false", parse_switch, "run none of the app's cron jobs"),
-    Property("git", "archive-max-files", "10000", parse_count, "the most files an archive may hold"),
-    Property("git", "archive-max-size", "1g", parse_size, "the most bytes an archive may unpack to"),
-    Property("git", "deploy-branch", "", parse_branch, "the branch that deploys; empty: main or master, whichever was pushed first"),
-    Property("git", "keep-git-dir", "false", parse_switch, "leave the folder .git in the tree that is built"),
-    Property("git", "private-hosts", "", parse_networks, "hosts with addresses of this server or its network that may be fetched from by http and git", "admin"),
-    Property("git", "rev-env-var", "GIT_REV", parse_config_key, "the variable that holds the commit"),
-    Property("git", "source-image", "", parse_line, "the image the app is made of instead of a build"),
-    Property("images", "source", "auto", one_of("auto", "hub", "debian"), "where the images of languages come from; auto: Docker Hub, else this host's packages", "admin"),
-    Property("letsencrypt", "dns-provider", "", parse_line, "lego's name of the DNS provider, for wildcards"),
-    Property("letsencrypt", "email", "", parse_line, "whom the authority may write to"),
-    Property("letsencrypt", "graceperiod", "2592000", parse_count, "seconds before the end of a certificate at which it is renewed"),
-    Property("letsencrypt", "server", "default", parse_line, "the authority: default, staging or a directory URL"),
-    Property("logs", "app-label-alias", "", parse_label, "one more label that carries the app's name, for log shippers"),
-    Property("logs", "max-size", "10m", parse_size, "the size at which a container's log starts anew"),
-    Property("network", "attach-post-create", "", parse_networks, "networks a container joins before it starts"),
-    Property("network", "attach-post-deploy", "", parse_networks, "networks a container joins once it serves"),
-    Property("network", "bind-all-interfaces", "false", parse_switch, "publish the ports of an app without nginx on every address, past the host's firewall", "admin"),
-    Property("network", "initial-network", "", parse_network, "the network a container starts in"),
-    Property("network", "static-web-listener", "", parse_upstream, "an address:port that nginx forwards to instead of the app's processes"),
-    Property("network", "tld", "", parse_domain, "the ending of the names by which processes find each other"),
-    Property("nginx", "access-log-format", "", parse_nginx_word, "the name of a log_format; empty: nginx's own"),
-    Property("nginx", "access-log-path", "", parse_log_path, "where requests are logged; off: nowhere", "admin"),
-    Property("nginx", "allow-template", "false", parse_switch, "render nginx.conf.j2 of the pushed tree as the app's vhost", "admin"),
-    Property("nginx", "bind-address-ipv4", "", parse_ip, "the IPv4 address to listen on, where other apps then answer only if they have it too; empty: all", "admin"),
-    Property("nginx", "bind-address-ipv6", "::", parse_ip, "the IPv6 address to listen on, likewise", "admin"),
-    Property("nginx", "client-body-timeout", "60s", parse_seconds, "how long nginx waits for the next bytes of a request's body"),
-    Property("nginx", "client-header-timeout", "60s", parse_seconds, "how long nginx waits for a request's header"),
-    Property("nginx", "client-max-body-size", "1m", parse_size, "the largest request body; 0: any"),
-    Property("nginx", "disable-custom-config", "false", parse_switch, "leave out the files of the app's nginx.conf.d", "admin"),
-    Property("nginx", "error-log-path", "", parse_log_path, "where nginx writes what went wrong; off: nowhere", "admin"),
-    Property("nginx", "hsts", "true", parse_switch, "tell browsers to come by https only, once there is a certificate"),
-    Property("nginx", "hsts-include-subdomains", "true", parse_switch, "say so for the names below as well"),
-    Property("nginx", "hsts-max-age", "15724800", parse_count, "for how many seconds"),
-    Property("nginx", "hsts-preload", "false", parse_switch, "allow browsers to know it beforehand"),
-    Property("nginx", "keepalive-timeout", "75s", parse_seconds, "how long an idle connection of a client stays open"),
-    Property("nginx", "lingering-timeout", "5s", parse_seconds, "how long nginx waits for what a client still sends after the answer"),
-    Property("nginx", "nginx-conf-sigil-path", "nginx.conf.j2", parse_path, "where the vhost template stands in the tree (see allow-template)"),
-    Property("nginx", "proxy-buffer-size", "8k", parse_size, "the buffer for an answer's header"),
-    Property("nginx", "proxy-buffering", "on", one_of("on", "off"), "collect the app's answer before it goes to the client"),
-    Property("nginx", "proxy-buffers", "8 8k", parse_buffers, "number and size of the buffers for an answer"),
-    Property("nginx", "proxy-busy-buffers-size", "16k", parse_size, "how much of them may be on its way to the client"),
-    Property("nginx", "proxy-connect-timeout", "60s", parse_seconds, "how long nginx waits to reach the app"),
-    Property("nginx", "proxy-keepalive", "", parse_count, "how many idle connections to the app each worker keeps; empty: none"),
-    Property("nginx", "proxy-read-timeout", "60s", parse_seconds, "how long nginx waits for the app's next bytes"),
-    Property("nginx", "proxy-send-timeout", "60s", parse_seconds, "how long nginx waits to send to the app"),
-    Property("nginx", "send-timeout", "60s", parse_seconds, "how long nginx waits to send to a client"),
-    Property("nginx", "underscore-in-headers", "off", one_of("on", "off"), "accept request headers with _ in their names"),
-    Property("nginx", "x-forwarded-for-value", "$remote_addr", parse_nginx_variable, "what the app reads as X-Forwarded-For"),
-    Property("nginx", "x-forwarded-port-value", "$server_port", parse_nginx_variable, "what the app reads as X-Forwarded-Port"),
-    Property("nginx", "x-forwarded-proto-value", "$scheme", parse_nginx_variable, "what the app reads as X-Forwarded-Proto"),
-    Property("nginx", "x-forwarded-ssl", "", parse_nginx_variable, "what the app reads as X-Forwarded-Ssl; empty: not sent"),
-    Property("proxy", "proxy-port", "", parse_proxy_port, "the http port of an app without port maps; empty: 80, or its own when it has no domain"),
-    Property("proxy", "proxy-ssl-port", "", parse_port, "the https port of an app without port maps; empty: 443"),
-    Property("proxy", "type", "nginx", one_of("nginx"), "what stands in front of the app"),
-    Property("ps", "auto-rollback", "true", parse_switch, "roll back a release that crash-loops in its first minute"),
-    Property("ps", "dockerfile-start-cmd", "", parse_line, "the command of web when a Dockerfile built it and no Procfile names one"),
-    Property("ps", "procfile-path", "Procfile", parse_path, "where the Procfile stands in the tree"),
-    Property("ps", "restart-policy", "unless-stopped", parse_restart_policy, "what Docker does when a process ends"),
-    Property("ps", "restore", "true", parse_switch, "start the app when the server starts"),
-    Property("ps", "start-cmd", "", parse_line, "the command of web when no Procfile names one"),
-    Property("ps", "stop-timeout-seconds", "30", parse_count, "seconds between SIGTERM and SIGKILL"),
-    Property("registry", "image-repo", "", parse_image_repo, "the name under which the app's images are pushed"),
-    Property("registry", "image-repo-template", "", parse_repo_template, "that name for every app, with {{ .AppName }} in it", "admin"),
-    Property("registry", "push-extra-tags", "", parse_extra_tags, "more tags to push, separated by commas"),
-    Property("registry", "push-on-release", "false", parse_switch, "push each release's image"),
-    Property("registry", "server", "docker.io", parse_registry, "the registry to push to"),
-    Property("scheduler", "selected", "docker-local", one_of("docker-local"), "where processes run"),
-    Property("scheduler", "shell", "/bin/sh", parse_path, "the shell that runs the lines of a Procfile, in the container"),
-    Property("scheduler-docker-local", "init-process", "true", parse_switch, "run a small init as process 1 that reaps children"),
-    Property("scheduler-docker-local", "parallel-schedule-count", "", parse_count, "how many processes of an app start at once; empty: all"),
-)}
+def parser_named(words: str) -> Callable[[str], Any]:
+    """Give the parser that a table names: `count` is parse_count, `one-of a b` takes these words only."""
+    name, *choices = words.split()
+    return one_of(*choices) if name == "one-of" else globals()[f"parse_{name.replace('-', '_')}"]
+
+
+PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
+              for noun, key, default, words, access, summary in read_table("properties.tsv")}
 
 
 def property_file(app: str, noun: str, key: str) -> Path:
@@ -2607,14 +2533,25 @@ def start_missing(release: Release) -> list[Container]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Language(NamedTuple):
-    """A language: files that show it, the first found also says how dependencies are installed; its usual version, and where a tree names another;
-    what web runs without a Procfile: what that is called, the files and what in them show it, the dependency it needs, the command."""
+    """A language, as templates/build/languages.tsv says it."""
 
     title: str
-    marks: tuple[str, ...]
     version: str
-    versions: tuple[tuple[str, str], ...]
-    serving: tuple[tuple[str, str, str, str, str], ...]
+    marks: list[str]
+    versions: list[Sequence[str]]
+    serving: list[Sequence[str]]
+
+
+@functools.cache
+def languages() -> dict[str, Language]:
+    """Read the languages, in the order in which they are looked for."""
+    found: dict[str, Language] = {}
+    for name, kind, *words in read_table("build/languages.tsv"):
+        if kind == "language":
+            found[name] = Language(*words, [], [], [])
+        else:
+            getattr(found[name], kind).append(words[0] if kind == "marks" else words)
+    return found
 
 
 IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image made of this host's packages says its version
@@ -2622,43 +2559,13 @@ IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image 
     "nginx": ("nginx:stable", "nginx -v"), "node": ("node:{}-slim", "node --version"), "php": ("php:{}-apache", "php --version"),
     "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
 }
-LANGUAGES = {  # in the order in which they are looked for; each has a template of its name in templates/build
-    "ruby": Language("Ruby", ("Gemfile.lock", "Gemfile"), "3.3", ((".ruby-version", "^[^#].*"), ("Gemfile", r"""^\s*ruby\s+['"]([^'"]+)""")), (
-        ("Puma", "config/puma.rb", "", "puma", "exec bundle exec puma -C config/puma.rb"),
-        ("Rails", "bin/rails", "", "rails", "exec bin/rails server -b 0.0.0.0 -p $PORT"),
-        ("Rack", "config.ru", "", "", "exec bundle exec rackup --host 0.0.0.0 --port $PORT"))),
-    "python": Language("Python", ("uv.lock", "poetry.lock", "Pipfile.lock", "requirements.txt", "Pipfile", "pyproject.toml", "setup.py"), "3.12", (
-        (".python-version", "^[^#].*"), ("runtime.txt", r"python-(\S+)"), ("Pipfile", r'^python_(?:full_)?version\s*=\s*"([^"]+)'),
-        ("pyproject.toml", r'^(?:requires-)?python\s*=\s*"([^"]+)')), (
-        ("Django", "*/wsgi.py", "get_wsgi_application", "gunicorn", "exec gunicorn {module}:application --bind 0.0.0.0:$PORT"),
-        ("Django", "manage.py", "django", "", "exec python manage.py runserver --noreload 0.0.0.0:$PORT"),
-        ("Flask", "*.py", r"^(\w+) *=.*\bFlask\(", "gunicorn", "exec gunicorn {module}:{said} --bind 0.0.0.0:$PORT"),
-        ("Flask", "*.py", r"^def (create_app)\(\)", "gunicorn", "exec gunicorn '{module}:{said}()' --bind 0.0.0.0:$PORT"),
-        ("Flask", "*.py", r"\bFlask\(", "", "exec flask --app {module} run --host 0.0.0.0 --port $PORT"),
-        ("FastAPI", "*.py", r"^(\w+) *=.*\b(?:FastAPI|Starlette)\(", "", "exec uvicorn {module}:{said} --host 0.0.0.0 --port $PORT"),
-        *(("a program", file, "", "", f"exec python {file}") for file in ("app.py", "main.py")))),
-    "php": Language("PHP", ("composer.lock", "composer.json", "index.php"), "8.3", (("composer.json", ".require.php"),), tuple(
-        ("PHP", f"{folder}index.php", "", "", f"exec heroku-php-apache2 {folder}".rstrip()) for folder in ("public/", "web/", ""))),
-    "go": Language("Go", ("go.mod",), "1.24", (("go.mod", r"^go (\S+)"),), (("Go", "go.mod", "", "", "exec bin/web"),)),
-    "java": Language("Java", ("gradlew", "mvnw", "pom.xml"), "21", (
-        ("system.properties", r"^java\.runtime\.version\s*=\s*(?:1\.)?(\S+)"), ("pom.xml", r"<(?:maven\.compiler\.\w+|java\.version)>\s*(?:1\.)?(\d+)")), tuple(
-        ("Java", file, "", "", "exec java $JAVA_OPTS -Dserver.port=$PORT -jar app.jar") for file in ("pom.xml", "gradlew"))),
-    "node": Language("Node", ("pnpm-lock.yaml", "yarn.lock", "package-lock.json", "npm-shrinkwrap.json", "package.json"), "22", (
-        ("package.json", ".engines.node"), (".nvmrc", "^.+"), (".node-version", "^.+")), (
-        ("npm start", "package.json", ".scripts.start", "", "exec npm start"),
-        *(("Node", file, "", "", f"exec node {file}") for file in ("bin/www", "server.js", "app.js")),
-        ("a site that is built", "package.json", ".scripts.build", "", "exec serve-static"), ("Node", "index.js", "", "", "exec node index.js"))),
-    "static": Language("static files", (".static", "index.html"), "stable", (), tuple(("nginx", file, "", "", "exec serve-static") for file in (".static", "index.html"))),
-    "procfile": Language("its Procfile alone", ("Procfile",), "", (), ()),
-}
 SECRETS = (("ca", "/etc/ssl/certs/ca-certificates.crt"), ("java", "/etc/ssl/certs/java/cacerts"), ("uv", "/etc/uv/uv.toml"), ("pip", "/etc/pip.conf"),
            ("pip", "~/.config/pip/pip.conf"), ("npm", "/etc/npmrc"), ("npm", "~/.npmrc"))  # settings of this host that builds may use; of two the later
 
 
 def likely_cause(output: str) -> str:
     """Say what most likely made a build or a process fail; nothing when it looks like none of the common failures."""
-    rows = (line.split("\t") for line in read_lines(TEMPLATES / "build/causes.tsv"))
-    return next((f"likely cause: {cause}" for pattern, cause in rows if re.search(pattern, output)), "")
+    return next((f"likely cause: {cause}" for pattern, cause in read_table("build/causes.tsv") if re.search(pattern, output)), "")
 
 
 def own_base_images() -> tuple[str, str]:
@@ -2786,7 +2693,7 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
     chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
     if chosen in ("", "dockerfile") and peek(tree, dockerfile):
         return "", dockerfile
-    marks = [(name, mark) for name, row in LANGUAGES.items() if chosen in ("", name) for mark in row.marks]
+    marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for mark in row.marks]
     if row := next((row for row in marks if (tree / row[1]).is_file()), None):
         return row
     raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
@@ -2795,7 +2702,7 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
 
 def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Release, str]:
     """Write the Dockerfile of a tree that has none; give the release, whose web process is found too, and the text. Says what was chosen, and how to change it."""
-    app, language = release.app, LANGUAGES[name]
+    app, language = release.app, languages()[name]
     (version, where), (web, taken_for) = version_of(language, tree), default_web(language, mark, tree)
     step(f"Building {app} {release.name}: {language.title} ({mark}); another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(LANGUAGES)}")
     if language.versions:

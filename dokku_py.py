@@ -1521,8 +1521,9 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind."""
     import shutil
     left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
+    own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
-    shutil.copytree(app_folder(old), beside, ignore=left, symlinks=True)
+    shutil.copytree(app_folder(old), beside, ignore=lambda folder, names: left(folder, names) if folder == own else (), symlinks=True)
     rename_file(beside, app_folder(new))
 
 

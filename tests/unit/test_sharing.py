@@ -120,3 +120,12 @@ def test_templates_of_image_names(word, good):
     else:
         with pytest.raises(d.UsageError):
             d.parse_repo_template(word)
+
+
+def test_a_copy_leaves_out_what_is_named_and_no_branch_of_such_a_name(root):
+    for name in ("ENV", "ssh_key", "docker/config.json", "lock", "tree.1/x", "repo.git/refs/heads/docker", "repo.git/refs/heads/lock", "repo.git/refs/heads/DOMAINS"):
+        d.write_text(root / "apps" / "one" / name, "x")
+    d.copy_app("one", "three", ["DOMAINS", "ssh_key", "docker"])
+    copied = root / "apps" / "three"
+    assert sorted(str(path.relative_to(copied)) for path in copied.rglob("*") if path.is_file()) == [
+        "ENV", "MOUNTS", "repo.git/refs/heads/DOMAINS", "repo.git/refs/heads/docker", "repo.git/refs/heads/lock"]

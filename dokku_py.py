@@ -20,15 +20,16 @@ Sections, top to bottom; a function calls only its own section and those above, 
      7 Events         the audit trail
      8 Git            repositories, a commit's tree               (git)
      9 Docker         images, containers, networks                (the Docker Engine)
-    10 Nginx          rendering, testing, switching               (nginx, jinja2)
-    11 Schedulers     start, list, stop the processes of a release
-    12 Builders       a tree becomes an image
-    13 Health         is a process fit to serve?
-    14 Releases       deploy, bring up, retire, probation, converge
-    15 Access         keys, roles, who may do what                (authorized_keys)
-    16 Declaring      how a command is declared
-    17 Commands       the commands themselves, by family
-    18 Front door     argv, ssh, git hook, exit codes
+    10 Certificates   keys and certificates in use                (openssl)
+    11 Nginx          rendering, testing, switching               (nginx, jinja2)
+    12 Schedulers     start, list, stop the processes of a release
+    13 Builders       a tree becomes an image
+    14 Health         is a process fit to serve?
+    15 Releases       deploy, bring up, retire, probation, converge
+    16 Access         keys, roles, who may do what                (authorized_keys)
+    17 Declaring      how a command is declared
+    18 Commands       the commands themselves, by family
+    19 Front door     argv, ssh, git hook, exit codes
 """
 
 from __future__ import annotations
@@ -406,6 +407,8 @@ class Vhost(NamedTuple):
     error_log: str
     settings: Mapping[str, str]
     includes: str = ""
+    certificate: str = ""
+    seal: str = ""  # changes when the certificate does
 
 
 class Caller(NamedTuple):
@@ -870,6 +873,12 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """Find the word that was probably meant, or nothing."""
     import difflib
     return next(iter(difflib.get_close_matches(word, list(words), 1, 0.6)), "")
+
+
+def digest_of(text: str) -> str:
+    """Give the SHA-256 of a text."""
+    import hashlib
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def now() -> str:
@@ -2242,7 +2251,80 @@ def created_facts(options: Sequence[str]) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 10 Nginx: render, test, switch, and see the new configuration served
+# 10 Certificates: one file for an app or the server: the names it is for, the key, the certificate and its chain
+# ---------------------------------------------------------------------------------------------------------------------
+
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s.+?-----END CERTIFICATE-----", re.DOTALL)
+PRIVATE_KEY = re.compile(r"-----BEGIN (?:EC |RSA )?PRIVATE KEY-----\s.+?-----END (?:EC |RSA )?PRIVATE KEY-----", re.DOTALL)
+
+
+def certificate_file(app: str) -> Path:
+    """Locate the certificate of an app, which may have one, or of the server for `--global`."""
+    return (ROOT if app == "--global" else app_folder(app)) / "CERTIFICATE"
+
+
+def names_of_certificate(app: str) -> list[str]:
+    """List the names that a certificate is for, as they stand in its file; none where there is none."""
+    return read_text(certificate_file(app)).partition("\n")[0].split()[1:]
+
+
+def covers(names: Sequence[str], domain: str) -> bool:
+    """Say whether a certificate for these names is one for a domain (RFC 6125, 6.4.3: * stands for one label)."""
+    return domain in names or f"*.{domain.partition('.')[2]}" in names
+
+
+def certificate_of(app: str) -> Path | None:
+    """Locate the certificate that an app is served with: its own, else the server's when that is for each of its domains."""
+    domains = domains_of(app)
+    if not domains or names_of_certificate(app):
+        return certificate_file(app) if domains else None
+    server = names_of_certificate("--global")
+    return certificate_file("--global") if server and all(covers(server, domain) for domain in domains) else None
+
+
+def openssl(*words: str, stdin: str) -> str:
+    """Run openssl on what it reads from standard input. Raises ToolFailed."""
+    return output_of(["openssl", *words], stdin=stdin)
+
+
+def checked_certificate(text: str) -> str:
+    """Give the file of a certificate from the PEM blocks in a text: key, certificate, then its chain in order. Raises DokkuError with what is wrong.
+
+    What browsers will hardly trust is told: a chain that does not lead to an authority of this host.
+    """
+    blocks, key = CERTIFICATE.findall(text), PRIVATE_KEY.search(text)
+    if not blocks or not key:
+        raise UsageError(f"There is no {'private key without a passphrase' if blocks else 'certificate'} in it", "send both in PEM, in a tar or one after the other")
+    public = openssl("pkey", "-pubout", stdin=key[0])
+    chain = [block for block in blocks if openssl("x509", "-noout", "-pubkey", stdin=block) == public][:1]
+    if not chain:
+        raise DokkuError("The key does not belong to the certificate", "send the key that the certificate was asked for with")
+    if run(["openssl", "x509", "-noout", "-checkend", "0"], stdin=chain[0], check=False).returncode:
+        raise DokkuError(f"The certificate has ended: {openssl('x509', '-noout', '-enddate', stdin=chain[0])}", "ask its authority for another")
+    subjects = {openssl("x509", "-noout", "-subject_hash", stdin=block): block for block in blocks if block != chain[0]}
+    while (issuer := subjects.pop(openssl("x509", "-noout", "-issuer_hash", stdin=chain[-1]), "")):
+        chain.append(issuer)
+    with scratch_folder(ROOT, "tree.") as folder:
+        write_text(folder / "chain", "\n".join(chain))
+        if doubt := run(["openssl", "verify", "-untrusted", str(folder / "chain"), str(folder / "chain")], check=False).stderr.decode():
+            warn(f"Browsers may not trust it: {' '.join(re.findall('lookup: (.*)', doubt)) or doubt.splitlines()[-1]}; is an intermediate certificate missing?")
+    said = openssl("x509", "-noout", "-subject", "-ext", "subjectAltName", "-nameopt", "multiline", stdin=chain[0])
+    names = re.findall(r"DNS:([A-Za-z0-9.*_-]+)", said) or re.findall(r"commonName += ([A-Za-z0-9.*_-]+)$", said, re.MULTILINE)
+    return "\n".join([f"names: {' '.join(names).lower()}", key[0], *chain, ""])
+
+
+def self_signed(names: Sequence[str]) -> tuple[str, str]:
+    """Make a key with a certificate that it signs itself, for a year; give the file's text and a request for an authority (RFC 2986)."""
+    subject = ["-subj", f"/CN={names[0][:64]}", "-addext", f"subjectAltName={','.join(f'DNS:{name}' for name in names)}"]
+    key = output_of(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"])
+    with scratch_folder(ROOT, "tree.") as folder:
+        write_text(folder / "key", key, secret=True)
+        made, request = (output_of(["openssl", "req", *kind, "-new", "-key", str(folder / "key"), *subject]) for kind in (["-x509", "-days", "365"], []))
+    return "\n".join([f"names: {' '.join(names)}", key, made, ""]), request
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 11 Nginx: render, test, switch, and see the new configuration served
 # ---------------------------------------------------------------------------------------------------------------------
 
 SERVER_CONF = "server/_server.conf"  # no app's name begins with _
@@ -2282,15 +2364,17 @@ def own_maps(app: str) -> list[PortMap]:
     return [parse_port_map(line) for line in read_lines(app_folder(app) / "PORTS")]
 
 
-def detected_map(app: str, container: int) -> PortMap:
-    """Give the port map of an app that has none of its own; the server's proxy-port is for apps that can share it."""
+def detected_maps(app: str, container: int) -> list[PortMap]:
+    """Give the port maps of an app that has none of its own; the server's proxy-port is for apps that can share it."""
     port = property_of(app, "proxy", "proxy-port") if is_by_name(app) else read_text(property_file(app, "proxy", "proxy-port")).strip()
-    return PortMap("http", int(port or 80), container)
+    secure = [PortMap("https", int(property_of(app, "proxy", "proxy-ssl-port") or 443), container)] if is_proxied(app) and certificate_of(app) else []
+    return [PortMap("http", int(port or 80), container), *secure]
 
 
 def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
-    """List the port maps in effect. Port 80 is shared by name: an app without one has a port of its own in its place."""
-    rows = own_maps(app) or [detected_map(app, container)]
+    """List the port maps in effect: https needs a certificate. Port 80 is shared by name: an app without one has a port of its own in its place."""
+    rows = own_maps(app) or detected_maps(app, container)
+    rows = [row for row in rows if row.scheme != "https" or certificate_of(app)]
     return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
 
 
@@ -2347,9 +2431,11 @@ def vhost_of(release: Release | None, app: str) -> Vhost:
     listeners = port_maps(app, port_of(release) if release else DEFAULT_PORT)
     other = property_of(app, "network", "static-web-listener")
     upstreams = {row.container: (other,) if other else tuple(f"{address}:{row.container}" for _, address in found) for row in listeners}
+    certificate = certificate_of(app) if any(row.scheme == "https" for row in listeners) else None
     custom = "" if property_of(app, "nginx", "disable-custom-config") == "true" else f"{app_folder(app)}/nginx.conf.d/*.conf"
     return Vhost(app=app, domains=tuple(domains_of(app)), listeners=tuple(listeners), upstreams=upstreams, access_log=log_of(app, "access"),
-                 error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom)
+                 error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom,
+                 certificate=str(certificate or ""), seal=digest_of(read_text(certificate)) if certificate else "")
 
 
 def vhost_text_of(release: Release | None, app: str) -> str:
@@ -2462,7 +2548,7 @@ def was_cut_off(name: str) -> bool:
 
 def moves_address(old: str, new: str) -> bool:
     """Say whether a port goes over to another address: nginx can't open that while it holds the old one (bind(2), EADDRINUSE)."""
-    before, after = (set(re.findall(r"^ *listen (\S*?)(\d+);", text, re.MULTILINE)) for text in (old, new))
+    before, after = (set(re.findall(r"^ *listen (\S*?)(\d+)[ ;]", text, re.MULTILINE)) for text in (old, new))
     return bool({port for _, port in before - after} & {port for _, port in after - before} - {"80", "443"})
 
 
@@ -2494,7 +2580,7 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 11 Schedulers: the processes of a release
+# 12 Schedulers: the processes of a release
 # ---------------------------------------------------------------------------------------------------------------------
 
 def start_process(release: Release, dyno: str, subnet: str) -> Container:
@@ -2530,7 +2616,7 @@ def start_missing(release: Release) -> list[Container]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 12 Builders: a tree becomes an image
+# 13 Builders: a tree becomes an image
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Language(NamedTuple):
@@ -2775,7 +2861,7 @@ def read_tree(release: Release, tree: Path) -> Release:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 13 Health: is a process fit to serve? Says what was asked and what came back
+# 14 Health: is a process fit to serve? Says what was asked and what came back
 # ---------------------------------------------------------------------------------------------------------------------
 
 def ask_path(address: str, port: int, check: Check) -> str:
@@ -2876,7 +2962,7 @@ def wait_for_check(release: Release, container: Container, check: Check) -> None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 14 Releases: deploy, bring up, retire, converge
+# 15 Releases: deploy, bring up, retire, converge
 # ---------------------------------------------------------------------------------------------------------------------
 
 def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = False) -> None:
@@ -3107,7 +3193,8 @@ def urls_of(app: str) -> list[str]:
     import socket
     everywhere = is_proxied(app) or property_of(app, "network", "bind-all-interfaces") == "true"
     names = domains_of(app) if is_by_name(app) else [socket.getfqdn() if everywhere else "127.0.0.1"]
-    return [f"{row.scheme}://{name}:{row.host}".removesuffix(":80") for name in names for row in port_maps(app)]
+    return [f"{row.scheme}://{name}:{row.host}".removesuffix(":80" if row.scheme == "http" else ":443") for name in names
+            for row in sorted(port_maps(app), key=lambda row: row.scheme != "https")]
 
 
 def keep_last_words(container: Container) -> list[str]:
@@ -3468,12 +3555,13 @@ def served_with(app: str, path: Path) -> Iterator[None]:
     When it fails the file of the fact is put back.
     """
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
+    secret = old is not None and not path.stat().st_mode & 0o77
     try:
         yield
         require_ports(app, had)
         render_vhost(app) if proxied and is_proxied(app) else serve(app)
     except BaseException:
-        remove_file(path) if old is None else write_text(path, old)
+        remove_file(path) if old is None else write_text(path, old, secret=secret)
         with contextlib.suppress(DokkuError):
             render_vhost(app)
         raise
@@ -3552,7 +3640,7 @@ def restart(app: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 15 Access: keys, roles, and who may do what
+# 16 Access: keys, roles, and who may do what
 # ---------------------------------------------------------------------------------------------------------------------
 
 ROLES = {
@@ -3613,7 +3701,7 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 16 Declaring: what a command is, said once beside its body
+# 17 Declaring: what a command is, said once beside its body
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
@@ -3679,8 +3767,8 @@ def declared(word: str) -> Command | None:
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup certs developer domains:redirect:get domains:redirect:set htpasswd http-auth letsencrypt maintenance mariadb
-    memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis ssl""".split())
+LATER = frozenset("""acl backup developer domains:redirect:get domains:redirect:set htpasswd http-auth letsencrypt maintenance mariadb
+    memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
 REFUSED = {
@@ -3767,7 +3855,7 @@ def parsed(arg: Arg, value: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 17 Commands
+# 18 Commands
 # ---------------------------------------------------------------------------------------------------------------------
 
 def parse_app_or_global(text: str) -> str:
@@ -3801,7 +3889,7 @@ FORMAT = Arg("style", flags=("--format",), default="text")
 WORDS = Arg("words", raw=True)
 
 FACTS: dict[str, Callable[[str], dict[str, str]]] = {}  # noun -> what its report says beside the properties
-LABELS = {"apps": "app"}  # nouns whose rows carry another prefix
+LABELS = {"apps": "app", "certs": "ssl"}  # nouns whose rows carry another prefix
 
 
 def facts(noun: str) -> Callable[[Any], Any]:
@@ -3852,7 +3940,7 @@ def visible_apps(caller: Caller) -> list[str]:
 
 def change_property(noun: str, app: str, key: str, value: str) -> None:
     """Set or clear a property; one by which apps are served takes effect at once, for all or none, and is put back when that fails."""
-    path, served = property_file(app, noun, key), noun == "nginx" or key in ("bind-all-interfaces", "static-web-listener", "proxy-port")
+    path, served = property_file(app, noun, key), noun == "nginx" or key in ("bind-all-interfaces", "static-web-listener", "proxy-port", "proxy-ssl-port")
     if app != "--global":
         with locked(app, f"{noun}:set"), served_with(app, path) if served else contextlib.nullcontext():
             return write_property(app, noun, key, value)
@@ -4444,7 +4532,7 @@ def ports_facts(app: str) -> dict[str, str]:
     if app == "--global":
         return {}
     current = read_current(app)
-    return {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": str(detected_map(app, port_of(current) if current else DEFAULT_PORT))}
+    return {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": " ".join(map(str, detected_maps(app, port_of(current) if current else DEFAULT_PORT)))}
 
 
 def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
@@ -4453,8 +4541,9 @@ def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
         had = host_ports(app)
         with served_with(app, app_folder(app) / "PORTS"):
             for row in set(maps) - set(own_maps(app)):
-                if row.scheme != "http":
-                    raise DokkuError(f"{row} can't be served: {app} has no certificate")
+                if row.scheme != "http" and (row.scheme != "https" or not certificate_of(app)):
+                    raise DokkuError(f"{row} can't be served: {app} has no certificate" if row.scheme == "https" else f"{row} can't be served yet",
+                                     f"dokku certs:add {app} < certificate-and-key.tar" if row.scheme == "https" else "use http or https")
                 if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
                     raise AccessDenied
             write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
@@ -4577,6 +4666,102 @@ def declare_nginx_logs() -> None:
 declare_nginx_logs()
 
 
+# --- certificates ---
+
+
+@facts("certs")
+def certs_facts(app: str) -> dict[str, str]:
+    """Say which certificate an app, or the server, has."""
+    text = read_text(certificate_file(app))
+    said = openssl("x509", "-noout", "-startdate", "-enddate", "-issuer", "-subject", stdin=text) if text else ""
+    told = dict(line.partition("=")[::2] for line in said.splitlines())
+    return {"ssl-dir": str(certificate_file(app).parent), "ssl-enabled": str(bool(text)).lower(), "ssl-hostnames": " ".join(names_of_certificate(app)),
+            **{f"ssl-{name}": told.get(key, "") for name, key in (("expires-at", "notAfter"), ("issuer", "issuer"), ("starts-at", "notBefore"), ("subject", "subject"))},
+            "ssl-verified": "" if not text else "self signed" if told["issuer"] == told["subject"] else "by its issuer"}
+
+
+def keep_certificate(app: str, text: str) -> None:
+    """Serve an app, or those of the server whose domains it is for, with a certificate from now on; without one for an empty text."""
+    path = certificate_file(app)
+
+    def keep() -> None:
+        """Replace the file."""
+        write_text(path, text, secret=True) if text else remove_file(path)
+    if app == "--global":
+        keep()
+        return each_app(None, True, under_lock("certs", render_vhost))
+    with locked(require_app(app), "certs"), served_with(app, path):
+        keep()
+    for domain in domains_of(app) if text else ():
+        if not covers(names_of_certificate(app), domain):
+            warn(f"The certificate is not for {domain}, which {app} answers to: browsers will refuse it there")
+    return None
+
+
+def given_certificate(crt: str | None, key: str | None, caller: Caller) -> str:
+    """Read a certificate and its key: two files of root's, or from standard input a tar of them or both one after the other."""
+    if crt:
+        return read_given(crt, caller) + "\n" + read_given(key, caller)
+    import io
+    import tarfile
+    raw = sys.stdin.buffer.read(2**20)
+    with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
+        raw = b"\n".join(file.read(2**18) for member in bundle if member.isfile() and (file := bundle.extractfile(member)))
+    return raw.decode(errors="replace")
+
+
+CERTIFICATE_FILES = Arg("crt", many="?"), Arg("key", many="?")
+
+
+@command("certs:add", APP_OR_GLOBAL, *CERTIFICATE_FILES, access="configure")
+def certs_add(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
+    """Serve an app by https with a certificate, from now on: a tar of certificate, chain and key on standard input, or two files when root asks.
+
+    With --global it is for every app without one of its own whose domains it names.
+    """
+    keep_certificate(app, checked_certificate(given_certificate(crt, key, caller)))
+    step("Certificate installed")
+
+
+@command("certs:update", APP_OR_GLOBAL, *CERTIFICATE_FILES, access="configure")
+def certs_update(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
+    """Replace a certificate by another; no request is dropped."""
+    if not certificate_file(app).exists():
+        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
+    certs_add(app, crt, key, caller)
+
+
+@command("certs:generate", APP, Arg("domain", parse_domain, many="?"), access="configure", also={"ssl:selfsigned": [APP], "ssl:generate": [APP]})
+def certs_generate(app: str, domain: str | None) -> None:
+    """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
+    names = [domain] if domain else domains_of(require_app(app))
+    if not names:
+        raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
+    text, request = self_signed(names)
+    keep_certificate(app, text)
+    say(request)
+
+
+command("certs:remove", APP_OR_GLOBAL, access="configure", also=("ssl:forget",), does="Serve an app without a certificate again.")(
+    lambda app: keep_certificate(app, ""))
+
+
+@command("certs:show", APP, Arg("part", one_of("crt", "key")), access="secrets", also={"ssl:public": [APP]})
+def certs_show(app: str, part: str | None) -> None:
+    """Print the certificate of an app with its chain, or its key."""
+    text = read_text(certificate_file(require_app(app)))
+    if not text:
+        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
+    say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
+
+
+@command("ssl:certificate", APP, access="configure", also=("ssl:key",))
+def ssl_certificate(app: str) -> None:
+    """Take a certificate, or a key, from standard input; the other half is that which the app has. Both may come at once."""
+    given, old = sys.stdin.read(2**20), read_text(certificate_file(require_app(app)))
+    keep_certificate(app, checked_certificate(given if PRIVATE_KEY.search(given) and CERTIFICATE.search(given) else f"{given}\n{old}"))
+
+
 # --- processes, releases, logs ---
 
 
@@ -4632,9 +4817,13 @@ def each_app(app: str | None, everything: bool, work: Callable[[str], None], par
         return work(require_app(app))
 
     def apart(name: str) -> None:
-        """Do it for one app, with a connection of its own to the engine."""
+        """Do it for one app, with a connection of its own to the engine; one that was destroyed meanwhile needs nothing."""
         engine.cache_clear()
-        work(name)
+        try:
+            work(name)
+        except NoSuchApp:
+            if app_exists(name):
+                raise
     failed = in_parallel(apps(), apart, parallel)
     if failed:
         raise DokkuError(f"Failed for: {', '.join(failed)}")
@@ -5919,7 +6108,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 18 Front door: who asks for what, and with which exit code it ends
+# 19 Front door: who asks for what, and with which exit code it ends
 # ---------------------------------------------------------------------------------------------------------------------
 
 def words_of_ssh(text: str) -> list[str]:
@@ -6084,7 +6273,7 @@ def front_door(argv: Sequence[str]) -> NoReturn:
 
 
 declare_reports()
-ALIASES["git:status"] = "git:report"
+ALIASES.update({"git:status": "git:report", "ssl:info": "certs:report"})
 
 if __name__ == "__main__":
     front_door(sys.argv[1:])

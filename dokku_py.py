@@ -2083,7 +2083,7 @@ def commit_container(identity: str, image: str) -> str:
     """Make an image of a container as it stands, that starts as its own image did; give its id."""
     config = inspect_image(image)["Config"]
     start = [f"{word.upper()} {json.dumps(config.get(word) or [])}" for word in ("Entrypoint", "Cmd")]
-    labels = [f"LABEL {key}=" for key in inspect_container(identity)["Config"]["Labels"] if key.startswith("com.dokku.") and key not in OURS]
+    labels = [f"LABEL {key}=" for key in inspect_container(identity)["Config"]["Labels"] if key.startswith("com.dokku.") and key not in {*OURS, "com.dokku.app-name"}]
     return engine().commit(identity, changes=[*start, *labels])["Id"]
 
 

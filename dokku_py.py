@@ -409,6 +409,7 @@ class Vhost(NamedTuple):
     includes: str = ""
     certificate: str = ""
     seal: str = ""  # changes when the certificate does
+    webroot: str = ""  # where an authority finds the answers to its challenges
 
 
 class Caller(NamedTuple):
@@ -2282,6 +2283,11 @@ def certificate_of(app: str) -> Path | None:
     return certificate_file("--global") if server and all(covers(server, domain) for domain in domains) else None
 
 
+def acme_folder(app: str) -> Path:
+    """Locate what lego knows of an app: account, keys, certificates; the folder says that an authority certifies the app."""
+    return ROOT / "acme" / "apps" / app
+
+
 def openssl(*words: str, stdin: str) -> str:
     """Run openssl on what it reads from standard input. Raises ToolFailed."""
     return output_of(["openssl", *words], stdin=stdin)
@@ -2304,7 +2310,7 @@ def checked_certificate(text: str) -> str:
     subjects = {openssl("x509", "-noout", "-subject_hash", stdin=block): block for block in blocks if block != chain[0]}
     while (issuer := subjects.pop(openssl("x509", "-noout", "-issuer_hash", stdin=chain[-1]), "")):
         chain.append(issuer)
-    with scratch_folder(ROOT, "tree.") as folder:
+    with scratch_folder(Path("/tmp"), "dokku-chain.") as folder:
         write_text(folder / "chain", "\n".join(chain))
         if doubt := run(["openssl", "verify", "-untrusted", str(folder / "chain"), str(folder / "chain")], check=False).stderr.decode():
             warn(f"Browsers may not trust it: {' '.join(re.findall('lookup: (.*)', doubt)) or doubt.splitlines()[-1]}; is an intermediate certificate missing?")
@@ -2316,11 +2322,9 @@ def checked_certificate(text: str) -> str:
 def self_signed(names: Sequence[str]) -> tuple[str, str]:
     """Make a key with a certificate that it signs itself, for a year; give the file's text and a request for an authority (RFC 2986)."""
     subject = ["-subj", f"/CN={names[0][:64]}", "-addext", f"subjectAltName={','.join(f'DNS:{name}' for name in names)}"]
-    key = output_of(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"])
-    with scratch_folder(ROOT, "tree.") as folder:
-        write_text(folder / "key", key, secret=True)
-        made, request = (output_of(["openssl", "req", *kind, "-new", "-key", str(folder / "key"), *subject]) for kind in (["-x509", "-days", "365"], []))
-    return "\n".join([f"names: {' '.join(names)}", key, made, ""]), request
+    both = output_of(["openssl", "req", "-x509", "-days", "365", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "-", *subject])
+    key, made = PRIVATE_KEY.search(both)[0], CERTIFICATE.search(both)[0]
+    return "\n".join([f"names: {' '.join(names)}", key, made, ""]), openssl("req", "-new", "-key", "/dev/stdin", *subject, stdin=key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2435,7 +2439,8 @@ def vhost_of(release: Release | None, app: str) -> Vhost:
     custom = "" if property_of(app, "nginx", "disable-custom-config") == "true" else f"{app_folder(app)}/nginx.conf.d/*.conf"
     return Vhost(app=app, domains=tuple(domains_of(app)), listeners=tuple(listeners), upstreams=upstreams, access_log=log_of(app, "access"),
                  error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom,
-                 certificate=str(certificate or ""), seal=digest_of(read_text(certificate)) if certificate else "")
+                 certificate=str(certificate or ""), seal=digest_of(read_text(certificate)) if certificate else "",
+                 webroot=str(ROOT / "acme" / "webroot") if acme_folder(app).is_dir() else "")
 
 
 def vhost_text_of(release: Release | None, app: str) -> str:
@@ -3177,7 +3182,9 @@ def render_crontab() -> None:
         jobs = [{"app": app, "schedule": job.schedule, "id": job.id, **{key: property_of(app, "cron", key) for key in ("mailto", "mailfrom")}}
                 for app in apps() if not is_stopped(app) and property_of(app, "cron", "maintenance") == "false"
                 for job in jobs_of(app).values() if job.id not in read_lines(app_folder(app) / "CRON_SUSPENDED")]
-        text = render("host/crontab.j2", jobs=jobs)
+        minute = int(digest_of(os.uname().nodename)[:8], 16) % 1440  # each server at another time of the day
+        renews = any((ROOT / "acme" / "apps").glob("*")) and not (ROOT / "acme" / "NO_CRON").exists()
+        text = render("host/crontab.j2", jobs=jobs, renewal=f"{minute % 60} {minute // 60} * * *" if renews else "")
         if text != read_text(ROOT / "crontab"):
             run(["crontab", "-"], stdin=text)
             write_text(ROOT / "crontab", text)
@@ -3464,6 +3471,8 @@ def disagreements(app: str) -> Iterator[Disagreement]:
             yield found("processes run although it was stopped", functools.partial(stop_processes, app))
     elif current:
         yield from process_disagreements(app, current)
+    if certificate_of(app) and run(["openssl", "x509", "-noout", "-checkend", "1209600"], stdin=read_text(certificate_of(app)), check=False).returncode:
+        yield found("its certificate ends within 14 days: renew it by certs:update or letsencrypt:enable", lambda: None)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
     if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app) or was_cut_off(f"{app}.conf"):
@@ -3767,7 +3776,7 @@ def declared(word: str) -> Command | None:
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup developer domains:redirect:get domains:redirect:set htpasswd http-auth letsencrypt maintenance mariadb
+LATER = frozenset("""acl backup developer domains:redirect:get domains:redirect:set htpasswd http-auth maintenance mariadb
     memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
@@ -4068,6 +4077,7 @@ def destroy_app(app: str) -> None:
         for tag in tags_of(app):
             untag_image(f"dokku/{app}:{tag}")
         free_addresses(app, lambda incarnation, dyno: False)
+        remove_folder(acme_folder(app))
         doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
@@ -4760,6 +4770,121 @@ def ssl_certificate(app: str) -> None:
     """Take a certificate, or a key, from standard input; the other half is that which the app has. Both may come at once."""
     given, old = sys.stdin.read(2**20), read_text(certificate_file(require_app(app)))
     keep_certificate(app, checked_certificate(given if PRIVATE_KEY.search(given) and CERTIFICATE.search(given) else f"{given}\n{old}"))
+
+
+# --- letsencrypt: certificates of an authority that speaks ACME (RFC 8555), by lego ---
+
+
+AUTHORITIES = {"default": "https://acme-v02.api.letsencrypt.org/directory", "staging": "https://acme-staging-v02.api.letsencrypt.org/directory"}
+
+
+def lego(app: str, domains: Sequence[str], *words: str) -> None:
+    """Have lego work for an app; it answers challenges by files that nginx serves. Raises DokkuError with what the authority said."""
+    if not (email := property_of(app, "letsencrypt", "email")):
+        raise DokkuError("No mail address is set", f"dokku letsencrypt:set {app} email you@example.com   (or --global) sets the one that the authority may write to")
+    server = property_of(app, "letsencrypt", "server")
+    argv = ["lego", "--accept-tos", "--email", email, "--server", AUTHORITIES.get(server, server), "--path", str(acme_folder(app)), "--http",
+            "--http.webroot", str(ROOT / "acme" / "webroot"), *(word for domain in domains for word in ("--domains", domain)), *words]
+    try:
+        stream(argv)
+    except ToolFailed as error:
+        raise DokkuError(f"The authority gives no certificate: {error.output.strip().splitlines()[-1]}", f"what serves {app} stays as it was") from None
+
+
+def require_reachable(domain: str) -> None:
+    """Refuse a domain under which this server is not reached from itself: an authority would not find it either, and counts failures."""
+    path = make_folder(ROOT / "acme" / "webroot" / ".well-known" / "acme-challenge") / f"dokku-{os.getpid()}"
+    write_text(path, token := os.urandom(16).hex())
+    try:
+        if (done := run(["curl", "-sS", "--max-time", "10", f"http://{domain}/.well-known/acme-challenge/{path.name}"], check=False)).stdout.decode(errors="replace") != token:
+            raise DokkuError(f"http://{domain} does not lead to this server: {done.stderr.decode(errors='replace').strip() or 'another one answers'}", "mend its DNS record or the way to port 80, then try again")
+    finally:
+        remove_file(path)
+
+
+@command("letsencrypt:enable", FORCE, ALL, MAYBE_APP, access="configure", also=("letsencrypt:auto-renew",))
+def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
+    """Get a certificate for all domains of an app from its authority, or renew it when it ends within the graceperiod; asked again, it asks nobody.
+
+    --force asks in any case. Without an app, and with --all, it is for each app that has one; cron does that once a day.
+    """
+    failed = 0
+    for name in [require_app(app)] if app else [name for name in apps() if acme_folder(name).is_dir()]:
+        try:
+            certify(name, force)
+        except DokkuError as error:  # one app's trouble keeps no other from its renewal
+            if app:
+                raise
+            complain(error)
+            failed += 1
+    if failed:
+        raise DokkuError(f"{failed} certificates could not be renewed")
+
+
+def certify(app: str, force: bool) -> None:
+    """Get or renew the certificate of an app."""
+    domains = domains_of(app)
+    if not domains or any("*" in domain for domain in domains):
+        raise DokkuError(f"{app} has no domain" if not domains else "A wildcard is certified by DNS only, which is not available in this version", f"dokku domains:set {app} NAME   gives it others")
+    fresh = not acme_folder(app).is_dir()
+    make_folder(acme_folder(app), 0o700)
+    try:
+        under_lock("letsencrypt", render_vhost)(app)
+        made = acme_folder(app) / "certificates" / f"{domains[0]}.crt"
+        renews = made.exists() and set(names_of_certificate(app)) == set(domains)
+        if renews and not force and not run(["openssl", "x509", "-noout", "-checkend", property_of(app, "letsencrypt", "graceperiod")], stdin=read_text(made), check=False).returncode:
+            return detail(f"{app} has a certificate that needs no renewal")
+        for domain in domains:
+            require_reachable(domain)
+        lego(app, domains, *(["renew", "--days", "36500", "--no-random-sleep"] if renews else ["run"]))
+        keep_certificate(app, checked_certificate(read_text(made) + read_text(made.with_suffix(".key"))))
+    except BaseException:
+        if fresh:
+            remove_folder(acme_folder(app))
+            under_lock("letsencrypt", render_vhost)(app)
+        raise
+    render_crontab()
+    return milestone(f"{app} answers by https: {', '.join(domains)}")
+
+
+def require_certified(app: str) -> None:
+    """Refuse an app that no authority certifies."""
+    if not acme_folder(require_app(app)).is_dir():
+        raise NotFound(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
+
+
+@command("letsencrypt:disable", APP, access="configure")
+def letsencrypt_disable(app: str) -> None:
+    """Serve an app without the authority's certificate again, and renew it no more."""
+    require_certified(app)
+    remove_folder(acme_folder(app))
+    keep_certificate(app, "")
+    render_crontab()
+
+
+@command("letsencrypt:revoke", APP, access="configure")
+def letsencrypt_revoke(app: str) -> None:
+    """Have the authority revoke the certificate of an app, and serve it without one."""
+    require_certified(app)
+    lego(app, domains_of(app)[:1], "revoke")
+    letsencrypt_disable(app)
+
+
+command("letsencrypt:cleanup", APP, access="configure", does="Remove what lego keeps of certificates that are no more.")(
+    lambda app: require_certified(app) or remove_folder(acme_folder(app) / "archives"))
+command("letsencrypt:active", APP, access="view", does="Say by the exit code whether an authority certifies an app.")(
+    lambda app: require_certified(app) or say("true"))
+command("letsencrypt:list", access="view", does="List the apps that an authority certifies, and when their certificates end.")(
+    lambda: say_lines(f"{app} {certs_facts(app)['ssl-expires-at']}" for app in apps() if acme_folder(app).is_dir()))
+
+
+@command("letsencrypt:cron-job", Arg("add", flags=("--add",), switch=True), Arg("remove", flags=("--remove",), switch=True))
+def letsencrypt_cron_job(add: bool, remove: bool) -> None:
+    """Have cron renew certificates once a day, or not; it does from the first on."""
+    if add == remove:
+        raise UsageError("Say --add or --remove")
+    remove_file(ROOT / "acme" / "NO_CRON") if add else write_text(ROOT / "acme" / "NO_CRON", "")
+    render_crontab()
 
 
 # --- processes, releases, logs ---

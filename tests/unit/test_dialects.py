@@ -13,7 +13,7 @@ TESTS = "\n".join(path.read_text() for path in Path(__file__).parent.parent.rglo
 def answer_to(name):
     """Say which of the three answers a command gets."""
     row = d.declared(name)
-    if row or d.commands_of(name):
+    if row or d.commands_of(name.removesuffix(":help")):
         return "here"
     error = d.why_unknown(name)
     if "not available in this version" in error.message:

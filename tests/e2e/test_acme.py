@@ -1,0 +1,126 @@
+"""Certificates of a real authority that speaks ACME: got, renewed, revoked, refused; the challenge goes through nginx."""
+
+import json
+import os
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import HELLO_TEXT, STATE, sh, wait_until
+from test_tls import https, openssl, shake
+
+HOSTS = Path("/etc/hosts")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    """pebble, and the name server that it asks, which answers 127.0.0.1 for every name; gives how to reach it and whom it signs for."""
+    folder = tmp_path_factory.mktemp("pebble")
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", folder / "key", "-out", folder / "crt", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2")
+    (folder / "config").write_text(json.dumps({"pebble": {
+        "listenAddress": "127.0.0.1:14000", "managementListenAddress": "127.0.0.1:15000", "certificate": str(folder / "crt"), "privateKey": str(folder / "key"), "httpPort": 80, "tlsPort": 443}}))
+    os.chmod(folder, 0o755)
+    for parent in folder.parents[:2]:
+        os.chmod(parent, 0o755)  # lego runs as dokku
+    names = ["pebble-challtestsrv", "-defaultIPv6", "", "-defaultIPv4", "127.0.0.1", "-http01", "", "-https01", "", "-tlsalpn01", "", "-dns01", "127.0.0.1:8053", "-management", "127.0.0.1:8055"]
+    running = [subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"}) for words, log in (
+        (names, (folder / "names.log").open("w")), (["pebble", "-config", str(folder / "config"), "-dnsserver", "127.0.0.1:8053"], (folder / "pebble.log").open("w")))]
+    wait_until(lambda: sh("curl", "-sk", "https://127.0.0.1:14000/dir").returncode == 0 and sh("curl", "-sk", "https://127.0.0.1:15000/roots/0").returncode == 0)
+    (folder / "root").write_text(sh("curl", "-sk", "https://127.0.0.1:15000/roots/0").stdout)
+    yield folder
+    for process in running:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def certified(authority, switch):
+    """An app that an authority may certify: a name that leads here, and a mail address."""
+    old = HOSTS.read_text()
+    HOSTS.write_text(f"{old}127.0.0.1 {switch.host} two-{switch.host}\n")
+    switch.deploy()
+    switch.ok("letsencrypt:set", "email", "somebody@example.com")
+    switch.ok("letsencrypt:set", "server", "https://localhost:14000/dir")
+
+    def lego(command, *words):
+        return sh("env", f"LEGO_CA_CERTIFICATES={authority / 'crt'}", "dokku", command, *words)
+    switch.lego = lego
+    yield switch
+    HOSTS.write_text(old)
+
+
+@pytest.fixture
+def trusting(authority):
+    return ssl.create_default_context(cafile=str(authority / "root"))
+
+
+def serial(app, context):
+    with shake(app.host, context) as stream:
+        return stream.getpeercert()["serialNumber"]
+
+
+def test_a_certificate_is_got_renewed_and_revoked(certified, trusting):
+    app = certified
+    done = app.lego("letsencrypt:enable", app.name)
+    assert done.returncode == 0 and f"{app.name} answers by https: {app.host}" in done.stdout, done.stdout + done.stderr
+    assert https(app.host, trusting)[2] == HELLO_TEXT
+    first = serial(app, trusting)
+    again = app.lego("letsencrypt:enable", app.name)
+    assert again.returncode == 0 and "needs no renewal" in again.stdout and serial(app, trusting) == first, "nothing changed: nobody is asked"
+    forced = app.lego("letsencrypt:enable", app.name, "--force")
+    assert forced.returncode == 0, forced.stderr
+    second = serial(app, trusting)
+    assert second != first
+    app.ok("letsencrypt:set", "graceperiod", "999999999")
+    renewed = app.lego("letsencrypt:auto-renew")
+    assert renewed.returncode == 0 and serial(app, trusting) not in (first, second), renewed.stderr
+    app.ok("domains:add", f"two-{app.host}")
+    assert app.lego("letsencrypt:enable", app.name).returncode == 0
+    with shake(app.host, trusting) as stream:
+        assert {name for _, name in stream.getpeercert()["subjectAltName"]} == {app.host, f"two-{app.host}"}, "another domain is another certificate"
+    app.ok("config:set", "A=1")
+    assert https(app.host, trusting)[2] == HELLO_TEXT
+    assert app.name in app.person.ok("letsencrypt:list") and app.ok("letsencrypt:active") == "true\n"
+    assert "letsencrypt:auto-renew" in sh("crontab", "-u", "dokku", "-l").stdout
+    app.person.ok("letsencrypt:cron-job", "--remove")
+    assert "letsencrypt:auto-renew" not in sh("crontab", "-u", "dokku", "-l").stdout
+    app.person.ok("letsencrypt:cron-job", "--add")
+    app.ok("letsencrypt:cleanup")
+    done = app.lego("letsencrypt:revoke", app.name)
+    assert done.returncode == 0, done.stderr
+    assert app.get() == (200, HELLO_TEXT) and "has no certificate of an authority" in app.refused("letsencrypt:active")
+    assert not (STATE / "acme" / "apps" / app.name).exists()
+
+
+def test_what_leads_elsewhere_asks_no_authority_and_changes_nothing(certified, authority):
+    app = certified
+    app.ok("domains:set", "nowhere.invalid")
+    before = (authority / "pebble.log").stat().st_size
+    done = app.lego("letsencrypt:enable", app.name)
+    assert done.returncode == 1 and "does not lead to this server" in done.stderr, done.stderr
+    assert (authority / "pebble.log").stat().st_size == before and not (STATE / "acme" / "apps" / app.name).exists()
+    app.ok("domains:set", "*.example.com")
+    assert "A wildcard is certified by DNS only" in app.refused("letsencrypt:enable")
+    app.ok("domains:clear")
+    app.ok("letsencrypt:set", "email")
+    assert "No mail address is set" in app.refused("letsencrypt:enable")
+    for command in ("letsencrypt:disable", "letsencrypt:revoke", "letsencrypt:cleanup"):
+        assert "has no certificate of an authority" in app.refused(command)
+    assert app.get() == (200, HELLO_TEXT)
+
+
+def test_an_authority_that_refuses_or_is_away_changes_nothing(certified, trusting):
+    app = certified
+    app.ok("letsencrypt:set", "server", "https://localhost:1/dir")
+    done = app.lego("letsencrypt:enable", app.name)
+    assert done.returncode != 0 and "The authority gives no certificate" in done.stderr, done.stderr
+    assert app.get() == (200, HELLO_TEXT) and not (STATE / "acme" / "apps" / app.name).exists()
+    app.ok("letsencrypt:set", "server", "https://localhost:14000/dir")
+    assert app.lego("letsencrypt:enable", app.name).returncode == 0
+    number = serial(app, trusting)
+    app.ok("letsencrypt:set", "server", "https://localhost:1/dir")
+    assert app.lego("letsencrypt:enable", app.name, "--force").returncode != 0
+    assert serial(app, trusting) == number, "the one it has goes on serving"
+    app.ok("letsencrypt:disable")
+    assert app.get() == (200, HELLO_TEXT)

@@ -209,16 +209,42 @@ def assert_kept_only_in(secret, *paths):
         assert stat.S_IMODE(facts.st_mode) == 0o600 and facts.st_uid == os.stat(STATE).st_uid
 
 
-def assert_not_in_docker(secret, app):
-    """A secret stands in no image of the app, in no layer, no history, and in nothing Docker knows of its containers."""
+def assert_not_in_images(secret, app):
+    """A secret stands in no image of the app, in no layer and no history."""
     images = sh(*DOCKER, "images", "-q", f"dokku/{app.name}").stdout.split()
     assert images
     for image in images:
         assert secret not in docker("history", "--no-trunc", image) + docker("inspect", image)
         layers = subprocess.run([*DOCKER, "save", image], capture_output=True, check=True).stdout
         assert secret.encode() not in layers
+
+
+def assert_not_in_docker(secret, app):
+    """A secret stands in no image of the app, and in nothing Docker knows of its containers."""
+    assert_not_in_images(secret, app)
     for container in app.containers("-a"):
         assert secret not in docker("inspect", container)
+
+
+def test_a_config_var_is_with_the_apps_processes_and_in_its_own_files_only(switch):
+    """Through a build, a release command, app.json's commands, a one-off and a change: it comes by standard input, and goes by the engine's socket."""
+    secret = uuid.uuid4().hex
+    switch.ok("apps:create")
+    kept = lambda *numbers: [switch.folder / "ENV", *(switch.folder / "releases" / f"v{number}" / "ENV" for number in numbers)]  # noqa: E731
+    with Watch(secret):
+        switch.ok("config:import", "-", stdin=f"SECRET={secret}\n")
+        switch.deploy(Procfile="web: exec perl /server.pl\nrelease: test -n \"$SECRET\"\n",
+                      app_json=json.dumps({"scripts": {"dokku": {"predeploy": "test -n \"$SECRET\" && touch /made", "postdeploy": "test -n \"$SECRET\""}}}))
+        switch.ok("run", "test", "-n", "x")
+        switch.ok("config:set", "OTHER=1")
+        switch.ok("ps:restart")
+        switch.ok("releases:info", "v1")
+        switch.ok("report")
+        inspected = switch.ok("ps:inspect")
+    assert secret not in inspected
+    assert_kept_only_in(secret, *kept(1, 2))
+    assert_not_in_images(secret, switch)
+    assert f"SECRET={secret}" in docker("exec", f"{switch.name}.web.1", "env")
 
 
 # --- by https, with a name and password ---

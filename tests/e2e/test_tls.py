@@ -113,6 +113,12 @@ def test_a_certificate_serves_https_and_http_leads_there(live, authority, trusti
         live.ok("nginx:set", "hsts", "false")
         assert "Strict-Transport" not in https(live.host, trusting)[1]
         live.ok("nginx:set", "hsts")
+        said = {"hsts-max-age": "60", "hsts-include-subdomains": "false", "hsts-preload": "true"}
+        for key, value in said.items():
+            live.ok("nginx:set", key, value)
+        assert "Strict-Transport-Security: max-age=60; preload\r" in https(live.host, trusting)[1]
+        for key in said:
+            live.ok("nginx:set", key)
         live.ok("proxy:set", "proxy-ssl-port", "8443")
         assert https(live.host, trusting, port=8443)[2] == HELLO_TEXT
         assert f"Location: https://{live.host}:8443/" in sh("curl", "-sI", "-H", f"Host: {live.host}", "http://127.0.0.1/").stdout

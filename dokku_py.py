@@ -2796,7 +2796,7 @@ def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Rele
     """Write the Dockerfile of a tree that has none; give the release, whose web process is found too, and the text. Says what was chosen, and how to change it."""
     app, language = release.app, languages()[name]
     (version, where), (web, taken_for) = version_of(language, tree), default_web(language, mark, tree)
-    step(f"Building {app} {release.name}: {language.title} ({mark}); another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(LANGUAGES)}")
+    step(f"Building {app} {release.name}: {language.title} ({mark}); another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(languages())}")
     if language.versions:
         detail(f"version {version}{f' of {where}' if where else ''}; another: {' '.join(dict.fromkeys(file for file, _ in language.versions))}")
     own = release.procfile.get("web") or property_of(app, "ps", "start-cmd")

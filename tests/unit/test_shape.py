@@ -1,6 +1,7 @@
 """The house rules, held by the syntax tree."""
 
 import ast
+import builtins
 import re
 import statistics
 from pathlib import Path
@@ -40,6 +41,15 @@ def test_calls_only_go_up():
     wrong = {(node.name, name.id) for node in TREE.body if isinstance(node, ast.FunctionDef) for name in ast.walk(node)
              if isinstance(name, ast.Name) and name.id in set(home) - bound_in(node) and order.index(home[name.id]) > order.index(home[node.name])}
     assert wrong == set()
+
+
+def test_every_name_is_known():
+    known = {*vars(d), *dir(builtins), "subprocess"}  # the last is imported where it is used
+    nodes = [node for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    bound = {node.name: bound_in(node) | {inner.name for inner in ast.walk(node) if isinstance(inner, (ast.FunctionDef, ast.ClassDef))}
+             | {(alias.asname or alias.name).partition(".")[0] for inner in ast.walk(node) if isinstance(inner, (ast.Import, ast.ImportFrom)) for alias in inner.names}
+             | {inner.name for inner in ast.walk(node) if isinstance(inner, ast.ExceptHandler)} for node in nodes}
+    assert {(node.name, name.id) for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name) and name.id not in known | bound[node.name]} == set()
 
 
 def test_each_effect_has_one_section():

@@ -41,6 +41,7 @@ import fcntl
 import functools
 import gc
 import importlib
+import itertools
 import json
 import os
 import pwd
@@ -1788,7 +1789,7 @@ def ssh_key_file(app: str) -> Path:
 
 
 def pinned(app: str, url: str) -> str:
-    """Give HOST:PORT:ADDRESS by which an http or git address must be reached, or nothing for what an administrator trusts: ssh hosts, and private-hosts.
+    """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for what an administrator trusts: ssh hosts, and private-hosts.
 
     What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here. Raises DokkuError.
     """
@@ -1798,13 +1799,14 @@ def pinned(app: str, url: str) -> str:
     if not scheme or host in property_of(app, "git", "private-hosts").split():
         return ""
     try:
-        found = [row[4][0] for row in socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)]
+        found = list(dict.fromkeys(row[4][0] for row in socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)))
     except OSError as error:
         raise DokkuError(f"{url} can't be fetched: {host} has no address: {error.strerror}") from None
     for address in map(ipaddress.ip_address, (text.partition("%")[0] for text in found)):
         if not (getattr(address, "ipv4_mapped", None) or address).is_global:
             raise DokkuError(f"{host} is {address}, which belongs to this server or its network", f"dokku git:set --global private-hosts {host}   by an administrator lets apps fetch from it")
-    return f"{host}:{port or {'http': 80, 'https': 443, 'git': 9418}[scheme]}:{found[0]}"
+    addresses = ",".join(f"[{text}]" if ":" in text else text for text in found)
+    return f"{host}:{port or {'http': 80, 'https': 443, 'git': 9418}[scheme]}:{addresses}"
 
 
 def download(app: str, url: str, path: Path, bound: Sequence[str]) -> None:
@@ -2150,9 +2152,9 @@ def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tupl
     """Give a container's output line by line, each with its time (RFC 3339, UTC); from a connection of its own."""
     chunks = engine.__wrapped__().logs(identity, tail=lines, timestamps=True, stream=True, follow=follow)
     rest = b""
-    for chunk in chunks:
+    for chunk in itertools.chain(chunks, [b"\n"]):  # the last line may lack its end
         *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        for line in filter(None, whole):  # each begins with its time
             at, _, text = line.decode(errors="replace").rstrip("\r").partition(" ")
             yield at, text
 
@@ -2316,6 +2318,8 @@ def checked_certificate(text: str) -> str:
             warn(f"Browsers may not trust it: {' '.join(re.findall('lookup: (.*)', doubt)) or doubt.splitlines()[-1]}; is an intermediate certificate missing?")
     said = openssl("x509", "-noout", "-subject", "-ext", "subjectAltName", "-nameopt", "multiline", stdin=chain[0])
     names = re.findall(r"DNS:([A-Za-z0-9.*_-]+)", said) or re.findall(r"commonName += ([A-Za-z0-9.*_-]+)$", said, re.MULTILINE)
+    if not names:
+        raise DokkuError("The certificate names no domain", "ask its authority for one with subjectAltName")
     return "\n".join([f"names: {' '.join(names).lower()}", key[0], *chain, ""])
 
 
@@ -4130,7 +4134,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker"]  # two can't share the first, and secrets are given by hand
+    alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"]  # two can't share the first, and secrets are given by hand
     duplicate_or_nothing(require_app(app), new, skip_deploy, alone)
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
@@ -4146,6 +4150,8 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     for key in read_keys():
         if app in key.apps:
             write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
+    if acme_folder(app).is_dir():
+        rename_file(acme_folder(app), acme_folder(new))
     destroy_app(app)
     step(f"Renamed {app} to {new}")
 
@@ -4797,7 +4803,7 @@ def require_reachable(domain: str) -> None:
     write_text(path, token := os.urandom(16).hex())
     try:
         if (done := run(["curl", "-sS", "--max-time", "10", f"http://{domain}/.well-known/acme-challenge/{path.name}"], check=False)).stdout.decode(errors="replace") != token:
-            raise DokkuError(f"http://{domain} does not lead to this server: {done.stderr.decode(errors='replace').strip() or 'another one answers'}", "mend its DNS record or the way to port 80, then try again")
+            raise DokkuError(f"http://{domain} does not lead to this server: {done.stderr.decode(errors='replace').strip() or 'another one answers'}", "mend its DNS record or the way to port 80; --force asks all the same, where only this server itself is not led back")
     finally:
         remove_file(path)
 
@@ -4806,7 +4812,7 @@ def require_reachable(domain: str) -> None:
 def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
     """Get a certificate for all domains of an app from its authority, or renew it when it ends within the graceperiod; asked again, it asks nobody.
 
-    --force asks in any case. Without an app, and with --all, it is for each app that has one; cron does that once a day.
+    --force asks in any case, and without looking first whether the domains lead here. Without an app, and with --all, it is for each app that has one; cron does that once a day.
     """
     failed = 0
     for name in [require_app(app)] if app else [name for name in apps() if acme_folder(name).is_dir()]:
@@ -4834,9 +4840,9 @@ def certify(app: str, force: bool) -> None:
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
         if renews and not force and not run(["openssl", "x509", "-noout", "-checkend", property_of(app, "letsencrypt", "graceperiod")], stdin=read_text(made), check=False).returncode:
             return detail(f"{app} has a certificate that needs no renewal")
-        for domain in domains:
+        for domain in domains if not renews and not force else ():
             require_reachable(domain)
-        lego(app, domains, *(["renew", "--days", "36500", "--no-random-sleep"] if renews else ["run"]))
+        lego(app, domains, "run")
         keep_certificate(app, checked_certificate(read_text(made) + read_text(made.with_suffix(".key"))))
     except BaseException:
         if fresh:

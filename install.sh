@@ -73,11 +73,12 @@ missing=
 have dockerd || missing="$missing docker.io"
 have nginx || missing="$missing nginx-light"
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
-for tool in git sudo cron logrotate mmdebstrap curl openssl lego; do have $tool || missing="$missing $tool"; done
+for tool in git sudo cron logrotate mmdebstrap curl openssl; do have $tool || missing="$missing $tool"; done
 have ip || missing="$missing iproute2"
 /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
-if [ -n "$missing" ]; then
+if [ -n "$missing" ] || ! have lego; then
     apt-get update -qq
+    have lego || ! apt-cache show lego >/dev/null 2>&1 || missing="$missing lego"  # for letsencrypt:enable; not every release has it
     # Newer releases ship Docker's client and BuildKit apart from the engine.
     case $missing in *docker.io*) for package in docker-cli docker-buildx; do
         apt-cache show $package >/dev/null 2>&1 && missing="$missing $package"

@@ -110,7 +110,7 @@ def test_what_leads_elsewhere_asks_no_authority_and_changes_nothing(certified, a
     assert app.get() == (200, HELLO_TEXT)
 
 
-def test_an_authority_that_refuses_or_is_away_changes_nothing(certified, trusting):
+def test_an_authority_that_refuses_or_is_away_changes_nothing(certified, trusting, new_app):
     app = certified
     app.ok("letsencrypt:set", "server", "https://localhost:1/dir")
     done = app.lego("letsencrypt:enable", app.name)
@@ -122,5 +122,20 @@ def test_an_authority_that_refuses_or_is_away_changes_nothing(certified, trustin
     app.ok("letsencrypt:set", "server", "https://localhost:1/dir")
     assert app.lego("letsencrypt:enable", app.name, "--force").returncode != 0
     assert serial(app, trusting) == number, "the one it has goes on serving"
-    app.ok("letsencrypt:disable")
+    app.ok("domains:set", app.host)
+    other = new_app()
+    app.ok("apps:rename", other.name)
+    assert serial(app, trusting) == number and other.ok("letsencrypt:active") == "true\n", "it goes along with the app"
+    other.ok("letsencrypt:disable")
     assert app.get() == (200, HELLO_TEXT)
+
+
+def test_a_name_that_leads_elsewhere_is_asked_for_when_that_is_forced(certified, trusting):
+    """A router that does not lead back to itself: this server is not reached from here, the authority reaches it."""
+    app = certified
+    HOSTS.write_text(HOSTS.read_text().replace(f"127.0.0.1 {app.host}", f"127.0.0.1 x-{app.host}"))
+    assert "does not lead to this server" in app.lego("letsencrypt:enable", app.name).stderr
+    done = app.lego("letsencrypt:enable", app.name, "--force")
+    assert done.returncode == 0, done.stderr
+    assert https(app.host, trusting)[2] == HELLO_TEXT
+    app.ok("letsencrypt:disable")

@@ -94,6 +94,13 @@ def test_a_terminal_reaches_the_one_off(live):
     assert done.returncode == 0 and "/dev/pts/" in done.stdout, done.stdout
 
 
+def test_a_last_line_without_an_end_is_in_the_logs(switch):
+    switch.deploy(Procfile="web: exec perl /server.pl\nworker: printf first-and-last; exec sleep 1000\n")
+    switch.ok("ps:scale", "worker=1")
+    switch.ok("ps:stop")
+    assert "app[worker.1]: first-and-last" in switch.ok("logs", "-p", "worker")
+
+
 def test_logs_interleave_choose_and_follow(live):
     assert "app[worker.1]: worker-says-hello" in live.ok("logs")
     assert live.ok("logs", "-q", "-p", "worker") == "worker-says-hello\n"

@@ -172,6 +172,8 @@ def test_what_is_refused_and_changes_nothing(live, authority):
     for text in ("", "nonsense", leaf, tar(readme_txt="nothing"), key):
         assert "There is no" in refused_in_peace(live, text)
     assert "There is no" in refused_in_peace(live, tar(server_crt=leaf))
+    authority.sign("leaf", "middle", "/O=Nobody", "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    assert "names no domain" in refused_in_peace(live, (authority.folder / "leaf.key").read_text() + (authority.folder / "leaf.crt").read_text())
     assert "can't be named from outside" in live.refused("certs:add", "/etc/passwd", "/etc/shadow", code=2)
     assert not (STATE / "apps" / live.name / "CERTIFICATE").exists()
     done = live.person.ssh("certs:add", live.name, stdin="".join(authority.issue("else.example.com")))

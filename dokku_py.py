@@ -1795,7 +1795,9 @@ def pinned(app: str, url: str) -> str:
     """
     import ipaddress
     import socket
-    scheme, host, port = (re.match(r"(https?|git)://(?:[^/@]*@)?(\[[^]/]*\]|[^/:]*)(?::(\d+))?", url) or re.match("()()()", url)).groups()
+    scheme, host, port = (re.match(r"(https?|git)://(?:[^/?#\\@]*@)?(\[[^]/]*\]|[^/?#\\:]*)(?::(\d+))?(?=[/?#]|$)", url) or re.match("()()()", url)).groups()
+    if not scheme and (re.match("https?:|git:", url, re.IGNORECASE) or re.match(r"[\w.+-]+::", url)):
+        raise DokkuError(f"{shown(url)} is no address that can be fetched", "give a full https or ssh address")
     if not scheme or host in property_of(app, "git", "private-hosts").split():
         return ""
     try:

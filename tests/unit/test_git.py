@@ -1,6 +1,7 @@
 """Sections 6 to 8, against real git."""
 
 import os
+import socket
 import subprocess
 
 import pytest
@@ -83,6 +84,17 @@ def test_a_submodule_with_a_hostile_address_is_refused(pushed, url):
     head = commit_and_push_index(work)
     with pytest.raises(d.DokkuError), d.checkout("blog", head):
         pass
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{}/x", "http::http://127.0.0.1:{}/x", "http://127.0.0.1:{}?@8.8.8.8/x", "http://127.0.0.1:{}#@8.8.8.8/x"])
+def test_a_submodule_asks_nothing_inside_this_network(pushed, url):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        listed = url.format(server.getsockname()[1])
+        with pytest.raises(d.DokkuError, match="belongs to this server|no address that can be fetched"):
+            d.fetch_submodule("blog", pushed[0] / "m", listed, pushed[1], "m")
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def commit_and_push_index(work):

@@ -334,7 +334,8 @@ class Job(NamedTuple):
 class Release(NamedTuple):
     """One version of an app that ran or may run: an image, a config and how to start them.
 
-    `restart` counts the restarts of the same release; `incarnation` names one set of its containers.
+    `restart` counts the restarts of the same release; `incarnation` names one set of its containers, and `kept` the older
+    one that a process type stayed in when another was restarted alone.
     """
 
     app: str
@@ -352,6 +353,7 @@ class Release(NamedTuple):
     template: str = ""  # the vhost template of its tree, rendered where that is allowed
     scripts: Mapping[str, str] = {}
     jobs: tuple[Job, ...] = ()
+    kept: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -362,6 +364,14 @@ class Release(NamedTuple):
     def incarnation(self) -> str:
         """Name this set of containers: v12, or v12.1 after a restart."""
         return f"v{self.number}.{self.restart}" if self.restart else self.name
+
+    def incarnation_of(self, dyno: str) -> str:
+        """Name the set of containers that a process, such as web.1, is one of."""
+        return self.kept.get(dyno.rpartition(".")[0], self.incarnation)
+
+    def has(self, container: Container) -> bool:
+        """Say whether a container is one of its own, wanted or not."""
+        return container.incarnation == self.incarnation_of(container.dyno)
 
 
 class Container(NamedTuple):
@@ -1397,12 +1407,12 @@ def merged_config(app: str) -> dict[str, str]:
 
 def read_current(app: str) -> Release | None:
     """Read the release that should run; nothing before the first deploy."""
-    line = read_text(app_folder(app) / "CURRENT").strip()
-    number, _, restart = line.removeprefix("v").partition(".")
-    if not line:
+    words = read_text(app_folder(app) / "CURRENT").split()
+    if not words:
         return None
+    number, _, restart = words[0].removeprefix("v").partition(".")
     release = read_release(app, int(number))
-    return release._replace(restart=int(restart or 0)) if release else None
+    return release._replace(restart=int(restart or 0), kept=dict(word.split("=") for word in words[1:])) if release else None
 
 
 def read_release(app: str, number: int) -> Release | None:
@@ -1421,7 +1431,7 @@ def write_release(release: Release, config: Mapping[str, str], own: Mapping[str,
     if own is not None:
         write_text(brought_config(release), render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
-    write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0})
+    write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0, "kept": {}})
 
 
 def brought_config(release: Release) -> Path:
@@ -1450,7 +1460,7 @@ def port_of(release: Release) -> int:
 
 def write_current(release: Release) -> None:
     """Record a release as the one that should run: the commit point of every change, one rename."""
-    write_text(app_folder(release.app) / "CURRENT", release.incarnation + "\n")
+    write_text(app_folder(release.app) / "CURRENT", " ".join([release.incarnation, *(f"{kind}={older}" for kind, older in release.kept.items())]) + "\n")
 
 
 def release_numbers(app: str) -> list[int]:
@@ -1991,7 +2001,7 @@ def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[
     """Give the labels that identify a container; nothing else does."""
     alias = property_of(release.app, "logs", "app-label-alias")
     return {**OURS, **({alias: release.app} if alias else {}), "com.dokku.app-name": release.app, "com.dokku.process-type": dyno.rpartition(".")[0], "com.dokku.dyno": dyno,
-            "com.dokku.container-type": kind, "com.dokku.release": release.name, "com.dokku.incarnation": release.incarnation}
+            "com.dokku.container-type": kind, "com.dokku.release": release.name, "com.dokku.incarnation": release.incarnation_of(dyno)}
 
 
 def containers_of(app: str = "", kind: str = "deploy") -> list[Container]:
@@ -2056,7 +2066,7 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
-        identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation}")["Id"]
+        identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation_of(dyno)}")["Id"]
     try:
         join_networks(identity, release.app, dyno, networks_of(release.app, NETWORK_KEYS[:2] if kind == "deploy" else NETWORK_KEYS))
     except BaseException:
@@ -2604,14 +2614,14 @@ def start_process(release: Release, dyno: str, subnet: str) -> Container:
                                 labels={"com.dokku.published": " ".join(published)}, published=published,
                                 restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
-    return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation}", app=release.app, dyno=dyno,
-                     incarnation=release.incarnation, running=True, address=address)
+    return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation_of(dyno)}", app=release.app, dyno=dyno,
+                     incarnation=release.incarnation_of(dyno), running=True, address=address)
 
 
 def start_missing(release: Release) -> list[Container]:
     """Start what should run and does not: containers that ended are started again, missing ones created."""
     subnet = ensure_network()
-    have = {container.dyno: container for container in containers_of(release.app) if container.incarnation == release.incarnation}
+    have = {container.dyno: container for container in containers_of(release.app) if release.has(container)}
 
     def start(dyno: str) -> Container:
         """Start one of them."""
@@ -3129,7 +3139,7 @@ def switch_to(release: Release) -> None:
 def network_changes(app: str) -> list[tuple[Container, str, bool]]:
     """List how the networks of an app's live processes differ from those on record: process, network, whether it must join."""
     current, wanted = read_current(app), networks_of(app)
-    return [(row, name, name in wanted) for row in containers_of(app) if current and row.incarnation == current.incarnation
+    return [(row, name, name in wanted) for row in containers_of(app) if current and current.has(row)
             for name in dict.fromkeys([*wanted, *shared_networks()]) if (name in wanted) != (name in row.networks)]
 
 
@@ -3161,14 +3171,14 @@ def push_release(release: Release) -> None:
 def beside_retiring(release: Release) -> Release:
     """Give a release, as another incarnation when a process that it wants is retiring: scaled down a moment ago, and up again."""
     known = retiring(release.app)
-    clash = any(row.id in known and row.incarnation == release.incarnation and row.dyno in wanted_dynos(release) for row in containers_of(release.app))
-    return release._replace(restart=release.restart + 1) if clash else release
+    clash = any(row.id in known and release.has(row) and row.dyno in wanted_dynos(release) for row in containers_of(release.app))
+    return release._replace(restart=release.restart + 1, kept={}) if clash else release
 
 
 def stop_what_runs_alone(release: Release) -> list[Container]:
     """Stop the old processes that can't run beside new ones: their checks are disabled, or they hold a published port. Gives them."""
     grace = int(property_of(release.app, "ps", "stop-timeout-seconds"))
-    alone = [row for row in containers_of(release.app) if row.running and row.incarnation != release.incarnation
+    alone = [row for row in containers_of(release.app) if row.running and not release.has(row)
              and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
     for container in alone:
         detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
@@ -3237,7 +3247,7 @@ def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -
     They lose their names first, and are on record in RETIRING with a deadline, so that `tick` can finish the work.
     """
     wanted, known = set(wanted_dynos(release)), retiring(release.app)
-    old = [row for row in containers_of(release.app) if row.id not in known and (row.incarnation != release.incarnation or row.dyno not in wanted)]
+    old = [row for row in containers_of(release.app) if row.id not in known and (not release.has(row) or row.dyno not in wanted)]
     grace = int(property_of(release.app, "checks", "wait-to-retire"))
     for container in old:
         rename_container(container, f"{release.app}.{container.dyno}.{container.incarnation}")
@@ -3254,7 +3264,7 @@ def name_current(release: Release) -> None:
     """Give the running release its short names: its image dokku/APP:latest, its processes APP.web.1."""
     tag_image(release, "latest")
     for container in containers_of(release.app):
-        if container.incarnation == release.incarnation and container.dyno in wanted_dynos(release):
+        if release.has(container) and container.dyno in wanted_dynos(release):
             rename_container(container, f"{release.app}.{container.dyno}")
 
 
@@ -3352,7 +3362,7 @@ def restart_unfit(app: str) -> None:
     checks = [check for check in current.checks if check.kind == "liveness"] if current and not is_stopped(app) else []
     for container in containers_of(app) if current and checks else []:
         own = current._replace(checks=tuple(check._replace(kind="startup") for check in checks if check.process == container.process_type))
-        if not own.checks or container.incarnation != current.incarnation or not container.running:
+        if not own.checks or not current.has(container) or not container.running:
             continue
         try:
             wait_until_healthy(own, container)
@@ -3363,7 +3373,7 @@ def restart_unfit(app: str) -> None:
 
 def crash_looping(release: Release) -> Container | None:
     """Find a process of a release that keeps ending."""
-    own = (row for row in containers_of(release.app) if row.incarnation == release.incarnation)
+    own = (row for row in containers_of(release.app) if release.has(row))
     return next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
 
 
@@ -3426,7 +3436,7 @@ def keep_images(app: str) -> None:
 def sort_containers(app: str, current: Release | None, rows: Sequence[Container]) -> tuple[set[tuple[str, str]], list[Container]]:
     """Give the (incarnation, dyno) pairs that should run, and the containers that are neither wanted nor retiring."""
     known = retiring(app)
-    wanted = {(current.incarnation, dyno) for dyno in wanted_dynos(current)} if current else set()
+    wanted = {(current.incarnation_of(dyno), dyno) for dyno in wanted_dynos(current)} if current else set()
     return wanted, [row for row in rows if row.id not in known and (row.incarnation, row.dyno) not in wanted]
 
 
@@ -3489,13 +3499,13 @@ def disagreements(app: str) -> Iterator[Disagreement]:
 
 def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
     """Find what differs between the processes that should run and those that do."""
-    running = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.running}
+    running = {row.dyno for row in containers_of(app) if current.has(row) and row.running}
     if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
         yield Disagreement(app, f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
     if network_changes(app):
         yield Disagreement(app, "its processes are not in the networks on record", functools.partial(agree_networks, app))
     latest = inspect_image(f"dokku/{app}:latest")
-    if latest.get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if row.incarnation == current.incarnation and row.dyno in wanted_dynos(current)):
+    if latest.get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if current.has(row) and row.dyno in wanted_dynos(current)):
         yield Disagreement(app, "the image or processes lack their short names", functools.partial(name_current, current))
 
 
@@ -3528,7 +3538,7 @@ def revive(app: str) -> None:
     current, policy = read_current(app), property_of(app, "ps", "restart-policy")
     if not current or is_stopped(app) or policy not in ("always", "unless-stopped") or property_of(app, "ps", "restore") == "false":
         return
-    alive = {row.dyno for row in containers_of(app) if row.incarnation == current.incarnation and row.state in ("running", "restarting")}
+    alive = {row.dyno for row in containers_of(app) if current.has(row) and row.state in ("running", "restarting")}
     missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
     if missing and not is_locked(app_folder(app) / "lock"):
         converge(app)
@@ -3549,7 +3559,7 @@ def misplaced_process(app: str) -> Container | None:
     """Find the first web process of an app when Docker does not publish for it what is on record."""
     current = read_current(app)
     wanted = " ".join(published_ports(current)) if current else ""
-    rows = [row for row in containers_of(app) if current and row.dyno == "web.1" and row.incarnation == current.incarnation]
+    rows = [row for row in containers_of(app) if current and row.dyno == "web.1" and current.has(row)]
     return next((row for row in rows if row.published != wanted), None)
 
 
@@ -3585,7 +3595,7 @@ def served_with(app: str, path: Path) -> Iterator[None]:
 def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
     """Make a new release of an old one's image with such a config, whose `own` part becomes the app's; nothing is built."""
     begun = new_release(old.app, by=by, reason=reason)
-    release = old._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0)
+    release = old._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0, kept={})
     with build_log(release):
         write_release(release, config, own)
         tag_image(release, release.name)
@@ -3647,11 +3657,12 @@ def start_app(app: str) -> None:
     render_crontab()
 
 
-def restart(app: str) -> None:
-    """Replace an app's processes by new ones without dropping a request."""
+def restart(app: str, process: str = "") -> None:
+    """Replace an app's processes, or those of one type, by new ones without dropping a request."""
     current = require_current(app)
     remove_file(app_folder(app) / "STOPPED")
-    switch_to(current._replace(restart=current.restart + 1))
+    kept = {kind: current.incarnation_of(f"{kind}.1") for kind in scale_of(app, current) if process and kind != process}
+    switch_to(current._replace(restart=current.restart + 1, kept=kept))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4904,7 +4915,7 @@ def ps_facts(app: str) -> dict[str, str]:
     if app == "--global":
         return {}
     current, found = read_current(app), sorted(containers_of(app), key=lambda row: row.dyno)
-    live = [row for row in found if current and row.incarnation == current.incarnation]
+    live = [row for row in found if current and current.has(row)]
     running = "false" if not any(row.running for row in live) else "true" if all(row.running for row in live) else "mixed"
     return {"deployed": str(bool(current)).lower(), "processes": str(len(live)), "ps-can-scale": "true", "running": running,
             "restore": property_of(app, "ps", "restore"), **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
@@ -4977,10 +4988,10 @@ def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], Non
 def ps_restart(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
     """Replace an app's processes by new ones without dropping a request.
 
-    Of one process type other than web, the containers themselves are restarted, one after the other.
+    Of one process type only its own; of a type other than web, the containers themselves are restarted, one after the other.
     """
     if process in (None, "web"):
-        return each_app(app, everything, under_lock("ps:restart", restart), parallel)
+        return each_app(app, everything, under_lock("ps:restart", functools.partial(restart, process=process or "")), parallel)
     with locked(require_app(str(app)), "ps:restart"):
         for container in require_processes(str(app), process):
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
@@ -5277,7 +5288,7 @@ def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
     current = read_current(require_app(app))
     for container in require_processes(app, None):
-        if current and container.incarnation == current.incarnation and (not types or container.process_type in types):
+        if current and current.has(container) and (not types or container.process_type in types):
             wait_until_healthy(current, container)
             step(f"{container.dyno} is fit")
 
@@ -5379,7 +5390,7 @@ def read_entry(name: str, caller: Caller, capability: str = "configure") -> list
 def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
     """Give the words that run a command as root, in a short container without a network that sees one folder, as /data."""
     make_base_image()
-    labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(time.time()) + 86400}.items()]
+    labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(uptime()) + 86400}.items()]
     mount = [f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data", own_base_images()[0]]
     return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, *mount, *words]
 
@@ -5794,7 +5805,7 @@ def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds
     number = time.time_ns() // 1000 % 10**9
     name = f"{app}.{kind}.{number}"
     create_container(current, dyno or f"run.{number}", config={**release_config(current), **extra}, kind=kind, name=name,
-                     command=["/bin/sh", "-c", single] if single else words, labels={"com.dokku.expires": str(int(time.time()) + seconds)},
+                     command=["/bin/sh", "-c", single] if single else words, labels={"com.dokku.expires": str(int(uptime()) + seconds)},
                      options=terminal)
     return name
 
@@ -5852,7 +5863,7 @@ command("run:retire", access="operate", does="Remove the one-offs whose time is 
 def remove_expired() -> None:
     """Remove the one-offs whose time is up, ended or not."""
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
-        if int(row["Labels"]["com.dokku.expires"]) < time.time():
+        if int(row["Labels"]["com.dokku.expires"]) < uptime():
             remove_container(row["Id"])
 
 
@@ -6112,7 +6123,7 @@ def server_disagreements() -> Iterator[Disagreement]:
         yield Disagreement("server", "nginx does not run", reload_nginx)
     if lost := orphans():
         yield Disagreement("server", f"containers of apps that are no more: {', '.join(row.name for row in lost)}", remove_orphans)
-    if time.time() - float(read_text(ROOT / "TICKED", "0")) > TICK_SECONDS:
+    if not 0 <= uptime() - float(read_text(ROOT / "TICKED", "-1e9")) <= TICK_SECONDS:
         yield found(what="tick has not run for minutes, so nothing is retired late or rolled back: start cron (service cron start)")
     limit = read_text(BUILD_FENCE).strip()
     if not limit.isdigit() or int(limit) > 2**60:
@@ -6154,7 +6165,7 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
 def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
-    write_text(ROOT / "TICKED", f"{int(time.time())}\n")
+    write_text(ROOT / "TICKED", f"{int(uptime())}\n")
     remove_all(dead_writes(ROOT))
     remove_expired()
     remove_orphans()
@@ -6188,7 +6199,8 @@ def git_receive_pack(app: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference")  # git flushes nothing of a small push itself
+    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference",  # git flushes nothing of a small push itself
+                "gc.autoDetach=false")  # a gc that outlives the push would hold its lock
     code = supervise(["git", *(word for setting in settings for word in ("-c", setting)), "receive-pack", repository], env=environment, keep=[lock, alive])
     if code and not same_file(lock, app_folder(app) / "lock"):
         raise NoSuchApp(app)  # destroyed meanwhile: git's own words for that are many, and none names it

@@ -159,20 +159,20 @@ def deploy_rows(app, folder):
 def restore_rows(app):
     """Bring many stopped processes up again, against the engine doing so by itself."""
     for count in (10, 50, 200):
-        ran("dokku", "ps:scale", app.name, f"worker={count // 2}", f"clock={count - count // 2}")
+        ran("dokku", "ps:scale", app.name, f"worker={count // 2}", f"clock={count - count // 2}", timeout=1800)
         settled()
         names = [name for name in app.containers("-a") if ".web." not in name]
-        stop = lambda names=names: ran(*DOCKER, "kill", *names)  # noqa: E731
+        stop = lambda names=names: ran(*DOCKER, "kill", *names, timeout=1800)  # noqa: E731
 
         def timed(*words, stop=stop):
             stop()
             began = time.perf_counter()
-            ran(*words)
+            ran(*words, timeout=1800)
             return time.perf_counter() - began
 
         floor = statistics.median(timed(*DOCKER, "start", *names) for _ in range(3))
         row(f"`ps:restore` of {count} containers / `docker start` of them", statistics.median(timed("dokku", "ps:restore", app.name) for _ in range(3)), floor, "-")
-    ran("dokku", "ps:scale", app.name, "worker=0", "clock=0")
+    ran("dokku", "ps:scale", app.name, "worker=0", "clock=0", timeout=1800)
 
 
 def many_apps_rows(app):

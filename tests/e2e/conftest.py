@@ -28,9 +28,9 @@ HELLO_TEXT = "Hello from dokku_py"
 # --- this machine ---
 
 
-def sh(*argv, stdin=None, **options):
+def sh(*argv, stdin=None, timeout=300, **options):
     """Run a program to its end."""
-    return subprocess.run([str(word) for word in argv], input=stdin, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run([str(word) for word in argv], input=stdin, capture_output=True, text=True, timeout=timeout, **options)
 
 
 def wait_until(truth, seconds=60):

@@ -151,6 +151,28 @@ def test_one_process_type_stops_starts_and_restarts_alone(switch):
     assert switch.get() == (200, HELLO_TEXT)
 
 
+def test_web_restarts_alone_and_the_others_stay_over_reboots_until_the_next_release(switch):
+    switch.deploy(Procfile=PROCFILE, DOKKU_SCALE="worker=1\n")
+    switch.settle("web.1", "worker.1")
+    web, worker = switch.inspect()["Id"], switch.inspect("worker.1")["Id"]
+    switch.ok("ps:restart", "web")
+    switch.settle("web.1", "worker.1")
+    assert switch.inspect()["Id"] != web and switch.inspect("worker.1")["Id"] == worker
+    assert switch.person.ssh("doctor", switch.name).returncode == 0
+    docker("kill", f"{switch.name}.web.1")
+    docker("stop", "-t", "1", f"{switch.name}.worker.1")
+    switch.person.ok("ps:restore", switch.name)
+    switch.settle("web.1", "worker.1")
+    assert switch.inspect("worker.1")["Id"] == worker and switch.inspect("worker.1")["State"]["Running"]
+    switch.ok("ps:scale", "worker=2")
+    switch.settle("web.1", "worker.1", "worker.2")
+    assert switch.inspect("worker.1")["Id"] == worker
+    switch.ok("ps:scale", "worker=1")
+    switch.ok("config:set", "LEVEL=2")
+    switch.settle("web.1", "worker.1")
+    assert switch.inspect("worker.1")["Id"] != worker and switch.get() == (200, HELLO_TEXT)
+
+
 def test_rebuilds_by_every_spelling(switch):
     switch.deploy(note="first")
     first = switch.git("rev-parse", "HEAD")

@@ -139,6 +139,7 @@ def test_no_request_is_dropped_by_redeploy_config_restart_scale_and_rollback(app
         app.ok("config:set", "GREETING=hi")
         app.ok("ps:scale", "web=3")
         app.ok("ps:restart")
+        app.ok("ps:restart", "web")
         app.ok("ps:scale", "web=1")
         app.ok("rollback", "v1")
     finally:

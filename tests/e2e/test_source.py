@@ -24,6 +24,14 @@ def test_a_submodule_comes_at_its_recorded_commit(switch, git_server):
     assert switch.get("/file/all/lib/part/.git/HEAD")[0] == 404
 
 
+def test_packing_the_repository_anew_ends_with_the_push_and_holds_no_lock(switch):
+    switch.deploy(**{f"a{number}": str(number) for number in range(300)})
+    sh("git", "config", "-f", switch.folder / "repo.git" / "config", "gc.autoPackLimit", "1")
+    switch.deploy(**{f"b{number}": str(number) for number in range(300)})
+    assert sh("pgrep", "-f", f"git.*gc.*{switch.name}|git gc").stdout == ""
+    assert len(list((switch.folder / "repo.git" / "objects" / "pack").glob("*.pack"))) == 1
+
+
 @pytest.mark.parametrize("url", ["file:///etc", "/etc", "../other", "ext::sh -c touch% /tmp/owned", "--upload-pack=touch /tmp/owned", "git://127.0.0.1:1/x"])
 def test_a_submodule_from_elsewhere_is_refused(switch, url):
     switch.write(Dockerfile=COPY_ALL, dot_gitmodules=f'[submodule "part"]\n\tpath = part\n\turl = {url}\n')

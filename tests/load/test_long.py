@@ -137,6 +137,22 @@ def test_a_connection_outlives_a_reload_that_came_before_the_switch(new_app, bet
     app.settle()
 
 
+def test_a_clock_set_back_does_not_keep_what_is_past_its_time(switch):
+    """The deadline is written under a clock an hour ahead; the minder that must keep it goes by the right one."""
+    switch.deploy()
+    switch.ok("checks:set", "wait-to-retire", "8")
+    old = WebSocket(switch)
+    done = sh("env", "DONT_FAKE_MONOTONIC=1", "faketime", "-f", "+3600", "dokku", "ps:restart", switch.name)
+    assert done.returncode == 0, done.stderr
+    for pid in minders(switch):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not minders(switch))
+    sh("dokku", "tick")
+    assert old.say("after") == "v1 after"
+    wait_until(lambda: old.say("still there?") == "")
+    switch.settle()
+
+
 def minders(app):
     """The processes that have the app's minder lock open."""
     found = set()

@@ -842,6 +842,7 @@ def render_environment(config: Mapping[str, str]) -> str:
 
 
 CONFIG_STYLES: dict[str, Callable[[Mapping[str, str]], str]] = {
+    "keys": "\n".join,
     "exports": lambda config: "\n".join(f"export {key}={shlex.quote(value)}" for key, value in config.items()),
     "envfile": lambda config: "\n".join(f"{key}={quote_value(value)}" for key, value in config.items()),
     "docker-args": lambda config: " ".join(f"--env={key}={shlex.quote(value)}" for key, value in config.items()),
@@ -1646,9 +1647,8 @@ class Property(NamedTuple):
 
 
 def parser_named(words: str) -> Callable[[str], Any]:
-    """Give the parser that a table names: `count` is parse_count, `one-of a b` takes these words only."""
-    name, *choices = words.split()
-    return one_of(*choices) if name == "one-of" else globals()[f"parse_{name.replace('-', '_')}"]
+    """Give the parser that a table names: `count` is parse_count, `{a/b}` takes these words only, `str` any."""
+    return one_of(*words[1:-1].split("/")) if words.startswith("{") else str if words == "str" else globals()[f"parse_{words.replace('-', '_')}"]
 
 
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
@@ -2248,12 +2248,12 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
     """
     if not inspect_image(EMPTY_IMAGE):
         run([docker_command(), "import", "-", EMPTY_IMAGE], stdin=b"\0" * 1024)  # two blocks of zeros: an empty tar
-    plain, wanted = created_facts(()), created_facts(options)
+    plain, wanted = created_with(()), created_with(options)
     config, host = ({key: value for key, value in wanted[part].items() if value != plain[part].get(key)} for part in ("Config", "HostConfig"))
     return config, host
 
 
-def created_facts(options: Sequence[str]) -> dict[str, Any]:
+def created_with(options: Sequence[str]) -> dict[str, Any]:
     """Give what Docker makes of the options of a container."""
     try:
         identity = output_of([docker_command(), "create", "--hostname", "h", *options, EMPTY_IMAGE, "true"])
@@ -3737,59 +3737,82 @@ class Arg(NamedTuple):
     """
 
     name: str
-    parse: Callable[[str], Any] = str
-    flags: tuple[str, ...] = ()
-    many: str = ""
-    switch: bool = False
-    default: Any = None
-    raw: bool = False
-    unknown: bool = False
-    unless: str = ""
+    parse: Callable[[str], Any]
+    flags: tuple[str, ...]
+    many: str
+    switch: bool
+    default: str | None
+    raw: bool
+    unknown: bool
+    unless: str | None
+
+
+ARGUMENT = re.compile(r"(-[\w|-]+)?(\w+)?(?::(\{[^}]*\}|[\w-]+))?([?*+]|\.\.\.|~)?(?:=([^>^]*))?(?:>(\w+))?(?:\^(\S+))?")
+
+
+def argument(text: str) -> Arg:
+    """Read one argument as templates/commands.tsv writes it."""
+    flags, word, parser, many, default, name, unless = ARGUMENT.fullmatch(text).groups()  # type: ignore[union-attr]
+    spellings = tuple(flags.split("|")) if flags else ()
+    return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser) if parser else str if flags else globals().get(f"parse_{word}", str),
+               spellings, many if many in ("?", "*", "+") else "", bool(flags) and parser is None and default is None, default, many == "...", many == "~", unless)
 
 
 class Command(NamedTuple):
-    """A command: its spellings, arguments, the capability it needs, and its body."""
+    """A row of templates/commands.tsv. Of `readings`, the arguments as each dialect words them, the first counts where both fit."""
 
     name: str
-    body: Callable[..., Any]
-    args: tuple[Arg, ...]
     access: str
-    local: bool
+    readings: tuple[str, ...]
+    call: str
+    text: str = ""
 
     @property
-    def summary(self) -> str:
-        """Give the first line of the help."""
-        return (self.body.__doc__ or "").strip().splitlines()[0]
+    def args(self) -> list[Arg]:
+        """Give its arguments in the first reading."""
+        return [argument(word) for word in self.readings[0].split()]
+
+    @property
+    def body(self) -> Callable[..., Any]:
+        """Give the function that does it."""
+        return globals()[self.call.removeprefix("print ").split()[0]]
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """Give the words that the table fixes."""
+        return dict(word.split("=", 1) for word in self.call.split() if "=" in word)
+
+    @property
+    def doc(self) -> list[str]:
+        """Give what it promises, line by line."""
+        return [line.strip() for line in (self.text or self.body.__doc__ or "").strip().splitlines()]
 
 
 QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
-COMMANDS: dict[str, Command] = {}
-ALIASES: dict[str, str] = {}
-SHAPES: dict[str, tuple[Arg, ...]] = {}  # the arguments of a spelling whose dialect orders or counts them differently
 
 
-def command(name: str, *args: Arg, access: str = "admin", also: Sequence[str] | Mapping[str, Sequence[Arg]] = (), local: bool = False,
-            does: str = "") -> Callable[[Any], Any]:
-    """Declare a command. Access is a capability; to forget it closes the door. Two claims on a spelling stop the program.
-
-    A command of one line is a lambda, and `does` its summary. `also` are other spellings; as a mapping, each with arguments of its own, in the order and number of its dialect.
-    """
-    def declare(body: Callable[..., Any]) -> Callable[..., Any]:
-        for spelling in (name, *also):
-            if spelling in COMMANDS or spelling in ALIASES:
-                raise RuntimeError(f"{spelling} is declared twice")
-        body.__doc__ = does or body.__doc__
-        COMMANDS[name] = Command(name, body, args, access, local)
-        ALIASES.update(dict.fromkeys(also, name))
-        SHAPES.update({spelling: tuple(shape) for spelling, shape in also.items()} if isinstance(also, Mapping) else {})
-        return body
-    return declare
+def nouns_named(word: str) -> list[str]:
+    """List the nouns that a word of the table stands for."""
+    with_properties = {noun for noun, _ in PROPERTIES}
+    facts = {name.removesuffix("_facts").replace("_", "-") for name in globals() if name.endswith("_facts")}
+    return {"PROPERTY": sorted(with_properties), "REPORT": sorted(with_properties | facts)}.get(word, [word])
 
 
-def declared(word: str) -> Command | None:
-    """Find a command by any of its spellings, with the arguments that this spelling takes."""
-    row = COMMANDS.get(ALIASES.get(word, word))
-    return row._replace(args=SHAPES[word]) if row and word in SHAPES else row
+@functools.cache
+def commands() -> dict[str, Command]:
+    """Read the table of commands; each spelling has its row."""
+    found: dict[str, Command] = {}
+    for word, access, *rest in read_table("commands.tsv"):
+        noun, colon, verb = word.partition(":")
+        for spelling in [f"{name}{colon}{verb}" for name in nouns_named(noun)]:
+            if access == "|":
+                found[spelling] = found[spelling]._replace(readings=(*found[spelling].readings, rest[0]))
+            elif access.startswith("= "):
+                row = found[access[2:].replace(noun, spelling.partition(":")[0], 1) if noun.isupper() else access[2:]]
+                found[spelling] = row._replace(readings=(rest[0],)) if rest else row
+            else:
+                found[spelling] = Command(spelling, access, (rest[0],), *rest[1:])
+    return found
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
@@ -3813,11 +3836,11 @@ def why_unknown(word: str) -> DokkuError:
         return DokkuError(f"{word} is not part of this product", refusal)
     if word in LATER or noun in LATER:
         return DokkuError(f"{word} is not available in this version", "dokku help   lists what is")
-    close = nearest(word, [*COMMANDS, *ALIASES])
+    close = nearest(word, commands())
     return UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
 
 
-def parser_of(row: Command) -> Any:
+def parser_of(name: str, args: Iterable[Arg]) -> Any:
     """Build the argparse parser of one command."""
     import argparse
 
@@ -3825,10 +3848,10 @@ def parser_of(row: Command) -> Any:
         """A parser that raises our error instead of leaving the program."""
 
         def error(self, message: str) -> NoReturn:
-            raise UsageError(f"{row.name}: {message}", " ".join(self.format_usage().split()))
+            raise UsageError(f"{name}: {message}", " ".join(self.format_usage().split()))
 
-    parser = Parser(prog=f"dokku {row.name}", allow_abbrev=False, add_help=False, exit_on_error=False)
-    for arg in row.args:
+    parser = Parser(prog=f"dokku {name}", allow_abbrev=False, add_help=False, exit_on_error=False)
+    for arg in args:
         if arg.switch:
             parser.add_argument(*arg.flags, dest=arg.name, action="store_true")
         elif arg.flags:
@@ -3838,39 +3861,34 @@ def parser_of(row: Command) -> Any:
     return parser
 
 
-def parse_arguments(row: Command, words: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(name: str, args: Sequence[Arg], words: Sequence[str]) -> dict[str, Any]:
     """Read a command's words with one argparse parser built for it alone. Raises UsageError."""
     import argparse
-    parser = parser_of(row)
+    parser = parser_of(name, args)
     try:
-        raw = any(arg.raw for arg in row.args)  # argparse can't mix those with options that come later
+        raw = any(arg.raw for arg in args)  # argparse can't mix those with options that come later
         known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
     except argparse.ArgumentError as error:
-        raise UsageError(f"{row.name}: {error}", short_usage(row)) from None
-    collector = next((arg.name for arg in row.args if arg.unknown), None)
+        raise UsageError(f"{name}: {error}", " ".join(parser.format_usage().split()).removeprefix("usage: ")) from None
+    collector = next((arg.name for arg in args if arg.unknown), None)
     if unknown and not collector:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     found = {**vars(known), **({collector: unknown} if collector else {})}
-    return {arg.name: parsed(arg, found[arg.name]) for arg in row.args}
+    return {arg.name: parsed(arg, found[arg.name]) for arg in args}
 
 
 def usage_of(row: Command) -> str:
     """Give the help of one command: its usage, and what its docstring promises; of NOUN:set, the properties as well."""
-    also = [spelling for spelling, name in ALIASES.items() if name == row.name]
+    also = [spelling for spelling, other in commands().items() if other.name == row.name != spelling]
     noun, _, verb = row.name.partition(":")
     valid = [f"    {one.key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for one in PROPERTIES.values() if one.noun == noun and verb == "set"]
-    parts = [short_usage(row), "\n".join(doc_lines(row)), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
+    parts = [short_usage(row), "\n".join(row.doc), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
     return "\n\n".join(part for part in parts if part)
 
 
 def short_usage(row: Command) -> str:
     """Give the usage of a command on one line."""
-    return " ".join(parser_of(row).format_usage().split()).removeprefix("usage: ")
-
-
-def doc_lines(row: Command) -> list[str]:
-    """Give what a command's docstring promises, line by line."""
-    return [line.strip() for line in (row.body.__doc__ or "").strip().splitlines()]
+    return " ".join(parser_of(row.name, row.args).format_usage().split()).removeprefix("usage: ")
 
 
 def parsed(arg: Arg, value: Any) -> Any:
@@ -3895,40 +3913,14 @@ def parse_parallel(text: str) -> int:
 
 
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
-
-
-APP = Arg("app", parse_app)
-MAYBE_APP = Arg("app", parse_app, many="?")
-APP_OR_GLOBAL = Arg("app", parse_app_or_global)
-MAYBE_APP_OR_GLOBAL = APP_OR_GLOBAL._replace(many="?")
-PAIRS = Arg("pairs", parse_pair, many="+")
-KEYS = Arg("keys", parse_config_key, many="+")
-DOMAINS = Arg("domains", parse_domain, many="+")
-PROCESS = Arg("process", parse_process_type, many="?")
-NO_RESTART = Arg("no_restart", flags=("--no-restart",), switch=True)
-MERGED = Arg("merged", flags=("--merged",), switch=True)
-PARALLEL = Arg("parallel", parse_parallel, ("--parallel",), default="1")
-ALL = Arg("everything", flags=("--all", "-A"), switch=True)
-TTL = Arg("seconds", parse_count, ("--ttl-seconds",), default="86400")
-FORCE = Arg("force", flags=("--force", "-f"), switch=True)
-FORMAT = Arg("style", flags=("--format",), default="text")
-WORDS = Arg("words", raw=True)
-
-FACTS: dict[str, Callable[[str], dict[str, str]]] = {}  # noun -> what its report says beside the properties
+SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
 LABELS = {"apps": "app", "certs": "ssl"}  # nouns whose rows carry another prefix
 
 
-def facts(noun: str) -> Callable[[Any], Any]:
-    """Declare the function that gives a noun's facts of an app, or of the server for `--global`: flag -> value."""
-    def declare(body: Callable[[str], dict[str, str]]) -> Callable[[str], dict[str, str]]:
-        FACTS[noun] = body
-        return body
-    return declare
-
-
 def report_rows(noun: str, app: str) -> dict[str, str]:
-    """Give the rows of a noun's report: flag -> value."""
-    return {**(FACTS[noun](app) if noun in FACTS else {}), **property_rows(app, noun)}
+    """Give the rows of a noun's report, what NOUN_facts says of the app and its properties: flag -> value."""
+    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
+    return {**(facts(app) if facts else {}), **property_rows(app, noun)}
 
 
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
@@ -3964,6 +3956,19 @@ def visible_apps(caller: Caller) -> list[str]:
     return [app for app in apps() if may(caller, "view", app)]
 
 
+def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller) -> None:
+    """Set a property, or clear it without a value, when the caller may."""
+    if noun == "images" and app != "--global":  # `images:set source hub`: an app has none of its own
+        app, key, value = "--global", app, [key, *value]
+    if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
+        raise AccessDenied
+    if noun == "network":
+        guard_network(key, value, caller)
+    change_property(noun, app, key, " ".join(map(str, value)))
+    render_crontab() if noun == "cron" else None
+    step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(map(str, value))}")
+
+
 def change_property(noun: str, app: str, key: str, value: str) -> None:
     """Set or clear a property; one by which apps are served takes effect at once, for all or none, and is put back when that fails."""
     path, served = property_file(app, noun, key), noun == "nginx" or key in ("bind-all-interfaces", "static-web-listener", "proxy-port", "proxy-ssl-port")
@@ -3986,37 +3991,10 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
         raise
 
 
-def declare_reports() -> None:
-    """Declare NOUN:set for every noun that has properties, and NOUN:report for those and the nouns that have facts."""
-    owners = {noun for noun, _ in PROPERTIES}
-    for noun in sorted(owners):
-        def set_one(app: str, key: str, value: list[str], caller: Caller, noun: str = noun) -> None:
-            """Set a property of an app, or of the server with --global; without a value it is cleared."""
-            if noun == "images" and app != "--global":  # `images:set source hub`: an app has none of its own
-                app, key, value = "--global", app, [key, *value]
-            if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
-                raise AccessDenied
-            if noun == "network":
-                guard_network(key, value, caller)
-            change_property(noun, app, key, " ".join(value))
-            render_crontab() if noun == "cron" else None
-            step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(value)}")
-        command(f"{noun}:set", APP_OR_GLOBAL, Arg("key"), Arg("value", many="*"), access="configure")(set_one)
-    for noun in sorted({*owners, *FACTS}):
-        def report_one(app: str | None, flags: list[str], style: str, caller: Caller, noun: str = noun) -> None:
-            """Print what is set and what is so, for one app or all; --NAME prints one bare value."""
-            report(noun, app, flags, style, caller)
-        command(f"{noun}:report", MAYBE_APP_OR_GLOBAL, Arg("flags", unknown=True), FORMAT, access="view")(report_one)
-
-
 # --- apps ---
 
-
-@facts("apps")
 def apps_facts(app: str) -> dict[str, str]:
     """Say where an app is and what it was last deployed from."""
-    if app == "--global":
-        return {}
     current = read_current(app)
     reasons = (record.reason.split()[0] for number in reversed(release_numbers(app)) if release_status(app, number, current) in ("live", "replaced")
                and (record := read_release(app, number)) and record.reason)
@@ -4025,20 +4003,18 @@ def apps_facts(app: str) -> dict[str, str]:
             "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
 
 
-@command("report", MAYBE_APP, access="view")
 def report_command(app: str | None, caller: Caller) -> None:
     """Print every report, of one app or all."""
     for name in [require_app(app)] if app else visible_apps(caller):
-        for noun in sorted({*FACTS, *(owner for owner, _ in PROPERTIES)}):
+        for noun in nouns_named("REPORT"):
             say_report(noun, name, "", "text")
 
 
-@command("apps:create", APP, access="create", also=("create",))
-def apps_create(app: str) -> None:
+def apps_create(new: str) -> None:
     """Make an app, before its first push."""
-    require_free_name(app)
-    create_app(app)
-    step(f"Creating {app}... done")
+    require_free_name(new)
+    create_app(new)
+    step(f"Creating {new}... done")
 
 
 def create_app(app: str) -> None:
@@ -4051,7 +4027,6 @@ def create_app(app: str) -> None:
             render_vhost(app)
 
 
-@command("apps:list", FORMAT, access="view", also=("list",))
 def apps_list(style: str, caller: Caller) -> None:
     """List the apps."""
     found = visible_apps(caller)
@@ -4063,11 +4038,11 @@ def apps_list(style: str, caller: Caller) -> None:
     return say_lines(found)
 
 
-command("apps:exists", APP, access="view", does="Say by the exit code whether an app exists: 0 or 20.")(
-    lambda app: require_app(app))
+def apps_exists(app: str) -> None:
+    """Say by the exit code whether an app exists: 0 or 20."""
+    require_app(app)
 
 
-@command("apps:destroy", APP, FORCE, also=("delete",))
 def apps_destroy(app: str, force: bool) -> None:
     """Remove an app: its processes, images, repository, config and releases.
 
@@ -4099,10 +4074,6 @@ def destroy_app(app: str) -> None:
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
     render_crontab()
-
-
-SKIP_DEPLOY = Arg("skip_deploy", flags=("--skip-deploy",), switch=True)
-NEW_APP = Arg("new", parse_app)
 
 
 def require_free_name(app: str) -> None:
@@ -4138,7 +4109,6 @@ def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Seque
         raise
 
 
-@command("apps:clone", SKIP_DEPLOY, Arg("ignore", flags=("--ignore-existing",), switch=True), APP, NEW_APP, access="create")
 def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     """Make a second app with the repository, config, settings and release of the first, under its own default domain.
 
@@ -4155,7 +4125,6 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
         detail(f"What {command} gave {app} stays there; dokku {command} {new}   gives the clone its own") if (app_folder(app) / file).exists() else None
 
 
-@command("apps:rename", SKIP_DEPLOY, APP, NEW_APP, access="create")
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     require_free_name(new)
@@ -4169,21 +4138,18 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     step(f"Renamed {app} to {new}")
 
 
-@command("apps:lock", APP, access="deploy")
 def apps_lock(app: str, caller: Caller) -> None:
     """Keep deploys of an app out until apps:unlock."""
     write_text(lock_file(require_app(app)), f"{caller.name} since {now()}\n")
     step("Deploy lock created")
 
 
-@command("apps:unlock", APP, access="deploy")
 def apps_unlock(app: str) -> None:
     """Let deploys of an app in again."""
     remove_file(lock_file(require_app(app)))
     step("Deploy lock removed")
 
 
-@command("apps:locked", APP, access="view")
 def apps_locked(app: str) -> None:
     """Say by the exit code whether deploys of an app are kept out."""
     if not lock_file(require_app(app)).exists():
@@ -4191,18 +4157,12 @@ def apps_locked(app: str) -> None:
     say("Deploy lock exists")
 
 
-@command("url", APP, access="view")
-def url(app: str) -> None:
+def first_url(app: str) -> str:
     """Print the first address of an app."""
-    say(urls_of(require_app(app))[0])
-
-
-command("urls", APP, access="view", does="Print every address of an app.")(
-    lambda app: say_lines(urls_of(require_app(app))))
+    return urls_of(app)[0]
 
 
 # --- git ---
-
 
 def parse_repository(text: str) -> str:
     """Accept the address of something at another server; what is refused may hold a password and is not said again."""
@@ -4212,10 +4172,6 @@ def parse_repository(text: str) -> str:
 
 
 parse_image = matching(r"[A-Za-z0-9][A-Za-z0-9./:_@-]{0,254}", "is not the name of an image", "write for example  registry.example.com/team/blog:1.2")
-HOST, REPOSITORY, REMOTE_REF = Arg("host", parse_domain), Arg("repository", parse_repository), Arg("ref", parse_branch, many="?")
-NAMED = Arg("user", many="?"), Arg("password", many="?")
-AUTHOR = Arg("name", parse_line, many="?", default="dokku"), Arg("email", parse_line, many="?", default="dokku@localhost")
-IMAGE = Arg("build_dir", flags=("--build-dir",)), APP, Arg("image", parse_image), *AUTHOR
 
 
 def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
@@ -4235,8 +4191,6 @@ def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], 
         write_property(app, "git", "source-image", image)
 
 
-@command("git:sync", Arg("build", flags=("--build",), switch=True), Arg("changes", flags=("--build-if-changes",), switch=True),
-         Arg("skip_branch", flags=("--skip-deploy-branch",), switch=True), APP, REPOSITORY, REMOTE_REF, access="deploy")
 def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository: str, ref: str | None, caller: Caller) -> None:
     """Fetch a branch, a tag or a commit from another server as the deploy branch; without one, the branch of that name or its default.
 
@@ -4252,14 +4206,12 @@ def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository
     take_source(app, "git:sync", caller, bring, "always" if build else "changes" if changes else "never")
 
 
-@command("clone", APP, REPOSITORY, REMOTE_REF, access="create")
-def clone(app: str, repository: str, ref: str | None, caller: Caller) -> None:
+def clone(new: str, repository: str, ref: str | None, caller: Caller) -> None:
     """Make an app from a repository at another server, and deploy it."""
-    apps_create(app)
-    git_sync(True, False, False, app, repository, ref, caller)
+    apps_create(new)
+    git_sync(True, False, False, new, repository, ref, caller)
 
 
-@command("git:from-archive", Arg("kind", one_of("tar", "tar.gz", "zip"), ("--archive-type",)), APP, Arg("source"), *AUTHOR, access="deploy")
 def git_from_archive(kind: str | None, app: str, source: str, name: str, email: str, caller: Caller) -> None:
     """Deploy what an archive at an address, or with - on standard input, holds, without the one folder that may be around everything."""
     def bring(folder: Path) -> tuple[str, str]:
@@ -4274,7 +4226,6 @@ def git_from_archive(kind: str | None, app: str, source: str, name: str, email: 
     take_source(app, "git:from-archive", caller, bring)
 
 
-@command("git:from-image", *IMAGE, access="deploy", also=("import:docker",))
 def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
     """Deploy an image: the commit is a Dockerfile that starts from it, and the files of --build-dir, which only root may name."""
     def bring(folder: Path) -> tuple[str, str]:
@@ -4288,16 +4239,11 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
     take_source(app, "git:from-image", caller, bring, image=image)
 
 
-@command("git:load-image", *IMAGE)
 def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
     """Load what `docker save` wrote from standard input, and deploy the image of that name."""
     if require_app(app) and (attend([docker_command(), "load"]) or not inspect_image(image)):
         raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
     git_from_image(build_dir, app, image, name, email, caller)
-
-
-command("git:unlock", APP, access="deploy", also=("git:initialize",), does="Make an app's repository where it is missing, and free it of what killed pushes left.")(
-    lambda app: under_lock("git:unlock", ensure_repository)(require_app(app)))
 
 
 def netrc_line(host: str, user: str | None, password: str | None) -> str:
@@ -4308,7 +4254,6 @@ def netrc_line(host: str, user: str | None, password: str | None) -> str:
     return f"machine {host} login {user} password {given}" if user else f"machine {host}"
 
 
-@command("git:auth", HOST, *NAMED)
 def git_auth(host: str, user: str | None, password: str | None) -> None:
     """Keep the name and password for what is fetched from a host; - reads the password from standard input, no name forgets both."""
     entry = netrc_line(host, user, password)
@@ -4317,7 +4262,6 @@ def git_auth(host: str, user: str | None, password: str | None) -> None:
         write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
 
 
-@command("git:auth-status", HOST, *NAMED)
 def git_auth_status(host: str, user: str | None, password: str | None) -> None:
     """Say by the exit code whether a name and password are kept for a host, and whether they are those given."""
     wanted = netrc_line(host, user, password) + " "
@@ -4325,7 +4269,6 @@ def git_auth_status(host: str, user: str | None, password: str | None) -> None:
         raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
 
 
-@command("git:allow-host", Arg("address"))
 def git_allow_host(address: str) -> None:
     """Trust the ssh keys that a host, or HOST:PORT, shows now."""
     host, _, port = address.partition(":")
@@ -4336,7 +4279,6 @@ def git_allow_host(address: str) -> None:
         write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
 
 
-@command("git:generate-deploy-key")
 def git_generate_deploy_key() -> None:
     """Make an ssh key for the server, unless it has one, and print its public half."""
     if not ssh_key_file("--global").exists():
@@ -4344,7 +4286,6 @@ def git_generate_deploy_key() -> None:
     ssh_public(None)
 
 
-@command("ssh:public", APP, access="view", also={"git:public-key": (), "ssh:info": (APP, Arg("about", flags=("--about",), default="-l"))})
 def ssh_public(app: str | None, about: str | None = None) -> None:
     """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
     key = ssh_key_file(require_app(app) if app else "--global")
@@ -4353,7 +4294,6 @@ def ssh_public(app: str | None, about: str | None = None) -> None:
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
 
 
-@command("ssh:install", APP, access="secrets")
 def ssh_install(app: str) -> None:
     """Keep a private ssh key from standard input, for what the app fetches; its builds get it as the secret ssh_key."""
     with scratch_folder(app_folder(require_app(app)), "tree.") as folder:
@@ -4363,13 +4303,8 @@ def ssh_install(app: str) -> None:
         rename_file(folder / "key", ssh_key_file(app))
 
 
-command("ssh:remove", APP, access="secrets", does="Forget the ssh key of an app.")(lambda app: remove_file(ssh_key_file(require_app(app))))
-
-
 # --- config ---
 
-
-@command("config:show", MERGED, APP_OR_GLOBAL, access="secrets", also=("config",))
 def config_show(merged: bool, app: str) -> None:
     """Print the config vars of an app, or of the server with --global."""
     milestone(f"{app} env vars")
@@ -4390,7 +4325,6 @@ def require_subject(app: str) -> None:
         require_app(app)
 
 
-@command("config:get", Arg("quoted", flags=("--quoted",), switch=True), APP_OR_GLOBAL, Arg("key", parse_config_key), access="secrets")
 def config_get(quoted: bool, app: str, key: str) -> None:
     """Print the value of one config var."""
     config = chosen_config(app, False)
@@ -4399,11 +4333,6 @@ def config_get(quoted: bool, app: str, key: str) -> None:
     say(shlex.quote(config[key]) if quoted else config[key])
 
 
-command("config:keys", MERGED, APP_OR_GLOBAL, access="secrets", does="List the names of the config vars.")(
-    lambda merged, app: say_lines(sorted(chosen_config(app, merged))))
-
-
-@command("config:export", MERGED, Arg("style", parse_config_style, ("--format",), default="exports"), APP_OR_GLOBAL, access="secrets")
 def config_export(merged: bool, style: str, app: str) -> None:
     """Print the config vars in a form that a shell, Docker or a program reads; --format names it."""
     config = dict(sorted(chosen_config(app, merged).items()))
@@ -4414,7 +4343,6 @@ def config_export(merged: bool, style: str, app: str) -> None:
         say(text) if text else None
 
 
-@command("config:bundle", MERGED, APP_OR_GLOBAL, access="secrets")
 def config_bundle(merged: bool, app: str) -> None:
     """Write a tar file of the config vars, a file each, to standard output."""
     import io
@@ -4427,7 +4355,6 @@ def config_bundle(merged: bool, app: str) -> None:
             bundle.addfile(member, io.BytesIO(raw))
 
 
-@command("config:set", Arg("encoded", flags=("--encoded",), switch=True), NO_RESTART, APP_OR_GLOBAL, PAIRS, access="configure")
 def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str, str]], caller: Caller) -> None:
     """Set config vars and bring the app up with them, without a build and without dropping a request.
 
@@ -4437,21 +4364,11 @@ def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str,
     change_config(app, lambda config: {**config, **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
 
 
-@command("config:unset", NO_RESTART, APP_OR_GLOBAL, KEYS, access="configure")
-def config_unset(no_restart: bool, app: str, keys: list[str], caller: Caller) -> None:
-    """Remove config vars and bring the app up without them."""
-    def without(config: dict[str, str]) -> dict[str, str]:
-        """Leave the named ones out."""
-        return {key: value for key, value in config.items() if key not in keys}
-    change_config(app, without, no_restart, caller, "config:unset " + " ".join(keys))
+def config_unset(no_restart: bool, app: str, caller: Caller, purpose: str, keys: Sequence[str] = ()) -> None:
+    """Remove config vars, or all, and bring the app up without them."""
+    change_config(app, lambda config: {key: value for key, value in config.items() if keys and key not in keys}, no_restart, caller, " ".join([purpose, *keys]))
 
 
-command("config:clear", NO_RESTART, APP_OR_GLOBAL, access="configure", does="Remove every config var and bring the app up without them.")(
-    lambda no_restart, app, caller: change_config(app, lambda config: {}, no_restart, caller, "config:clear"))
-
-
-@command("config:import", Arg("replace", flags=("--replace",), switch=True), NO_RESTART,
-         Arg("style", parse_import_style, ("--format",), default="envfile"), APP_OR_GLOBAL, Arg("file"), access="configure")
 def config_import(replace: bool, no_restart: bool, style: str, app: str, file: str, caller: Caller) -> None:
     """Set config vars from a file of KEY=VALUE lines or a JSON object; - is standard input; --replace drops all others."""
     given = parse_config_file(read_given(file, caller), style)
@@ -4485,8 +4402,6 @@ def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], 
 
 # --- domains ---
 
-
-@facts("domains")
 def domains_facts(app: str) -> dict[str, str]:
     """Say under which domains an app is served."""
     server = read_lines(ROOT / "VHOST")
@@ -4495,14 +4410,15 @@ def domains_facts(app: str) -> dict[str, str]:
     return {**own, "domains-global-enabled": str(bool(server)).lower(), "domains-global-vhosts": " ".join(server)}
 
 
-command("domains:get", APP, access="view", also=("domains",), does="Print the domains of an app.")(
-    lambda app: say_lines(domains_of(require_app(app))))
+def changed(old: Sequence[Any], verb: str, words: Sequence[Any]) -> list[Any]:
+    """Give a list to which words were added, or that was set to them, or from which they were removed, or which was cleared."""
+    return {"add": [*old, *words], "set": [*words], "remove": [word for word in old if word not in words], "clear": []}[verb]
 
 
-def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
+def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     """Change an app's domains and have nginx serve them; a domain of another app is refused by name."""
     with locked(app, "domains"), server_lock("domains"):
-        domains = change(named_domains(app))
+        domains = changed(named_domains(app), verb, domains)
         for other in apps():
             if other != app and (both := set(domains) & set(named_domains(other))):
                 raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
@@ -4510,64 +4426,46 @@ def change_domains(app: str, change: Callable[[list[str]], list[str]]) -> None:
             write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
-command("domains:add", APP, DOMAINS, access="configure", does="Add domains to an app.")(
-    lambda app, domains: change_domains(app, lambda own: [*own, *domains]))
-command("domains:set", APP, DOMAINS, access="configure", does="Give an app these domains and no others.")(
-    lambda app, domains: change_domains(app, lambda own: domains))
-command("domains:remove", APP, DOMAINS, access="configure", does="Take domains from an app.")(
-    lambda app, domains: change_domains(app, lambda own: [domain for domain in own if domain not in domains]))
-command("domains:clear", APP, access="configure", also=("domains:reset",),
-        does="Take an app's own domains away: it answers under its name in each global domain again.")(
-    lambda app: change_domains(app, lambda own: []))
-command("domains:disable", APP, access="configure", does="Serve an app by a port of its own instead of by names.")(
-    lambda app: set_vhosts(app, False))
-command("domains:enable", APP, access="configure", does="Serve an app by its domains again.")(
-    lambda app: set_vhosts(app, True))
+def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "") -> None:
+    """Note whether an app is served by its names (NO_VHOST) or by nginx at all (NO_PROXY), and serve it so."""
+    def one(name: str) -> None:
+        """Do it for one app."""
+        path = app_folder(name) / file
+        with locked(name, "proxy"), served_with(name, path):
+            write_text(path, "") if off else remove_file(path)
+        if not is_proxied(name):
+            warn(f"{name} answers on {' '.join(urls_of(name))}; each release ends its old web.1 before the new one starts, which leaves a gap")
+    each_app(app, everything, one, parallel)
 
 
-def set_vhosts(app: str, wanted: bool) -> None:
-    """Note whether an app is served by names, and have nginx do so."""
-    path = app_folder(app) / "NO_VHOST"
-    with locked(app, "domains"), served_with(app, path):
-        remove_file(path) if wanted else write_text(path, "")
-
-
-def change_global_domains(change: Callable[[list[str]], Iterable[str]]) -> None:
+def change_global_domains(verb: str, domains: Sequence[str] = ()) -> None:
     """Change the global domains, and have nginx serve every app that lives by them."""
     with server_lock("domains"):
-        write_lines(ROOT / "VHOST", dict.fromkeys(change(read_lines(ROOT / "VHOST"))))
+        write_lines(ROOT / "VHOST", dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)))
     each_app(None, True, under_lock("domains", render_vhost))
-
-
-command("domains:set-global", DOMAINS, does="Set the domains under which every app gets its name.")(
-    lambda domains: change_global_domains(lambda old: domains))
-command("domains:add-global", DOMAINS, does="Add domains under which every app gets its name.")(
-    lambda domains: change_global_domains(lambda old: [*old, *domains]))
-command("domains:remove-global", DOMAINS, does="Remove global domains.")(
-    lambda domains: change_global_domains(lambda old: [domain for domain in old if domain not in domains]))
-command("domains:clear-global", does="Remove every global domain: apps without domains of their own are served by a port each.")(
-    lambda: change_global_domains(lambda old: []))
 
 
 # --- ports, proxy, nginx ---
 
-
-MAPS = Arg("maps", parse_port_map, many="+")
-
-
-@facts("ports")
 def ports_facts(app: str) -> dict[str, str]:
     """Say which port maps an app has, and which one it has without any."""
-    if app == "--global":
-        return {}
     current = read_current(app)
     return {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": " ".join(map(str, detected_maps(app, port_of(current) if current else DEFAULT_PORT)))}
 
 
-def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
-    """Keep an app's port maps, one for each port of the host, and serve it by them."""
+def parse_port_word(text: str) -> PortMap:
+    """Accept a port map, or a port of the host that stands for the map it has."""
+    return parse_port_map(text) if ":" in text else PortMap("", parse_port(text), 0)
+
+
+def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = ()) -> None:
+    """Change an app's port maps, one for each port of the host, and serve it by them."""
     with locked(app, "ports"):
-        had = host_ports(app)
+        had, own = host_ports(app), own_maps(app)
+        maps = [next((row for row in own if row.host == word.host), word) if not word.scheme else word for word in maps]
+        if verb == "remove" and (unknown := [word for word in maps if word not in own]):
+            raise NotFound(f"{app} has no port map {str(unknown[0]).removeprefix(':').removesuffix(':0')}", f"dokku ports:list {app}   lists them")
+        maps = changed(own, verb, maps)
         with served_with(app, app_folder(app) / "PORTS"):
             for row in set(maps) - set(own_maps(app)):
                 if row.scheme != "http" and (row.scheme != "https" or not certificate_of(app)):
@@ -4580,7 +4478,6 @@ def change_ports(app: str, maps: Sequence[PortMap], caller: Caller) -> None:
             warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")
 
 
-@command("ports:list", APP, access="view")
 def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
     rows = own_maps(require_app(app))
@@ -4593,68 +4490,31 @@ def ports_list(app: str) -> None:
     say_table(table)
 
 
-command("ports:add", APP, MAPS, access="configure",
-        does="Add port maps to an app; the detected one no longer counts, and a port of the host that has a map leads to the new place.")(
-    lambda app, maps, caller: change_ports(app, [*own_maps(app), *maps], caller))
-command("ports:set", APP, MAPS, access="configure", does="Give an app these port maps and no others.")(
-    lambda app, maps, caller: change_ports(app, maps, caller))
-
-
-@command("ports:remove", APP, Arg("gone", many="+"), access="configure")
-def ports_remove(app: str, gone: list[str], caller: Caller) -> None:
-    """Take port maps from an app, named by their ports of the host or whole."""
-    rows = own_maps(require_app(app))
-    if unknown := set(gone) - {str(word) for row in rows for word in (row, row.host)}:
-        raise NotFound(f"{app} has no port map {shown(min(unknown))}", f"dokku ports:list {app}   lists them")
-    change_ports(app, [row for row in rows if not {str(row), str(row.host)} & set(gone)], caller)
-
-
-command("ports:clear", APP, access="configure", does="Take every port map from an app: it is served by the detected one.")(
-    lambda app, caller: change_ports(app, [], caller))
-
-
-@facts("proxy")
 def proxy_facts(app: str) -> dict[str, str]:
     """Say whether nginx stands in front of an app."""
-    return {} if app == "--global" else {"proxy-enabled": str(is_proxied(app)).lower()}
+    return {"proxy-enabled": str(is_proxied(app)).lower()}
 
 
-def set_proxied(app: str, wanted: bool) -> None:
-    """Note whether nginx stands in front of an app, and serve it so."""
-    path = app_folder(app) / "NO_PROXY"
-    with locked(app, "proxy"), served_with(app, path):
-        remove_file(path) if wanted else write_text(path, "")
-    if not wanted:
-        warn(f"{app} answers on {' '.join(urls_of(app))}; each release ends its old web.1 before the new one starts, which leaves a gap")
+def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1) -> None:
+    """Do some work for one app, or for all, with its lock held."""
+    each_app(app, bool(everything), under_lock(purpose, globals()[work]), parallel)
 
 
-@command("proxy:disable", ALL, PARALLEL, MAYBE_APP, access="configure")
-def proxy_disable(everything: bool, parallel: int, app: str | None) -> None:
-    """Take nginx away from an app: Docker publishes its web.1 on the app's ports of the host instead.
-
-    On loopback only, unless network:set bind-all-interfaces is true: published ports bypass the host's firewall.
-    """
-    each_app(app, everything, lambda name: set_proxied(name, False), parallel)
+def show_vhost(app: str) -> None:
+    """Have nginx serve an app as it stands in state, and with what its nginx.conf.d holds now."""
+    render_vhost(app, anew=True)
 
 
-command("proxy:enable", ALL, PARALLEL, MAYBE_APP, access="configure", does="Put nginx in front of an app again.")(
-    lambda everything, parallel, app: each_app(app, everything, lambda name: set_proxied(name, True), parallel))
+def hide_vhost(app: str) -> None:
+    """Have nginx know nothing of an app."""
+    install_vhost(f"{app}.conf", "")
 
 
-@command("proxy:build-config", ALL, PARALLEL, MAYBE_APP, access="operate")
-def proxy_build_config(everything: bool, parallel: int, app: str | None) -> None:
-    """Render an app's nginx configuration again and have nginx serve it, with what its nginx.conf.d holds now."""
-    each_app(app, everything, under_lock("proxy:build-config", lambda name: render_vhost(name, anew=True)), parallel)
+def served_vhost(app: str) -> str:
+    """Give the configuration by which nginx serves an app."""
+    return read_text(ROOT / "nginx" / f"{app}.conf").rstrip("\n")
 
 
-command("proxy:clear-config", ALL, MAYBE_APP, access="operate",
-        does="Remove an app's nginx configuration: nginx does not know it until proxy:build-config or a deploy.")(
-    lambda everything, app: each_app(app, everything, under_lock("proxy:clear-config", lambda name: install_vhost(f"{name}.conf", ""))))
-command("nginx:show-config", APP, access="view", does="Print an app's nginx configuration.")(
-    lambda app: say(read_text(ROOT / "nginx" / f"{require_app(app)}.conf").rstrip("\n")))
-
-
-@command("nginx:validate-config", Arg("clean", flags=("--clean",), switch=True), MAYBE_APP)
 def nginx_validate_config(clean: bool, app: str | None) -> int:
     """Ask nginx whether it takes the configuration of an app, or each of all; --clean puts those it refuses into quarantine."""
     with server_lock("nginx"):
@@ -4664,14 +4524,12 @@ def nginx_validate_config(clean: bool, app: str | None) -> int:
     return 1 if refused and not clean else 0
 
 
-@command("nginx:reload", also=("nginx:start",))
 def nginx_reload() -> None:
     """Have nginx read its configuration again, or start it."""
     with server_lock("nginx"):
         serve_vhosts()
 
 
-@command("nginx:stop")
 def nginx_stop() -> None:
     """Stop nginx: no app is reached until nginx:start, or the next command that nginx is needed for."""
     with server_lock("nginx"):
@@ -4680,25 +4538,16 @@ def nginx_stop() -> None:
             raise DokkuError(f"nginx runs on: {said}", "stop it as root: service nginx stop")
 
 
-def declare_nginx_logs() -> None:
-    """Declare nginx:access-logs and nginx:error-logs."""
-    for kind in ("access", "error"):
-        def say_log_of(tail: bool, app: str, kind: str = kind) -> int:
-            """Print what nginx logged of an app last; -t goes on until you leave."""
-            path = log_of(require_app(app), kind)
-            if not Path(path).is_file():
-                raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
-            return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
-        command(f"nginx:{kind}-logs", Arg("tail", flags=("-t", "--tail"), switch=True), APP, access="operate")(say_log_of)
-
-
-declare_nginx_logs()
+def nginx_logs(kind: str, tail: bool, app: str) -> int:
+    """Print what nginx logged of an app last; -t goes on until you leave."""
+    path = log_of(app, kind)
+    if not Path(path).is_file():
+        raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
+    return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
 
 
 # --- certificates ---
 
-
-@facts("certs")
 def certs_facts(app: str) -> dict[str, str]:
     """Say which certificate an app, or the server, has."""
     text = read_text(certificate_file(app))
@@ -4709,7 +4558,7 @@ def certs_facts(app: str) -> dict[str, str]:
             "ssl-verified": "" if not text else "self signed" if told["issuer"] == told["subject"] else "by its issuer"}
 
 
-def keep_certificate(app: str, text: str) -> None:
+def keep_certificate(app: str, text: str = "") -> None:
     """Serve an app, or those of the server whose domains it is for, with a certificate from now on; without one for an empty text."""
     path = certificate_file(app)
 
@@ -4739,10 +4588,6 @@ def given_certificate(crt: str | None, key: str | None, caller: Caller) -> str:
     return raw.decode(errors="replace")
 
 
-CERTIFICATE_FILES = Arg("crt", many="?"), Arg("key", many="?")
-
-
-@command("certs:add", APP_OR_GLOBAL, *CERTIFICATE_FILES, access="configure")
 def certs_add(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
     """Serve an app by https with a certificate, from now on: a tar of certificate, chain and key on standard input, or two files when root asks.
 
@@ -4752,7 +4597,6 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller) -> Non
     step("Certificate installed")
 
 
-@command("certs:update", APP_OR_GLOBAL, *CERTIFICATE_FILES, access="configure")
 def certs_update(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
     """Replace a certificate by another; no request is dropped."""
     if not certificate_file(app).exists():
@@ -4760,7 +4604,6 @@ def certs_update(app: str, crt: str | None, key: str | None, caller: Caller) -> 
     certs_add(app, crt, key, caller)
 
 
-@command("certs:generate", APP, Arg("domain", parse_domain, many="?"), access="configure", also={"ssl:selfsigned": [APP], "ssl:generate": [APP]})
 def certs_generate(app: str, domain: str | None) -> None:
     """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
     names = [domain] if domain else domains_of(require_app(app))
@@ -4771,11 +4614,6 @@ def certs_generate(app: str, domain: str | None) -> None:
     say(request)
 
 
-command("certs:remove", APP_OR_GLOBAL, access="configure", also=("ssl:forget",), does="Serve an app without a certificate again.")(
-    lambda app: keep_certificate(app, ""))
-
-
-@command("certs:show", APP, Arg("part", one_of("crt", "key")), access="secrets", also={"ssl:public": [APP]})
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
     text = read_text(certificate_file(require_app(app)))
@@ -4784,7 +4622,6 @@ def certs_show(app: str, part: str | None) -> None:
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
 
 
-@command("ssl:certificate", APP, access="configure", also=("ssl:key",))
 def ssl_certificate(app: str) -> None:
     """Take a certificate, or a key, from standard input; the other half is that which the app has. Both may come at once."""
     given, old = sys.stdin.read(2**20), read_text(certificate_file(require_app(app)))
@@ -4821,7 +4658,6 @@ def require_reachable(domain: str) -> None:
         remove_file(path)
 
 
-@command("letsencrypt:enable", FORCE, ALL, MAYBE_APP, access="configure", also=("letsencrypt:auto-renew",))
 def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
     """Get a certificate for all domains of an app from its authority, or renew it when it ends within the graceperiod; asked again, it asks nobody.
 
@@ -4872,7 +4708,6 @@ def require_certified(app: str) -> None:
         raise NotFound(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
 
 
-@command("letsencrypt:disable", APP, access="configure")
 def letsencrypt_disable(app: str) -> None:
     """Serve an app without the authority's certificate again, and renew it no more."""
     require_certified(app)
@@ -4881,7 +4716,6 @@ def letsencrypt_disable(app: str) -> None:
     render_crontab()
 
 
-@command("letsencrypt:revoke", APP, access="configure")
 def letsencrypt_revoke(app: str) -> None:
     """Have the authority revoke the certificate of an app, and serve it without one."""
     require_certified(app)
@@ -4889,15 +4723,23 @@ def letsencrypt_revoke(app: str) -> None:
     letsencrypt_disable(app)
 
 
-command("letsencrypt:cleanup", APP, access="configure", does="Remove what lego keeps of certificates that are no more.")(
-    lambda app: require_certified(app) or remove_folder(acme_folder(app) / "archives"))
-command("letsencrypt:active", APP, access="view", does="Say by the exit code whether an authority certifies an app.")(
-    lambda app: require_certified(app) or say("true"))
-command("letsencrypt:list", access="view", does="List the apps that an authority certifies, and when their certificates end.")(
-    lambda: say_lines(f"{app} {certs_facts(app)['ssl-expires-at']}" for app in apps() if acme_folder(app).is_dir()))
+def letsencrypt_cleanup(app: str) -> None:
+    """Remove what lego keeps of certificates that are no more."""
+    require_certified(app)
+    remove_folder(acme_folder(app) / "archives")
 
 
-@command("letsencrypt:cron-job", Arg("add", flags=("--add",), switch=True), Arg("remove", flags=("--remove",), switch=True))
+def letsencrypt_active(app: str) -> str:
+    """Say by the exit code whether an authority certifies an app."""
+    require_certified(app)
+    return "true"
+
+
+def letsencrypt_list() -> list[str]:
+    """List the apps that an authority certifies, and when their certificates end."""
+    return [f"{app} {certs_facts(app)['ssl-expires-at']}" for app in apps() if acme_folder(app).is_dir()]
+
+
 def letsencrypt_cron_job(add: bool, remove: bool) -> None:
     """Have cron renew certificates once a day, or not; it does from the first on."""
     if add == remove:
@@ -4908,12 +4750,8 @@ def letsencrypt_cron_job(add: bool, remove: bool) -> None:
 
 # --- processes, releases, logs ---
 
-
-@facts("ps")
 def ps_facts(app: str) -> dict[str, str]:
     """Say which processes of an app run."""
-    if app == "--global":
-        return {}
     current, found = read_current(app), sorted(containers_of(app), key=lambda row: row.dyno)
     live = [row for row in found if current and current.has(row)]
     running = "false" if not any(row.running for row in live) else "true" if all(row.running for row in live) else "mixed"
@@ -4921,15 +4759,12 @@ def ps_facts(app: str) -> dict[str, str]:
             "restore": property_of(app, "ps", "restore"), **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
 
 
-@facts("git")
 def git_facts(app: str) -> dict[str, str]:
     """Say which commit an app runs."""
-    current = None if app == "--global" else read_current(app)
-    tip = {} if app == "--global" else {"git-status": git(app, "log", "-1", "--format=%h %s", check=False)}
-    return {**tip, **({"git-sha": current.commit, "git-last-updated-at": current.at} if current else {})}
+    current = read_current(app)
+    return {"git-status": git(app, "log", "-1", "--format=%h %s", check=False), **({"git-sha": current.commit, "git-last-updated-at": current.at} if current else {})}
 
 
-@command("ps:scale", SKIP_DEPLOY, FORMAT, APP, Arg("counts", parse_scale, many="*"), access="operate")
 def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, int]]) -> None:
     """Print how many of each process type run, or set it; --skip-deploy only writes it down."""
     current = read_current(require_app(app))
@@ -4984,7 +4819,6 @@ def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], Non
     return held
 
 
-@command("ps:restart", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("restart",))
 def ps_restart(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
     """Replace an app's processes by new ones without dropping a request.
 
@@ -5005,55 +4839,32 @@ def require_processes(app: str, process: str | None) -> list[Container]:
     raise NotFound(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
 
 
-def change_stopped(app: str | None, process: str, stop: bool) -> None:
+def change_stopped(app: str | None, process: str, purpose: str, stop: str) -> None:
     """Stop or start one process type of an app, and keep it so over deploys."""
     path = app_folder(require_app(str(app))) / "STOPPED_TYPES"
     if process not in (known := scale_of(str(app), read_current(str(app)) or Release(str(app), 0))):
         raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
-    change_processes(str(app), "ps:stop" if stop else "ps:start", path,
+    change_processes(str(app), purpose, path,
                      lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
 
 
-@command("ps:stop", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("stop", "disable"))
-def ps_stop(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
-    """End an app's processes, or those of one type; nginx answers 502 for an app without web until ps:start."""
-    change_stopped(app, process, True) if process else each_app(app, everything, under_lock("ps:stop", stop_app), parallel)
+def stop_or_start(everything: bool, parallel: int, app: str | None, process: str | None, purpose: str, stop: str = "") -> None:
+    """Stop an app or one of its process types, or start it again; what runs is left alone."""
+    work = stop_app if stop else start_app
+    change_stopped(app, process, purpose, stop) if process else each_app(app, everything, under_lock(purpose, work), parallel)
 
 
-@command("ps:start", ALL, PARALLEL, MAYBE_APP, PROCESS, access="operate", also=("start", "enable"))
-def ps_start(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
-    """Start what ps:stop stopped; what runs is left alone."""
-    change_stopped(app, process, False) if process else each_app(app, everything, under_lock("ps:start", start_app), parallel)
-
-
-REF = Arg("ref", parse_branch, many="?")
-
-
-def rebuild(app: str | None, everything: bool, parallel: int, ref: str | None, caller: Caller, anew: bool = False) -> None:
+def rebuild(caller: Caller, app: str | None = None, everything: bool | str = False, parallel: int = 1, ref: str | None = None, anew: str = "") -> None:
     """Build and deploy a commit of the repository again, of one app or all."""
     def rebuild_one(name: str) -> None:
         """Deploy what the ref names; without one, the deploy branch."""
         commit = ref_of(name, f"{ref or 'HEAD'}^{{commit}}")
         if commit == ZERO:
             raise NotFound(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
-        deploy(name, commit, caller.name, "rebuild", anew)
-    each_app(app, everything, under_lock("ps:rebuild", rebuild_one), parallel)
+        deploy(name, commit, caller.name, "rebuild", bool(anew))
+    each_app(app, bool(everything), under_lock("ps:rebuild", rebuild_one), parallel)
 
 
-command("ps:rebuild", ALL, PARALLEL, MAYBE_APP, REF, access="deploy", also=("rebuild",),
-        does="Build and deploy the commit of the deploy branch again, or another one that the repository has.")(
-    lambda everything, parallel, app, ref, caller: rebuild(app, everything, parallel, ref, caller))
-command("rebuild:force", MAYBE_APP, REF, access="deploy", does="Build again without any cached layer, and deploy.")(
-    lambda app, ref, caller: rebuild(app, False, 1, ref, caller, anew=True))
-command("rebuild:all", does="Build and deploy every app again.")(
-    lambda caller: rebuild(None, True, 1, None, caller))
-command("rebuild:all:force", does="Build every app again without any cached layer, and deploy.")(
-    lambda caller: rebuild(None, True, 1, None, caller, anew=True))
-command("ps:retire", access="operate", does="End the old processes whose time to retire has come.")(
-    lambda: mind_all())
-
-
-@command("status", MAYBE_APP, access="view")
 def status(app: str | None, caller: Caller) -> None:
     """Say of an app, or of all, whether it runs."""
     rows = [(name, ps_facts(name)) for name in ([require_app(app)] if app else visible_apps(caller))]
@@ -5062,7 +4873,6 @@ def status(app: str | None, caller: Caller) -> None:
         say_table([[name, said[facts["running"]] if facts["deployed"] == "true" else "not deployed"] for name, facts in rows])
 
 
-@command("top", APP, Arg("words", raw=True), access="operate")
 def top(app: str, words: list[str]) -> None:
     """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
     for container in require_processes(require_app(app), None):
@@ -5070,11 +4880,11 @@ def top(app: str, words: list[str]) -> None:
         say(output_of([docker_command(), "top", container.id, *words]))
 
 
-command("ps:restore", MAYBE_APP, access="operate", does="Make Docker and nginx agree with what is on record, for one app or all.")(
-    lambda app: each_app(app, not app, converge, CONVERGE_AT_ONCE))
+def ps_restore(app: str | None) -> None:
+    """Make Docker and nginx agree with what is on record, for one app or all."""
+    each_app(app, not app, converge, CONVERGE_AT_ONCE)
 
 
-@command("ps:inspect", APP, access="operate")
 def ps_inspect(app: str) -> None:
     """Print what Docker knows of an app's containers, as JSON, with the values of config vars left out."""
     found = [inspect_container(row.id) for row in containers_of(require_app(app))]
@@ -5083,28 +4893,22 @@ def ps_inspect(app: str) -> None:
     say(json.dumps(found, indent=2))
 
 
-@command("releases", FORMAT, Arg("kind", flags=("--kind",)), Arg("status", flags=("--status",)), APP, access="view", also=("builds:list",))
-def releases(style: str, kind: str | None, status: str | None, app: str) -> None:
+def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, str]]:
     """List the releases of an app, newest first: every push, rebuild, change of config and rollback, whatever became of it."""
     current = read_current(require_app(app))
     rows = [(number, read_release(app, number) or Release(app, number), release_status(app, number, current)) for number in reversed(release_numbers(app))]
-    found = [{"release": row.name, "at": row.at, "by": row.by, "commit": row.commit[:7], "reason": row.reason, "status": became} for _, row, became in rows
-             if (not kind or row.reason.startswith(kind)) and (not status or became.startswith(status))]
-    if style == "json":
-        return say_json(found)
-    return say_table([list(row.values()) for row in found]) if found else None
+    return [{"release": row.name, "at": row.at, "by": row.by, "commit": row.commit[:7], "reason": row.reason, "status": became} for _, row, became in rows
+            if (not kind or row.reason.startswith(kind)) and (not status or became.startswith(status))]
 
 
-@command("releases:info", APP, Arg("number", parse_release_name), FORMAT, access="view", also=("builds:info",))
-def releases_info(app: str, number: int, style: str) -> None:
+def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
     release = read_release(require_app(app), number)
     if not release:
         raise NotFound(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
-    rows = {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
+    return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
             "commit": release.commit, "image": release.image, "config": " ".join(sorted(release_config(release))),
             **{f"process {kind}": words for kind, words in sorted(release.procfile.items())}}
-    say_json(rows) if style == "json" else say_table([[f"{key}:", value] for key, value in rows.items()])
 
 
 def release_named(app: str, word: str) -> int:
@@ -5112,7 +4916,6 @@ def release_named(app: str, word: str) -> int:
     return read_tags(app).get(word) or parse_release_name(word)
 
 
-@command("rollback", APP, Arg("word", many="?"), access="deploy")
 def rollback_command(app: str, word: str | None, caller: Caller) -> None:
     """Go back to an earlier release, or to a tag: its image and its config, without a build."""
     number = release_named(require_app(app), word) if word else None
@@ -5127,8 +4930,6 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
 
 # --- builds ---
 
-
-@command("builds:output", APP, Arg("word", many="?"), access="operate")
 def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
     numbers = release_numbers(require_app(app))
@@ -5147,7 +4948,6 @@ def lock_holder(app: str) -> int:
     return int(found[1]) if held and found else 0
 
 
-@command("builds:cancel", APP, access="deploy")
 def builds_cancel(app: str) -> None:
     """Break off the deploy of an app that is going on; what runs goes on running. Past the switch it is too late."""
     if not (pid := lock_holder(require_app(app))):
@@ -5157,12 +4957,6 @@ def builds_cancel(app: str) -> None:
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
 
 
-command("builds:prune", Arg("everything", flags=("--all-apps", "--all"), switch=True), MAYBE_APP, access="deploy",
-        does="Drop records and images that builds retention and the rollback of five images no longer ask for.")(
-    lambda everything, app: each_app(app, everything, under_lock("builds:prune", keep_images)))
-
-
-@command("cleanup", MAYBE_APP, access="operate")
 def cleanup(app: str | None) -> None:
     """Remove what is of no use any more, of one app or all: old images, one-offs that ended, what killed commands left. Never another's."""
     def clean(name: str) -> None:
@@ -5175,14 +4969,12 @@ def cleanup(app: str | None) -> None:
     each_app(app, not app, under_lock("cleanup", clean))
 
 
-@command("repo:gc", APP, access="operate")
 def repo_gc(app: str) -> None:
     """Have git pack an app's repository anew."""
     with locked(require_app(app), "repo:gc"):
         git(app, "gc", "--quiet")
 
 
-@command("repo:purge-cache", APP, access="deploy")
 def repo_purge_cache(app: str) -> None:
     """Have the next build of an app use nothing that was cached."""
     for note in ("PURGED", "CACHE"):  # the first until a build went well; the second names the caches of packages from now on
@@ -5191,14 +4983,9 @@ def repo_purge_cache(app: str) -> None:
 
 # --- cron ---
 
-
-CRON_ID = Arg("id", parse_nginx_word)
-
-
-@facts("cron")
 def cron_facts(app: str) -> dict[str, str]:
     """Say how many cron jobs an app has."""
-    return {} if app == "--global" else {"cron-task-count": str(len(jobs_of(app)))}
+    return {"cron-task-count": str(len(jobs_of(app)))}
 
 
 def require_job(app: str, identity: str) -> Job:
@@ -5208,7 +4995,6 @@ def require_job(app: str, identity: str) -> Job:
     raise NotFound(f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
 
 
-@command("cron:list", FORMAT, APP, access="view")
 def cron_list(style: str, app: str) -> None:
     """List the cron jobs of an app."""
     suspended = read_lines(app_folder(require_app(app)) / "CRON_SUSPENDED")
@@ -5219,7 +5005,6 @@ def cron_list(style: str, app: str) -> None:
     return say_table([["ID", "Schedule", "Command", "Concurrency", "Suspended", "Last run"], *(list(row.values()) for row in rows)])
 
 
-@command("cron:run", Arg("detach", flags=("--detach",), switch=True), TTL, APP, CRON_ID, access="run")
 def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
     """Run a cron job of an app now; cron itself calls this. The container stays until its time is up, for run:logs."""
     job = require_job(app, id)
@@ -5236,28 +5021,17 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
     return attend([docker_command(), "start", "--attach", name])
 
 
-def change_suspended(app: str, identity: str, suspend: bool) -> None:
+def change_suspended(app: str, id: str, suspend: str = "") -> None:
     """Keep a cron job from running, or let it run again."""
-    require_job(app, identity)
+    require_job(app, id)
     with locked(app, "cron"):
-        kept = [other for other in read_lines(app_folder(app) / "CRON_SUSPENDED") if other != identity]
-        write_lines(app_folder(app) / "CRON_SUSPENDED", [*kept, *([identity] if suspend else [])])
+        kept = [other for other in read_lines(app_folder(app) / "CRON_SUSPENDED") if other != id]
+        write_lines(app_folder(app) / "CRON_SUSPENDED", [*kept, *([id] if suspend else [])])
     render_crontab()
-
-
-command("cron:suspend", APP, CRON_ID, access="operate", does="Keep a cron job from running until cron:resume.")(
-    lambda app, id: change_suspended(app, id, True))
-command("cron:resume", APP, CRON_ID, access="operate", does="Let a suspended cron job run again.")(
-    lambda app, id: change_suspended(app, id, False))
 
 
 # --- checks ---
 
-
-PROCESS_TYPES = Arg("types", parse_process_type, many="*")
-
-
-@facts("checks")
 def checks_facts(app: str) -> dict[str, str]:
     """Say for which process types checks are off."""
     modes = {} if app == "--global" else read_check_modes(app)
@@ -5273,17 +5047,11 @@ def change_check_modes(app: str, types: list[str], mode: str) -> None:
     step(f"Checks {mode} for {', '.join(types) or 'every process type'} of {app}, from the next deploy on")
 
 
-command("checks:enable", APP, PROCESS_TYPES, access="configure", also=("preboot:enable",),
-        does="Check processes before they serve, and only then end the old ones; this is how every app begins.")(
-    lambda app, types: change_check_modes(app, types, "enabled"))
-command("checks:skip", APP, PROCESS_TYPES, access="configure", does="Ask nothing of new processes but to stay up for checks default-wait seconds.")(
-    lambda app, types: change_check_modes(app, types, "skipped"))
-command("checks:disable", APP, PROCESS_TYPES, access="configure", also=("preboot:disable",),
-        does="End the old processes before the new ones start, for what must never run twice; requests are lost meanwhile.")(
-    lambda app, types: change_check_modes(app, types, "disabled"))
+def preboot_status(app: str) -> str:
+    """Say whether the old web processes serve until the new ones do."""
+    return "disabled" if check_mode(app, "web") == "disabled" else "enabled"
 
 
-@command("checks:run", APP, PROCESS_TYPES, access="operate")
 def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
     current = read_current(require_app(app))
@@ -5293,25 +5061,10 @@ def checks_run(app: str, types: list[str]) -> None:
             step(f"{container.dyno} is fit")
 
 
-command("preboot:status", APP, access="view", does="Say whether the old web processes serve until the new ones do.")(
-    lambda app: say("disabled" if check_mode(require_app(app), "web") == "disabled" else "enabled"))
-command("preboot:wait:time", APP, Arg("seconds", parse_count), access="configure",
-        does="Set how long processes with skipped checks must stay up (checks default-wait).")(
-    lambda app, seconds: change_property("checks", app, "default-wait", str(seconds)))
-command("preboot:cooldown:time", APP, Arg("seconds", parse_count), access="configure",
-        does="Set how long old processes may go on serving after a switch (checks wait-to-retire).")(
-    lambda app, seconds: change_property("checks", app, "wait-to-retire", str(seconds)))
-
-
 # --- resources ---
 
-
-AMOUNTS = tuple(Arg(name.replace("-", "_"), parse_resource, (f"--{name}",)) for name in RESOURCES)
-PROCESS_TYPE_OPTION = Arg("process", parse_process_type, ("--process-type",))
-
-
-def change_resources(kind: str, app: str, process: str | None, amounts: Mapping[str, str | None]) -> None:
-    """Keep the amounts that are given, or print what there is; they take effect with the next deploy or restart."""
+def change_resources(kind: str, app: str, process: str | None, **amounts: str | None) -> None:
+    """Set the amounts of cpu and memory of a process type, or of all, from the next deploy or restart on; without amounts, print them."""
     given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
     if not given:
         return say_report("resource", require_app(app), "", "text")
@@ -5319,6 +5072,11 @@ def change_resources(kind: str, app: str, process: str | None, amounts: Mapping[
         warn(f"{name} is kept, and has no effect with this scheduler")
     new = {(kind, process or "_default_", name): amount for name, amount in given.items()}
     return write_resources(app, lambda rows: {**rows, **new})
+
+
+def clear_resources(kind: str, app: str, process: str | None) -> None:
+    """Take such amounts away, of a process type or of all."""
+    write_resources(app, lambda rows: {key: amount for key, amount in rows.items() if key[0] != kind or (process and key[1] != process)})
 
 
 def write_resources(app: str, change: Callable[[Any], Mapping[tuple[str, str, str], str]]) -> None:
@@ -5329,24 +5087,6 @@ def write_resources(app: str, change: Callable[[Any], Mapping[tuple[str, str, st
     step(f"Kept; dokku ps:restart {app}   makes it take effect now")
 
 
-def declare_resources(kind: str) -> None:
-    """Declare resource:KIND and resource:KIND-clear; both kinds differ in their names only."""
-    def change(process: str | None, app: str, **amounts: str | None) -> None:
-        """Set the amounts of cpu and memory of a process type, or of all; without amounts, print them."""
-        change_resources(kind, app, process, amounts)
-
-    def clear(process: str | None, app: str) -> None:
-        """Take such amounts away, of a process type or of all."""
-        write_resources(app, lambda rows: {key: amount for key, amount in rows.items() if key[0] != kind or (process and key[1] != process)})
-    command(f"resource:{kind}", PROCESS_TYPE_OPTION, *AMOUNTS, APP, access="configure")(change)
-    command(f"resource:{kind}-clear", PROCESS_TYPE_OPTION, APP, access="configure")(clear)
-
-
-declare_resources("limit")
-declare_resources("reserve")
-
-
-@facts("resource")
 def resource_facts(app: str) -> dict[str, str]:
     """Say what every process type may use."""
     rows = {} if app == "--global" else read_resources(app)
@@ -5355,7 +5095,6 @@ def resource_facts(app: str) -> dict[str, str]:
 
 
 # --- storage: folders that outlive releases and apps, and that several apps may share ---
-
 
 def parse_mount(text: str) -> Mount:
     """Accept NAME, /container, or /host:/container with :ro behind; a folder of data/storage stands for its entry."""
@@ -5367,9 +5106,9 @@ def parse_mount(text: str) -> Mount:
     return Mount(source, source, parse_folder(target) if colon else "-", mode=one_of("ro", "rw")(mode or "rw"))
 
 
-ENTRY, MOUNT = Arg("name", parse_entry), Arg("what", parse_mount)
-CHOWN = Arg("owner", parse_owner, ("--chown",), default="herokuish")
-CONTAINER_DIR = Arg("target", parse_folder, ("--container-dir",))
+def parse_new_folder(text: str) -> Mount:
+    """Accept a path of the host that becomes storage."""
+    return Mount("", parse_folder(text))
 
 
 def users_of(name: str) -> list[str]:
@@ -5395,8 +5134,6 @@ def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
     return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, *mount, *words]
 
 
-@command("storage:create", CHOWN, ENTRY, Arg("folders", lambda path: Mount("", parse_folder(path)), many="*"), access="create",
-         also={"storage:ensure-directory": [CHOWN, ENTRY], "volume:create": [CHOWN, ENTRY, Arg("folders", parse_mount, many="+")]})
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
     """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept.
 
@@ -5417,7 +5154,6 @@ def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: C
     detail("Directory ready for mounting")
 
 
-@command("storage:destroy", FORCE, Arg("wipe", flags=("--destroy-host-dir",), switch=True), ENTRY, also=("volume:delete",))
 def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
     """Forget storage that no app mounts; its data stays for the next of that name, but for --destroy-host-dir --force. A path of the host is always kept."""
     rows, users = read_entry(name, caller), users_of(name)
@@ -5430,41 +5166,40 @@ def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
     say_lines(f"       The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}" for row in rows)
 
 
-def entry_facts(name: str) -> dict[str, str]:
+def describe_entry(name: str) -> dict[str, str]:
     """Say what is on record of an entry, and which apps mount it."""
     sources, targets = zip(*((str(storage_folder(row.source)), row.target) for row in read_mounts(storage_folder(f"{name}.entry"))))
     return {"name": name, "path": " ".join(sources), "container-dir": " ".join(targets), "apps": " ".join(users_of(name))}
 
 
-@command("storage:info", FORMAT, ENTRY, access="view", also={"volume:info": [FORMAT, ENTRY], "volume:list:apps": [ENTRY]})
-def storage_info(style: str | None, name: str, caller: Caller) -> None:
-    """Print where storage is, which apps mount it, and where when nobody says otherwise; volume:list:apps prints the apps only."""
-    known = entry_facts(read_entry(name, caller, "view")[0].entry)
-    if not style:
-        return say_lines(known["apps"].split())
-    return say_json(known) if style == "json" else say_table([[f"{key}:", value] for key, value in known.items()])
+def storage_info(name: str, caller: Caller) -> dict[str, str]:
+    """Print where storage is, which apps mount it, and where when nobody says otherwise."""
+    return describe_entry(read_entry(name, caller, "view")[0].entry)
 
 
-@command("storage:list-entries", Arg("scheduler", one_of("docker-local"), ("--scheduler",)), FORMAT, access="view", also=("volume:list",))
+def storage_users(name: str, caller: Caller) -> list[str]:
+    """List the apps that mount storage."""
+    return storage_info(name, caller)["apps"].split()
+
+
 def storage_list_entries(scheduler: str | None, style: str) -> None:
     """List the storage of this server."""
     names = sorted(path.stem for path in storage_folder().glob("*.entry"))
-    say_json([entry_facts(name) for name in names]) if style == "json" else say_lines(names)
+    say_json([describe_entry(name) for name in names]) if style == "json" else say_lines(names)
 
 
-command("storage:exec", ENTRY, WORDS, access="run", does="Run a command, or a shell, as root in a short container that sees an entry's first folder as /data.")(
-    lambda name, words, caller: attend(in_folder(storage_folder(read_entry(name, caller)[0].source), (words[1:] if words[:1] == ["--"] else words) or ["bash"],
-                                                 "--interactive", *(["--tty"] if sys.stdin.isatty() else []))))
+def storage_exec(name: str, words: list[str], caller: Caller) -> int:
+    """Run a command, or a shell, as root in a short container that sees an entry's first folder as /data."""
+    own = (words[1:] if words[:1] == ["--"] else words) or ["bash"]
+    return attend(in_folder(storage_folder(read_entry(name, caller)[0].source), own, "--interactive", *(["--tty"] if sys.stdin.isatty() else [])))
 
 
-@facts("storage")
 def storage_facts(app: str) -> dict[str, str]:
     """Say which folders an app's containers see, by phase, as docker's -v has it."""
     binds = [(f"-v {storage_folder(row.source)}:{row.target}{':ro' if row.mode == 'ro' else ''}", row.phases) for row in mounts_of(app)]
     return {f"storage-{phase}-mounts": " ".join(bind for bind, phases in binds if phase in phases) for phase in PHASES}
 
 
-@command("storage:list", FORMAT, APP, access="view")
 def storage_list(style: str, app: str) -> None:
     """List the folders that an app's containers see."""
     if style == "json":
@@ -5486,8 +5221,6 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
     step(f"Kept; dokku ps:restart {app}   makes it take effect now")
 
 
-@command("storage:mount", CONTAINER_DIR, Arg("readonly", flags=("--readonly",), switch=True), Arg("phases", one_of("deploy", "run", "deploy,run"), ("--phase",),
-         default="deploy,run"), APP, MOUNT, access="configure", also=("volume:link",))
 def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
     """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container.
 
@@ -5500,12 +5233,11 @@ def storage_mount(target: str | None, readonly: bool, phases: str, app: str, wha
     change_mounts(app, lambda old: [*old, *wanted])
 
 
-command("storage:unmount", CONTAINER_DIR, APP, MOUNT, access="configure", also=("volume:unlink",),
-        does="Hide storage from an app, from the next deploy or restart on; its data is kept.")(
-    lambda target, app, what: change_mounts(app, lambda old: [row for row in old if row.entry != what.entry or (target or what.target) not in ("-", row.target)]))
+def storage_unmount(target: str | None, app: str, what: Mount) -> None:
+    """Hide storage from an app, from the next deploy or restart on; its data is kept."""
+    change_mounts(app, lambda old: [row for row in old if row.entry != what.entry or (target or what.target) not in ("-", row.target)])
 
 
-@command("storage:set", ENTRY, Arg("key", one_of("chown", "container-dir")), Arg("value", many="?"), access="configure")
 def storage_set(name: str, key: str, value: str | None, caller: Caller) -> None:
     """Change storage: chown gives its files to a user, container-dir is where containers see it when nobody says otherwise."""
     rows = read_entry(name, caller)
@@ -5514,7 +5246,6 @@ def storage_set(name: str, key: str, value: str | None, caller: Caller) -> None:
     return write_lines(storage_folder(f"{name}.entry"), map(" ".join, [rows[0]._replace(target=parse_folder(value) if value else "-"), *rows[1:]]))
 
 
-@command("storage:migrate", Arg("dry", flags=("--dry-run",), switch=True), MAYBE_APP)
 def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
     """Turn what docker-options mount (-v, --volume) into mounts of storage, of one app or all; --dry-run only says what."""
     for name, phase, option in [(name, *row) for name in ([require_app(app)] if app else apps()) for row in read_docker_options(name)]:
@@ -5531,10 +5262,6 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
 
 # --- networks: apps meet in those that they share, and nowhere else ---
 
-
-NETWORK_NAME = Arg("name", parse_network)
-
-
 def guard_network(key: str, names: list[str], caller: Caller) -> None:
     """Refuse a network that is not there, that of apps that are none of the caller's, and to all but administrators one that we did not make."""
     for name in names if key in NETWORK_KEYS else ():
@@ -5544,7 +5271,6 @@ def guard_network(key: str, names: list[str], caller: Caller) -> None:
         require_network(name)
 
 
-@command("network:create", NETWORK_NAME)
 def network_create(name: str) -> None:
     """Make a network that network:set puts apps in."""
     if name in [row["Name"] for row in engine().networks()]:
@@ -5553,7 +5279,6 @@ def network_create(name: str) -> None:
     ensure_shared_network(name)
 
 
-@command("network:destroy", NETWORK_NAME)
 def network_destroy(name: str) -> None:
     """Remove a network that network:create made and no app is in."""
     require_network(name)
@@ -5565,14 +5290,11 @@ def network_destroy(name: str) -> None:
     remove_file(ROOT / "networks" / name)
 
 
-@command("network:info", FORMAT, NETWORK_NAME, access="view", also={"network:exists": [NETWORK_NAME]})
-def network_info(style: str | None, name: str) -> None:
-    """Print what Docker knows of a network; network:exists says only that it is there, by the exit code too."""
-    row = require_network(name)
-    say_json(row) if style == "json" else say_table([[f"{key}:", str(value)] for key, value in row.items()] if style else [["Network exists"]])
+def network_exists(name: str) -> str:
+    """Say, by the exit code too, that a network is there."""
+    return require_network(name) and "Network exists"
 
 
-@command("network:list", FORMAT, Arg("managed", flags=("--dokku-managed",), switch=True), access="view")
 def network_list(style: str, managed: bool) -> None:
     """List Docker's networks, or those of network:create only."""
     rows = {row["Name"]: row for row in engine().networks() if not managed or row["Name"] in shared_networks()}
@@ -5581,13 +5303,7 @@ def network_list(style: str, managed: bool) -> None:
     say_json([*rows.values()]) if style == "json" else say_lines(sorted(rows))
 
 
-command("network:rebuild", APP, access="operate", also={"network:rebuildall": ()},
-        does="Put the running processes of an app, or of all, into the networks on record, and out of those that no longer are.")(
-    lambda app: each_app(app, not app, under_lock("network:rebuild", agree_networks)))
-
-
 # --- registries: where base images come from and releases are pushed to ---
-
 
 def docker_logins(app: str | None, caller: Caller, *words: str, stdin: str | None = None) -> str:
     """Have docker change the logins of an app, or those of the server, which are for administrators; give what it says."""
@@ -5597,8 +5313,6 @@ def docker_logins(app: str | None, caller: Caller, *words: str, stdin: str | Non
     return output_of([docker_command(), *words], stdin=stdin, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
 
 
-@command("registry:login", Arg("piped", flags=("--password-stdin",), switch=True), MAYBE_APP_OR_GLOBAL, Arg("server", parse_registry), Arg("username", parse_line),
-         Arg("password", unless="--password-stdin"), access="configure")
 def registry_login(piped: bool, app: str | None, server: str, username: str, password: str | None, caller: Caller) -> None:
     """Let an app, or the server and so every app, pull from and push to a registry; Docker keeps the password in a file that only this server reads."""
     secret = sys.stdin.readline().rstrip("\n") if piped else password
@@ -5606,17 +5320,13 @@ def registry_login(piped: bool, app: str | None, server: str, username: str, pas
     step(f"Logged in to {server} as {username}")
 
 
-command("registry:logout", MAYBE_APP_OR_GLOBAL, Arg("server", parse_registry), access="configure", does="Forget the login of an app, or of the server, to a registry.")(
-    lambda app, server, caller: detail(docker_logins(app, caller, "logout", server)))
+def registry_logout(app: str | None, server: str, caller: Caller) -> None:
+    """Forget the login of an app, or of the server, to a registry."""
+    detail(docker_logins(app, caller, "logout", server))
 
 
 # --- tags ---
 
-
-TAG = Arg("tag", parse_tag)
-
-
-@command("tag:add", APP, TAG, access="deploy")
 def tag_add(app: str, tag: str) -> None:
     """Keep the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
     current = require_current(require_app(app))
@@ -5625,11 +5335,6 @@ def tag_add(app: str, tag: str) -> None:
         write_tags(app, {**read_tags(app), tag: current.number})
 
 
-command("tag:list", APP, access="view", does="List the names under which the app's images are kept: its releases, and those of tag:add.")(
-    lambda app: say_lines(tags_of(require_app(app))))
-
-
-@command("tag:rm", APP, TAG, access="deploy")
 def tag_rm(app: str, tag: str) -> None:
     """Take a name from an image of the app."""
     if tag not in read_tags(require_app(app)):
@@ -5645,8 +5350,6 @@ def tag_rm(app: str, tag: str) -> None:
 COLOURS = (36, 33, 32, 35, 31, 34)
 
 
-@command("logs", Arg("tail", flags=("--tail", "-t", "-f"), switch=True), Arg("quiet", flags=("--quiet", "-q"), switch=True),
-         Arg("lines", parse_count, ("-n", "--num"), default="100"), Arg("process", flags=("-p", "--ps")), APP, access="operate")
 def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> None:
     """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave.
 
@@ -5699,10 +5402,6 @@ def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[s
 
 # --- docker options ---
 
-
-PROCESSES = Arg("processes", parse_process_type, ("--process",), many="*")
-
-
 def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[str]:
     """Name what options are kept under: each phase, or each phase of each process type."""
     return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
@@ -5722,7 +5421,6 @@ def change_docker_options(app: str, change: Callable[[list[tuple[str, str]]], li
         write_lines(app_folder(app) / "DOCKER_OPTIONS", [f"{name} {option}" for name, option in rows])
 
 
-@command("docker-options:add", PROCESSES, APP, Arg("phases", parse_phases), Arg("words", raw=True), access="configure")
 def docker_options_add(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
     """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
     option = parse_docker_option(" ".join(words))
@@ -5730,7 +5428,6 @@ def docker_options_add(processes: list[str] | None, app: str, phases: list[str],
     change_docker_options(app, lambda rows: [*rows, *added], caller)
 
 
-@command("docker-options:remove", PROCESSES, APP, Arg("phases", parse_phases), Arg("words", raw=True), access="configure")
 def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
     """Take an option away."""
     option = parse_docker_option(" ".join(words))
@@ -5740,27 +5437,20 @@ def docker_options_remove(processes: list[str] | None, app: str, phases: list[st
     change_docker_options(app, lambda rows: [row for row in rows if row not in gone], caller)
 
 
-@command("docker-options:clear", PROCESSES, APP, Arg("phases", parse_phases, many="?"), access="configure")
 def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None, caller: Caller) -> None:
     """Take every option away, or those of some phases."""
     gone = phase_names(phases or PHASES, processes)
     change_docker_options(app, lambda rows: [row for row in rows if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)], caller)
 
 
-@command("docker-options:list", APP, Arg("process", parse_process_type, ("--process",)), Arg("phase", parse_phases, ("--phase",), default="deploy"), access="view")
-def docker_options_list(app: str, process: str | None, phase: list[str]) -> None:
+def docker_options_list(app: str, process: str | None, phase: list[str]) -> list[str]:
     """List the options of one phase."""
     wanted = phase_names(phase, [process] if process else None)
-    for name, option in read_docker_options(require_app(app)):
-        if name in wanted:
-            say(option)
+    return [option for name, option in read_docker_options(app) if name in wanted]
 
 
-@facts("docker-options")
 def docker_options_facts(app: str) -> dict[str, str]:
     """Say which options of Docker an app has, by phase."""
-    if app == "--global":
-        return {}
     rows = read_docker_options(app)
     names = dict.fromkeys([*PHASES, *(name for name, _ in rows)])
     return {f"docker-options-{name.replace('.', '-')}": " ".join(option for other, option in rows if other == name) for name in names}
@@ -5768,12 +5458,6 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 # --- one-offs ---
 
-
-ENV_PAIRS = Arg("pairs", parse_pair, ("-e", "--env"), many="*")
-
-
-@command("run", ENV_PAIRS, Arg("no_tty", flags=("--no-tty",), switch=True), Arg("force_tty", flags=("--force-tty",), switch=True), TTL, APP, WORDS,
-         access="run")
 def run_one_off(pairs: list[tuple[str, str]], no_tty: bool, force_tty: bool, seconds: int, app: str, words: list[str]) -> int:
     """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards.
 
@@ -5787,7 +5471,6 @@ def run_one_off(pairs: list[tuple[str, str]], no_tty: bool, force_tty: bool, sec
         remove_container(name)
 
 
-@command("run:detached", ENV_PAIRS, Arg("force_tty", flags=("--force-tty",), switch=True), TTL, APP, WORDS, access="run")
 def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str]) -> None:
     """Run a command in a new container without waiting for it; prints the container's name."""
     name = create_one_off(app, dict(pairs or ()), words, seconds, tty=force_tty, stdin_open=False)
@@ -5825,10 +5508,6 @@ def find_one_offs(app: str | None, name: str | None, caller: Caller) -> list[Con
     return found
 
 
-CONTAINER = Arg("container", flags=("--container",))
-
-
-@command("run:list", FORMAT, MAYBE_APP, access="operate")
 def run_list(style: str, app: str | None, caller: Caller) -> None:
     """List the one-offs of an app, or of all, running or ended."""
     rows = [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(require_app(app) if app else "") if may(caller, "operate", row.app)]
@@ -5837,7 +5516,6 @@ def run_list(style: str, app: str | None, caller: Caller) -> None:
     return say_table([list(row.values()) for row in rows]) if rows else None
 
 
-@command("run:logs", CONTAINER, Arg("tail", flags=("--tail", "-t"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"), MAYBE_APP, access="operate")
 def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int:
     """Print what the one-offs of an app, or one of them, wrote; -t follows the last until it ends."""
     found = find_one_offs(app, container, caller)
@@ -5848,16 +5526,11 @@ def run_logs(container: str | None, tail: bool, lines: int, app: str | None, cal
     return 0
 
 
-@command("run:stop", CONTAINER, MAYBE_APP, access="operate")
 def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
     """End the one-offs of an app, or one of them."""
     for row in find_one_offs(app, container, caller):
         stop_container(row.id, int(property_of(row.app, "ps", "stop-timeout-seconds")))
         step(f"Stopped {row.name}")
-
-
-command("run:retire", access="operate", does="Remove the one-offs whose time is up.")(
-    lambda: remove_expired())
 
 
 def remove_expired() -> None:
@@ -5867,7 +5540,6 @@ def remove_expired() -> None:
             remove_container(row["Id"])
 
 
-@command("enter", Arg("container", flags=("--container-id",)), APP, Arg("process", many="?"), WORDS, access="run")
 def enter(container: str | None, app: str, process: str | None, words: list[str]) -> int:
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
     found = sorted(select_processes(require_app(app), process), key=lambda row: row.dyno)
@@ -5880,7 +5552,6 @@ def enter(container: str | None, app: str, process: str | None, words: list[str]
     return attend([docker_command(), "exec", "--interactive", *tty, best.id, *(words or shell)])
 
 
-@command("exec", APP, WORDS, access="run")
 def exec_command(app: str, words: list[str]) -> int:
     """Run a command in the app's first web process."""
     if not words:
@@ -5888,8 +5559,9 @@ def exec_command(app: str, words: list[str]) -> int:
     return enter(None, app, None, words)
 
 
-command("logs:failed", ALL, MAYBE_APP, access="operate", does="Print the last words of the processes that did not come up.")(
-    lambda everything, app: each_app(app, everything, say_failed))
+def logs_failed(everything: bool, app: str | None) -> None:
+    """Print the last words of the processes that did not come up."""
+    each_app(app, everything, say_failed)
 
 
 def say_failed(app: str) -> None:
@@ -5900,11 +5572,6 @@ def say_failed(app: str) -> None:
 
 # --- keys ---
 
-
-KEY_FILE = Arg("file", many="?")
-
-
-@command("ssh-keys:add", Arg("name", parse_key_name), KEY_FILE, also={"access:add": (Arg("name", parse_key_name, many="?"), KEY_FILE)})
 def ssh_keys_add(name: str | None, file: str | None, caller: Caller) -> None:
     """Let a public key in as administrator; from standard input, or from a file when root asks.
 
@@ -5920,7 +5587,6 @@ def key_name_of(fingerprint: str, prefix: str = "key") -> str:
     return f"{prefix}-{re.sub('[^A-Za-z0-9]', '', fingerprint.partition(':')[2])[:12]}"
 
 
-@command("ssh-keys:list", FORMAT, Arg("name", many="?"), also=("access:list",))
 def ssh_keys_list(style: str, name: str | None) -> None:
     """List the keys, with their roles and apps; or one of them."""
     found = [find_key(name)] if name else read_keys()
@@ -5929,15 +5595,12 @@ def ssh_keys_list(style: str, name: str | None) -> None:
     return say_lines(f'{key.fingerprint} NAME="{key.name}" ROLE="{key.role}" APPS="{",".join(key.apps)}"' for key in found)
 
 
-@command("access:info", Arg("name"))
-def access_info(name: str) -> None:
+def access_info(name: str) -> dict[str, str]:
     """Print what is on record of one key, found by its name or whole fingerprint."""
     key = find_key(name)
-    say_table([[f"{field}:", value] for field, value in (("name", key.name), ("fingerprint", key.fingerprint), ("role", key.role),
-                                                        ("apps", " ".join(key.apps) or "all"), ("added", key.added))])
+    return {"name": key.name, "fingerprint": key.fingerprint, "role": key.role, "apps": " ".join(key.apps) or "all", "added": key.added}
 
 
-@command("ssh-keys:remove", Arg("fingerprint", flags=("--fingerprint",)), Arg("name", many="?"), also=("access:remove",))
 def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     """Shut a key out, by its name or whole fingerprint."""
     if not (word := fingerprint or name):
@@ -5945,7 +5608,6 @@ def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     drop_key(find_key(word).name)
 
 
-@command("deploy:allow", APP, Arg("name", parse_key_name, many="?"))
 def deploy_allow(app: str, name: str | None) -> None:
     """Let a public key from standard input push one app and do nothing else."""
     public, fingerprint = parse_public_key(sys.stdin.read())
@@ -5957,15 +5619,11 @@ def deploy_allow(app: str, name: str | None) -> None:
     say(fingerprint)
 
 
-@command("deploy:list", APP)
-def deploy_list(app: str) -> None:
+def deploy_list(app: str) -> list[str]:
     """List the keys that may push an app and do nothing else."""
-    for key in read_keys():
-        if key.role == "deploy" and require_app(app) in key.apps:
-            say(f"{key.fingerprint} {key.name}")
+    return [f"{key.fingerprint} {key.name}" for key in read_keys() if key.role == "deploy" and app in key.apps]
 
 
-@command("deploy:revoke", APP, Arg("name"))
 def deploy_revoke(app: str, name: str) -> None:
     """Take one app from a deploy key; a key without an app left is shut out."""
     key = find_key(name)
@@ -5977,80 +5635,69 @@ def deploy_revoke(app: str, name: str) -> None:
 
 # --- events ---
 
+def events_command(tail: bool, lines: int) -> int:
+    """Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows."""
+    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")])
 
-command("events", Arg("tail", flags=("-t", "--tail"), switch=True), Arg("lines", parse_count, ("-n", "--num"), default="100"),
-        does="Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows.")(
-    lambda tail, lines: attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")]))
 
-
-@command("events:list")
-def events_list() -> None:
+def events_list() -> list[str]:
     """List the commands that are noted in the events: those that change something, and every refusal."""
-    for row in COMMANDS.values():
-        if row.access not in QUIET_ACCESS:
-            say(row.name)
+    return sorted({row.name for row in commands().values() if row.access not in QUIET_ACCESS})
 
 
-command("events:off", does="Note no more events; that itself is noted.")(
-    lambda: write_text(ROOT / "EVENTS_OFF", now() + "\n"))
+def mark(file: str, app: str = "") -> None:
+    """Note something of an app, or of the server, by a file that is there."""
+    write_text((app_folder(app) if app else ROOT) / file, now() + "\n")
 
 
-command("events:on", does="Note events again; this is how a server begins.")(
-    lambda: remove_file(ROOT / "EVENTS_OFF"))
-
-
-command("trace:on", does="Show, in every command, the programs that are run.")(
-    lambda: write_text(ROOT / "TRACE", now() + "\n"))
-
-
-command("trace:off", does="Show them no more.")(
-    lambda: remove_file(ROOT / "TRACE"))
+def unmark(file: str, app: str = "") -> None:
+    """Take such a note back."""
+    remove_file((app_folder(app) if app else ROOT) / file)
 
 
 # --- the server ---
 
+def version(json: bool) -> None:
+    """Print the version that clients look for; with --json our own as well."""
+    say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}")
 
-command("version", Arg("json", flags=("--json",), switch=True), access="anyone",
-        does="Print the version that clients look for; with --json our own as well.")(
-    lambda json: say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}"))
 
-
-@command("help", Arg("word", many="?"), Arg("every", flags=("--all",), switch=True), access="anyone")
 def help_command(word: str | None, every: bool) -> None:
     """List the commands, those of one noun, or explain one command."""
-    row = declared(word or "")
+    row = commands().get(word or "")
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
-    rows = [(name, row) for name in sorted(commands_of(word) if word else COMMANDS) if (row := declared(name)) and row.access != "hook"]
+    rows = [(name, row) for name in sorted(commands_of(word) if word else commands()) if (row := commands()[name]).access != "hook"]
     if not rows:
         raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
     say(f"dokku_py {VERSION}")
-    return say_lines(f"    {name:24} {row.summary}" for name, row in rows)
+    return say_lines(f"    {name:24} {row.doc[0]}" for name, row in rows)
 
 
 def commands_of(noun: str) -> list[str]:
     """List the commands of a noun, in every spelling."""
-    names = [*COMMANDS, *ALIASES]
-    return [name for name in names if name.startswith(f"{noun}:") or (name == noun and any(other.startswith(f"{noun}:") for other in names))]
+    within = [name for name in commands() if name.startswith(f"{noun}:")]
+    return [*([noun] if noun in commands() else []), *within] if within else []
 
 
-@command("document", Arg("kind", one_of(*DOCUMENTS)), local=True, access="local")
 def document(kind: str) -> None:
     """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
-    rows = [row for _, row in sorted(COMMANDS.items()) if row.access not in ("hook", "local")]
-    say(render(f"host/{DOCUMENTS[kind]}", version=VERSION, spellings=sorted([*(row.name for row in rows), *ALIASES]),
-               options={row.name: flags for row in rows if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
-               summaries={**{row.name: row.summary for row in rows}, **{also: COMMANDS[name].summary for also, name in ALIASES.items()}},
-               rows=[{"usage": short_usage(row), "text": doc_lines(row)} for row in rows]))
+    known = {name: row for name, row in sorted(commands().items()) if row.access not in ("hook", "local")}
+    say(render(f"host/{DOCUMENTS[kind]}", version=VERSION, spellings=list(known), summaries={name: row.doc[0] for name, row in known.items()},
+               options={name: flags for name, row in known.items() if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
+               rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
 
 
-@command("images:build", FORCE, Arg("name", lambda text: one_of("debian", *IMAGES)(text)))
+def parse_image_name(text: str) -> str:
+    """Accept the name of an image that this host can make."""
+    return one_of("debian", *IMAGES)(text)
+
+
 def images_build(force: bool, name: str) -> None:
     """Make an image from the host's own package sources, `debian` or one that stands in for a language's; --force also one that is there."""
     detail(f"{make_image(name, force)} is there; --force makes it anew")
 
 
-@command("images:list", access="admin")
 def images_list() -> None:
     """List the images this product made: base images and the releases of apps, with their sizes."""
     found = {row["Id"]: row for filters in ({"label": [f"{key}={value}" for key, value in OURS.items()]}, {"reference": "dokku/*"})
@@ -6060,7 +5707,6 @@ def images_list() -> None:
         say_table(rows)
 
 
-@command("setup", local=True, access="local")
 def setup() -> None:
     """Prepare the state tree, the network and nginx; install.sh runs it, and it may be run again."""
     prepare_as_root()
@@ -6143,7 +5789,6 @@ def examine(app: str) -> list[Disagreement]:
     return []
 
 
-@command("doctor", Arg("fix", flags=("--fix",), switch=True), FORMAT, MAYBE_APP, access="operate")
 def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     """List what differs from the record, for the server and its apps; --fix mends it. The exit code is 1 while something is left."""
     server = list(server_disagreements()) if not app and may(caller, "admin") else []
@@ -6161,7 +5806,6 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     return 1 if rows else 0
 
 
-@command("tick", local=True, access="local")
 def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
@@ -6175,7 +5819,6 @@ def tick() -> None:
             each_app(None, True, work, CONVERGE_AT_ONCE)
 
 
-@command("boot", local=True, access="local")
 def boot() -> None:
     """Make everything serve again after the machine started."""
     prepare_as_root()
@@ -6187,10 +5830,9 @@ def boot() -> None:
 
 # --- internal: git ---
 
-
-@command("git-receive-pack", APP, access="deploy")
-def git_receive_pack(app: str, caller: Caller) -> int:
+def git_receive_pack(new: str, caller: Caller) -> int:
     """Receive a push; the app is made by its first one."""
+    app = new
     if not app_exists(app):
         if not may(caller, "create", app):
             raise AccessDenied
@@ -6207,11 +5849,11 @@ def git_receive_pack(app: str, caller: Caller) -> int:
     return code
 
 
-command("git-upload-pack", APP, access="deploy", does="Send an app's repository.")(
-    lambda app: become(["git", "upload-pack", str(repository_of(require_app(app)))]))
+def git_upload_pack(app: str) -> NoReturn:
+    """Send an app's repository."""
+    become(["git", "upload-pack", str(repository_of(app))])
 
 
-@command("git-hook", access="hook")
 def git_hook() -> None:
     """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
@@ -6286,13 +5928,13 @@ def take_leading_words(words: list[str]) -> list[str]:
     return [*words[count:count + 1], *words[:count], *words[count + 1:]]
 
 
-def take_global_words(row: Command, words: Sequence[str]) -> list[str]:
+def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> list[str]:
     """Take out the words that every command knows and this one does not declare; `--app X` becomes the first word.
 
     What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
     """
-    declared = {flag for arg in row.args for flag in arg.flags} | {"--global"}
-    raw, kept, app, rest = any(arg.raw for arg in row.args), [], [], list(words)
+    declared = {flag for arg in args for flag in arg.flags} | {"--global"}
+    raw, kept, app, rest = any(arg.raw for arg in args), [], [], list(words)
     while rest:
         word = rest.pop(0)
         if word == "--" or (raw and not word.startswith("-")):
@@ -6317,7 +5959,7 @@ def wants_help(row: Command, words: Sequence[str]) -> bool:
 
 def find_command(word: str) -> Command | None:
     """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
-    row = declared(word)
+    row = commands().get(word)
     if not row and not commands_of(word.removesuffix(":help")):
         raise why_unknown(word)
     return row
@@ -6329,48 +5971,92 @@ def needs_words(row: Command) -> bool:
 
 
 def read_words(row: Command, words: list[str]) -> dict[str, Any]:
-    """Read a command's words; --global stands in the app's place."""
-    row = row._replace(args=tuple(arg for arg in row.args if not arg.unless or arg.unless not in words))
-    words = take_global_words(row, words)
-    takes_global = next((arg for arg in row.args if arg.parse is parse_app_or_global), None)
+    """Read a command's words. Where both dialects have it and word it differently, that reading counts in which an app's name stands for an app."""
+    found, wrong = [], None
+    for reading in row.readings:
+        try:
+            found.append(read_so(row.name, [argument(word) for word in reading.split()], words))
+        except UsageError as error:
+            wrong = wrong or error
+    if not found:
+        raise wrong or UsageError("")
+    fits = [one for one in found if one.get("app") and app_exists(one["app"])]
+    if len(fits) > 1 and fits[0] != fits[1]:
+        raise UsageError(f"{fits[0]['app']} and {fits[1]['app']} are both names of apps: which one is meant?",
+                         "   or   ".join(f"dokku --app {one['app']} {row.name} {one['service']}" for one in fits))
+    return (fits or found)[0]
+
+
+def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
+    """Read a command's words as such arguments; --global stands in the app's place."""
+    args = [arg for arg in args if arg.unless not in words]
+    words = take_global_words(args, words)
+    takes_global = next((arg for arg in args if arg.parse is parse_app_or_global), None)
     if "--global" in words and takes_global:
-        less = row._replace(args=tuple(arg for arg in row.args if arg is not takes_global))
-        return parse_arguments(less, [word for word in words if word != "--global"]) | {"app": "--global"}
-    return parse_arguments(row, words)
+        return parse_arguments(name, [arg for arg in args if arg is not takes_global], [word for word in words if word != "--global"]) | {"app": "--global"}
+    return parse_arguments(name, args, words)
+
+
+def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> None:
+    """Refuse what a caller may not do, and then an app that does not exist; the first is noted in the events, and says nothing of the second."""
+    app = chosen.get("app") or chosen.get("new") or ""
+    if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
+        become_owner(ROOT)
+        record_event(caller, row.name, app=app, result=AccessDenied.code)
+        raise AccessDenied
+    if chosen.get("app") not in (None, "--global"):
+        require_app(chosen["app"])
+
+
+def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
+    """Call the function of a command with what it asks for; give the exit code."""
+    given = {**chosen, **row.fixed, "caller": caller, "purpose": row.name}
+    given.setdefault("noun", row.name.partition(":")[0])
+    code, body = row.body.__code__, row.body
+    asked = code.co_varnames[:code.co_argcount]
+    rest = {*chosen} - {"style"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
+    outcome = body(**{name: value for name, value in given.items() if name in asked or name in rest})
+    if row.call.startswith("print "):
+        say_result(outcome, chosen.get("style") or "text")
+    return outcome if isinstance(outcome, int) else 0
+
+
+def say_result(found: Any, style: str) -> None:
+    """Print what a command gives: JSON when asked for, else a text, a list of them, `name: value` lines or a table."""
+    if style == "json":
+        return say_json(found)
+    if isinstance(found, str):
+        return say(found)
+    if isinstance(found, dict):
+        return say_table([[f"{key}:", str(value)] for key, value in found.items()])
+    return say_table([list(row.values()) for row in found]) if found and isinstance(found[0], dict) else say_lines(found)
 
 
 def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
-    """Find the command, check access, check the words, run the body; note it in events."""
+    """Find the command, check access, check the words, do it; note it in events."""
     words = take_leading_words(words) or ["help"]
     row = find_command(words[0])
     if not row or (len(words) == 1 and needs_words(row) and commands_of(words[0])):
         return help_command(words[0].removesuffix(":help"), False) or 0
     if wants_help(row, words[1:]):
         return say(usage_of(row)) or 0
-    absent = {arg.name: None for arg in COMMANDS[row.name].args}  # this spelling may know fewer
+    absent = {arg.name: None for arg in commands()[row.name].args}  # this spelling may know fewer
     chosen, began = absent | read_words(row, words[1:]), time.monotonic()
-    app = chosen.get("app") or ""
-    if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
-        become_owner(ROOT)
-        record_event(caller, row.name, app=app, result=AccessDenied.code)
-        raise AccessDenied
-    if not row.local:
+    require_allowed(row, caller, chosen, hook)
+    if row.access != "local":
         become_owner(ROOT)
     if (ROOT / "TRACE").exists():
         os.environ["DOKKU_TRACE"] = "1"
-    if "caller" in row.body.__code__.co_varnames[:row.body.__code__.co_argcount]:
-        chosen["caller"] = caller
     os.environ.setdefault("DOKKU_CALLER", caller.name)
     code = 70
     try:
-        outcome = row.body(**chosen)
-        code = outcome if isinstance(outcome, int) else 0
+        code = do_command(row, chosen, caller)
     except DokkuError as error:
         code = error.code
         raise
     finally:
         if row.access not in QUIET_ACCESS:
-            record_event(caller, row.name, app=app, result=code, seconds=time.monotonic() - began)
+            record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=code, seconds=time.monotonic() - began)
     return code
 
 
@@ -6417,8 +6103,6 @@ def front_door(argv: Sequence[str]) -> NoReturn:
     os._exit(code)
 
 
-declare_reports()
-ALIASES.update({"git:status": "git:report", "ssl:info": "certs:report"})
 
 if __name__ == "__main__":
     front_door(sys.argv[1:])

@@ -12,7 +12,7 @@ TESTS = "\n".join(path.read_text() for path in Path(__file__).parent.parent.rglo
 
 def answer_to(name):
     """Say which of the three answers a command gets."""
-    row = d.declared(name)
+    row = d.commands().get(name)
     if row or d.commands_of(name.removesuffix(":help")):
         return "here"
     error = d.why_unknown(name)
@@ -27,7 +27,7 @@ def test_every_command_has_one_of_three_answers(name):
 
 
 def test_no_command_that_is_here_is_said_to_come_later():
-    assert [name for name in d.LATER if name in d.COMMANDS or name in d.ALIASES] == []
+    assert [name for name in d.LATER if name in d.commands()] == []
     assert [name for name in d.REFUSED if d.commands_of(name)] == []
 
 
@@ -37,9 +37,9 @@ def test_a_mistyped_command_is_neither():
 
 def test_every_command_of_the_dialects_is_named_by_a_test():
     """By any of its spellings, in a test that runs it or in a table of such tests."""
-    spellings = {row.name: {row.name, *(also for also, name in d.ALIASES.items() if name == row.name)} for row in d.COMMANDS.values()}
-    declared = {name for name in d.COMMANDS if name.partition(":")[2] in ("set", "report") and name.partition(":")[0] in {noun for noun, _ in d.PROPERTIES}}
-    declared |= {name for name, row in d.COMMANDS.items() if row.access in ("local", "hook") or name.startswith("git-")}  # install.sh and git run those
+    spellings = {row.name: {word for word, other in d.commands().items() if other.name == row.name} for row in d.commands().values()}
+    declared = {name for name in spellings if name.partition(":")[2] in ("set", "report") and name.partition(":")[0] in {noun for noun, _ in d.PROPERTIES}}
+    declared |= {name for name, row in d.commands().items() if row.access in ("local", "hook") or name.startswith("git-")}  # install.sh and git run those
     untested = [name for name, words in sorted(spellings.items()) if name not in declared and not any(f'"{word}"' in TESTS for word in words)]
     assert untested == []
 
@@ -59,7 +59,7 @@ def test_every_property_accepts_its_default_and_refuses_injection(noun, key):
 
 def test_a_spelling_may_have_arguments_of_its_own():
     """dokku-alt's access:add takes no name, ssh-keys:add must have one: both are one command."""
-    assert d.declared("access:add").body is d.declared("ssh-keys:add").body
-    assert d.parse_arguments(d.declared("access:add"), [])["name"] is None
+    assert d.commands()["access:add"].body is d.commands()["ssh-keys:add"].body
+    assert d.read_words(d.commands()["access:add"], [])["name"] is None
     with pytest.raises(d.UsageError):
-        d.parse_arguments(d.declared("ssh-keys:add"), [])
+        d.read_words(d.commands()["ssh-keys:add"], [])

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import inspect
 import re
 import statistics
 from pathlib import Path
@@ -70,5 +71,20 @@ def test_every_function_says_what_it_promises():
 
 def test_every_command_has_a_summary_and_an_access_level():
     known = {*d.ROLES["admin"], "anyone", "hook", "local"}
-    for row in d.COMMANDS.values():
-        assert row.summary.endswith(".") and row.access in known, row.name
+    for row in d.commands().values():
+        assert row.doc[0].endswith(".") and row.access in known, row.name
+
+
+def test_every_row_of_the_table_fits_the_function_that_it_names():
+    """What a row gives is what its function asks for, in each spelling and each reading; two rows claim no spelling."""
+    for spelling, row in d.commands().items():
+        code = row.body.__code__
+        asked = code.co_varnames[:code.co_argcount]
+        known = {d.argument(word).name for word in d.commands()[row.name].readings[0].split()}
+        for reading in row.readings:
+            passed = {*known, *(d.argument(word).name for word in reading.split()), *row.fixed}
+            strangers = passed - set(asked) - ({"style"} if row.call.startswith("print ") else set())
+            assert not strangers or code.co_flags & inspect.CO_VARKEYWORDS, (spelling, strangers)
+            assert set(asked[:code.co_argcount - len(row.body.__defaults__ or ())]) <= passed | {"caller", "purpose", "noun"}, spelling
+    words = [row[0] for row in d.read_table("commands.tsv") if row[1] != "|"]
+    assert sorted(set(words)) == sorted(words)

@@ -91,7 +91,7 @@ def test_networks_of_an_app_are_named_once_and_never_its_own(root):
                                           (["app", "host", "u", "--password-stdin"], ("app", "host", "u", None)), (["--global", "host", "u", "p"], ("--global", "host", "u", "p")),
                                           (["--global", "--password-stdin", "host:5000", "u"], ("--global", "host:5000", "u", None))])
 def test_a_login_is_told_apart_by_the_number_of_its_words(words, found):
-    row = d.declared("registry:login")
+    row = d.commands().get("registry:login")
     chosen = {"password": None} | d.read_words(row, words)
     assert tuple(chosen[name] for name in ("app", "server", "username", "password")) == found
 
@@ -99,7 +99,7 @@ def test_a_login_is_told_apart_by_the_number_of_its_words(words, found):
 @pytest.mark.parametrize("words", [["host"], ["host", "u"], ["a", "host", "u", "p", "more"], ["--password-stdin", "a", "host", "u", "p"], ["--global", "host", "u"]])
 def test_a_login_with_too_few_or_many_words_is_refused(words):
     with pytest.raises(d.UsageError):
-        d.read_words(d.declared("registry:login"), words)
+        d.read_words(d.commands().get("registry:login"), words)
 
 
 @pytest.mark.parametrize("word", ["host", "host:5000", "registry.example.com", "registry.example.com:5000/team", "127.0.0.1:5000", "docker.io"])

@@ -26,10 +26,11 @@ Sections, top to bottom; a function calls only its own section and those above, 
     13 Builders       a tree becomes an image
     14 Health         is a process fit to serve?
     15 Releases       deploy, bring up, retire, probation, converge
-    16 Access         keys, roles, who may do what                (authorized_keys)
-    17 Declaring      how a command is declared
-    18 Commands       the commands themselves, by family
-    19 Front door     argv, ssh, git hook, exit codes
+    16 Services       databases and their like, a row for each kind
+    17 Access         keys, roles, who may do what                (authorized_keys)
+    18 Declaring      how a command is declared
+    19 Commands       the commands themselves, by family
+    20 Front door     argv, ssh, git hook, exit codes
 """
 
 from __future__ import annotations
@@ -443,6 +444,41 @@ class Mount(NamedTuple):
     mode: str = "rw"
 
 
+class Service(NamedTuple):
+    """A database or its like: what its container is made of. `data` names the folder its server works in, `kept` the one from before an upgrade and its image."""
+
+    engine: str
+    name: str
+    image: str
+    data: str
+    created: str = ""
+    options: str = ""
+    environment: str = ""
+    memory: int = 0  # MiB; 0 is no limit
+    shm: int = 0  # MiB of /dev/shm; 0 is Docker's default
+    exposed: tuple[str, ...] = ()  # ADDRESS:PORT of the host
+    initial_network: str = ""
+    post_create_network: str = ""
+    post_start_network: str = ""
+    stopped: bool = False
+    kept: str = ""
+
+    @property
+    def container(self) -> str:
+        """Name its container, and its network."""
+        return f"dokku.{self.engine}.{self.name}"
+
+    @property
+    def networks(self) -> str:
+        """List the networks that it is in beside its own."""
+        return " ".join((self.initial_network, self.post_create_network, self.post_start_network))
+
+    @property
+    def folder(self) -> Path:
+        """Locate its record and its data."""
+        return ROOT / "services" / self.engine / self.name
+
+
 class Key(NamedTuple):
     """A public key that opens this server. `public` is type and base64 text, without a comment."""
 
@@ -494,6 +530,12 @@ parse_restart_policy = matching(r"no|always|unless-stopped|on-failure(?::[0-9]{1
 parse_import_style = matching("envfile|json", "is not a format", "one of: envfile, json")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
+parse_service = matching(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", "can't be the name of a service", "use lower-case letters, digits and - between them, at most 32")
+parse_alias = matching(r"[A-Z][A-Z0-9_]{0,60}", "can't be an alias", "use capital letters, digits and _; it becomes ALIAS_URL")
+parse_query = matching(r"[A-Za-z0-9_.=&%-]{1,200}", "is not a query string", "write for example  sslmode=disable&pool=5")
+parse_scheme = matching(r"[a-z][a-z0-9+]{1,30}", "is not the scheme of an address")
+parse_custom_environment = matching(rf"(?:{CONFIG_KEY.pattern}=[^;\0]*(?:;|$))+", "is not a list of variables", "write for example  'TZ=UTC;LEVEL=debug'")
+parse_endpoint = matching(r"(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}:)?[0-9]{2,5}", "is not a port to expose", "write 5432 for 127.0.0.1:5432, or 0.0.0.0:5432 for every address")
 parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
 parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
 parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
@@ -983,6 +1025,16 @@ def pipe(first: Sequence[str], second: Sequence[str]) -> str:
     return done.stdout.decode()
 
 
+def feed(argv: Sequence[str], *, source: Path | None = None, target: Path | None = None, env: Mapping[str, str] | None = None) -> None:
+    """Run a program that reads from one file and writes to another, readable for us alone. Raises ToolFailed with what it complained of."""
+    import subprocess
+    with open(source or os.devnull, "rb") as given, open(target or os.devnull, "wb", opener=functools.partial(os.open, mode=0o600)) as taken:
+        process = begin(argv, stdin=given, stdout=taken, stderr=subprocess.PIPE, env=None if env is None else dict(env))
+        errors = process.communicate()[1].decode(errors="replace")
+    if process.returncode:
+        raise ToolFailed(argv, process.returncode, errors)
+
+
 def become(argv: Sequence[str]) -> NoReturn:
     """Turn into another program; for terminals, where it must own the descriptors."""
     sys.stdout.flush()
@@ -1252,6 +1304,17 @@ def make_folder(path: Path, mode: int = 0o755) -> Path:
         path.mkdir(mode=mode, exist_ok=True)
         sync_folder(path.parent)
     return path
+
+
+def copy_file(source: Any, target: Path) -> None:
+    """Copy what a file, or standard input, gives to a new file that only we read; how much has come is shown on a terminal. Refuses when a disk runs full."""
+    count = 0
+    with open(target, "wb", opener=functools.partial(os.open, mode=0o600)) as file:
+        while chunk := source.read(2**20):
+            file.write(chunk)
+            count += 1
+            require_disk() if count % 64 == 0 else None
+            print(f"\r{count} MB", end="", file=sys.stderr) if sys.stderr.isatty() else None
 
 
 def rename_file(path: Path, target: Path) -> None:
@@ -1575,6 +1638,62 @@ def mounts_of(app: str) -> list[Mount]:
     return read_mounts(app_folder(app) / "MOUNTS")
 
 
+def services(engine_name: str = "") -> list[Service]:
+    """List the services of an engine, or all."""
+    paths = sorted((ROOT / "services").glob(f"{engine_name or '*'}/*/service.json"))
+    return [found for path in paths if (found := read_service(path.parent.parent.name, path.parent.name))]
+
+
+def read_service(engine_name: str, name: str) -> Service | None:
+    """Read the record of a service."""
+    record = read_json(ROOT / "services" / engine_name / name / "service.json")
+    return Service(**{**record, "exposed": tuple(record["exposed"])}) if record else None
+
+
+def write_service(service: Service) -> None:
+    """Write the record of a service: the commit point of every change to it."""
+    write_json(service.folder / "service.json", service._asdict())
+
+
+@contextlib.contextmanager
+def service_lock(engine_name: str, name: str, purpose: str) -> Iterator[Service | None]:
+    """Hold a service's lock, and give its record as it is then."""
+    path = make_folder(ROOT / "services" / engine_name / name, 0o700) / "lock"
+    descriptor = open_lock(path)
+    try:
+        take_lock(descriptor, purpose, inherited("DOKKU_CALLER", "root"), f"{name} is busy")
+        if not same_file(descriptor, path):
+            raise NotFound(f"{name} was removed meanwhile")
+        yield read_service(engine_name, name)
+    finally:
+        os.close(descriptor)
+
+
+def backup_home(service: Service) -> Path:
+    """Locate the settings of a service's backups, and the repository unless another is named."""
+    return ROOT / "data" / "backups" / service.engine / service.name
+
+
+def backup_settings(service: Service) -> dict[str, str]:
+    """Read how a service is backed up: schedule, where, keep."""
+    return {"schedule": "", "where": "", "keep": "7", **read_json(backup_home(service) / "settings.json")}
+
+
+def links_of(app: str) -> list[tuple[str, str]]:
+    """Read which services an app is linked to: (engine, name)."""
+    return [(row[0], row[2]) for row in (line.partition(" ") for line in read_lines(app_folder(app) / "LINKS"))]
+
+
+def write_links(app: str, links: Iterable[tuple[str, str]]) -> None:
+    """Keep which services an app is linked to."""
+    write_lines(app_folder(app) / "LINKS", map(" ".join, links))
+
+
+def linked_apps(service: Service) -> list[str]:
+    """List the apps that are linked to a service."""
+    return [app for app in apps() if (service.engine, service.name) in links_of(app)]
+
+
 def is_stopped(app: str) -> bool:
     """Say whether `ps:stop` stopped the app."""
     return (app_folder(app) / "STOPPED").exists()
@@ -1618,6 +1737,14 @@ def free_addresses(app: str, keep: Callable[[str, str], bool]) -> None:
     for address, owner, incarnation, dyno in allotted():
         if owner == app and not keep(incarnation, dyno):
             remove_file(ROOT / "addresses" / f"{address}={owner}={incarnation}={dyno}")
+
+
+def free_port() -> int:
+    """Find a port of this host that nothing listens on."""
+    import socket
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def require_disk() -> None:
@@ -1670,8 +1797,9 @@ NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  
 
 
 def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
-    """List the networks that an app's containers are in beside the product's own."""
-    return [name for name in dict.fromkeys(" ".join(property_of(app, "network", key) for key in keys).split()) if name != NETWORK]
+    """List the networks that an app's containers are in beside the product's own: those of its settings, and one of each service it is linked to."""
+    linked = [f"dokku.{engine_name}.{name}" for engine_name, name in links_of(app)]
+    return [name for name in dict.fromkeys([*" ".join(property_of(app, "network", key) for key in keys).split(), *linked]) if name != NETWORK]
 
 
 def property_rows(app: str, noun: str) -> dict[str, str]:
@@ -1950,8 +2078,8 @@ def free_subnet(prefix: int = 16) -> str:
 
 
 def shared_networks() -> list[str]:
-    """List the networks on record: those that network:create made."""
-    return sorted(path.name for path in (ROOT / "networks").glob("*"))
+    """List the networks on record: those that network:create made, and those of services."""
+    return sorted([*(path.name for path in (ROOT / "networks").glob("*")), *(service.container for service in services())])
 
 
 def ensure_shared_network(name: str) -> None:
@@ -2662,10 +2790,12 @@ def languages() -> dict[str, Language]:
     return found
 
 
-IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image made of this host's packages says its version
+IMAGES = {  # what templates and services stand on: the name on Docker Hub, and how an image made of this host's packages says its version
     "go": ("golang:{}", "go version"), "java": ("maven:3-eclipse-temurin-{}", "java --version"), "java-run": ("eclipse-temurin:{}-jre", "java --version"),
     "nginx": ("nginx:stable", "nginx -v"), "node": ("node:{}-slim", "node --version"), "php": ("php:{}-apache", "php --version"),
     "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
+    "mariadb": ("mariadb:{}", "dpkg-query -W -f '${source:Upstream-Version}' mariadb-server | cut -d: -f2"), "memcached": ("memcached:{}", "memcached --version"), "postgres": ("postgres:{}", "postgres --version"),
+    "rabbitmq": ("rabbitmq:{}", "dpkg-query -W -f '${Version}' rabbitmq-server"), "redis": ("redis:{}", "redis-server --version"),
 }
 SECRETS = (("ca", "/etc/ssl/certs/ca-certificates.crt"), ("java", "/etc/ssl/certs/java/cacerts"), ("uv", "/etc/uv/uv.toml"), ("pip", "/etc/pip.conf"),
            ("pip", "~/.config/pip/pip.conf"), ("npm", "/etc/npmrc"), ("npm", "~/.npmrc"))  # settings of this host that builds may use; of two the later
@@ -2879,6 +3009,14 @@ def read_tree(release: Release, tree: Path) -> Release:
                             template=read_tree_file(tree, property_of(release.app, "nginx", "nginx-conf-sigil-path")),
                             formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json), jobs=parse_jobs(app_json),
                             checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
+
+
+def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
+    """Give the words that run a command as root, in a short container without a network that sees one folder, as /data."""
+    make_base_image()
+    labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(uptime()) + 86400}.items()]
+    mount = [f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data", own_base_images()[0]]
+    return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, *mount, *words]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3200,7 +3338,8 @@ def render_crontab() -> None:
                 for job in jobs_of(app).values() if job.id not in read_lines(app_folder(app) / "CRON_SUSPENDED")]
         minute = int(digest_of(os.uname().nodename)[:8], 16) % 1440  # each server at another time of the day
         renews = any((ROOT / "acme" / "apps").glob("*")) and not (ROOT / "acme" / "NO_CRON").exists()
-        text = render("host/crontab.j2", jobs=jobs, renewal=f"{minute % 60} {minute // 60} * * *" if renews else "")
+        backups = [(service, schedule) for service in services() if (schedule := backup_settings(service)["schedule"])]
+        text = render("host/crontab.j2", jobs=jobs, backups=backups, renewal=f"{minute % 60} {minute // 60} * * *" if renews else "")
         if text != read_text(ROOT / "crontab"):
             run(["crontab", "-"], stdin=text)
             write_text(ROOT / "crontab", text)
@@ -3666,7 +3805,378 @@ def restart(app: str, process: str = "") -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 16 Access: keys, roles, and who may do what
+# 16 Services: databases and their like. A row for each kind; what is asked of its server stands in templates/services
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Engine(NamedTuple):
+    """A kind of server, as templates/services/NAME/engine.json says it; the scripts beside that file are what it can be asked.
+
+    `image` is a row of IMAGES or a name on Docker Hub, `environment` what the image is given, `files` what it reads in the container (path: content);
+    words in braces are those of `service_words`. A dump `begins` with one of these; `seed` is the file of an empty data folder that it becomes, for
+    an engine without a script that loads. `unproven` says why nobody has seen it run.
+    """
+
+    name: str
+    image: str
+    version: str
+    port: int
+    url: str
+    variable: str = "DATABASE_URL"
+    user: str = "{engine}"
+    data: str = ""
+    environment: Mapping[str, str] = {}
+    files: Mapping[str, str] = {}
+    command: Sequence[str] = ()
+    begins: Sequence[str] = ()
+    seed: str = ""
+    unproven: str = ""
+
+    def has(self, script: str) -> bool:
+        """Say whether it can be asked that; for a dump to load, a seed will do."""
+        return not script or (script == "load" and bool(self.seed)) or (TEMPLATES / "services" / self.name / script).exists()
+
+
+@functools.cache
+def engine_named(noun: str) -> Engine | None:
+    """Give the engine that a noun names, in either dialect."""
+    name = {"postgresql": "postgres", "mongodb": "mongo"}.get(noun, noun)
+    row = read_json(TEMPLATES / "services" / name / "engine.json") if name.isalpha() else {}
+    return Engine(name, **row) if row else None
+
+
+def engine_nouns() -> list[str]:
+    """List the nouns that are engines."""
+    return [*sorted(os.listdir(TEMPLATES / "services")), "postgresql", "mongodb"]
+
+
+def engine_of(service: Service) -> Engine:
+    """Give the engine of a service."""
+    return engine_named(service.engine)
+
+
+PASSWORD_FILE, ROOT_PASSWORD_FILE = "/run/secrets/password", "/run/secrets/root"
+COLORS = ("AQUA", "BLACK", "BLUE", "FUCHSIA", "GRAY", "GREEN", "LIME", "MAROON", "NAVY", "OLIVE", "PURPLE", "RED", "SILVER", "TEAL", "WHITE", "YELLOW")
+READY_SECONDS = 180.0  # a server answers within this after its start
+SERVICE_GRACE = 60  # seconds from SIGTERM to SIGKILL: a server writes down what it holds
+
+
+def require_service(engine_name: str, name: str) -> Service:
+    """Give a service. Raises NotFound, which names the nearest."""
+    if found := read_service(engine_name, name):
+        return found
+    close = nearest(name, [row.name for row in services(engine_name)])
+    raise NotFound(f"{engine_name} service {name} does not exist", f"did you mean {close}?" if close else f"dokku {engine_name}:create {name}   makes it")
+
+
+def service_words(service: Service) -> dict[str, str]:
+    """Give the words of a service that its engine's row speaks of, its secrets among them."""
+    database = re.sub(r"[^a-z0-9_]", "_", service.name.lower())
+    secrets = {key: read_text(service.folder / file).strip() for key, file in (("password", "PASSWORD"), ("root", "ROOTPASSWORD"))}
+    user = engine_of(service).user.format(engine=service.engine, database=database)
+    return {"user": user, "database": database, "host": service.container.replace(".", "-"), "port": str(engine_of(service).port), **secrets}
+
+
+def url_of(service: Service, scheme: str = "") -> str:
+    """Give the address under which linked apps reach a service, password included."""
+    url = engine_of(service).url.format(**service_words(service))
+    return f"{scheme}{url[url.index('://'):]}" if scheme else url
+
+
+def is_url_of(service: Service, value: str) -> bool:
+    """Say whether a config var's value is the address of a service, whatever its scheme and query."""
+    address = url_of(service).partition("?")[0].partition("://")[2]
+    return value.partition("?")[0].partition("://")[2] == address
+
+
+def service_files(service: Service) -> list[dict[str, Any]]:
+    """Write the files that a server reads, and give their mounts. They lie in a folder that only this product reads; in the container its server may."""
+    words, mounts = service_words(service), []
+    for number, (target, text) in enumerate(engine_of(service).files.items()):
+        path = service.folder / "mounted" / str(number)
+        if read_text(path) != (content := text.format(**words)):
+            write_text(path, content)
+        mounts.append({"Type": "bind", "Source": str(path), "Target": target, "ReadOnly": True})
+    return mounts
+
+
+def create_service_container(service: Service, name: str, *, scratch: bool = False) -> str:
+    """Create a service's container, without starting it, and give its id. A scratch one is in no network, and `tick` removes it when nobody else does."""
+    row, client, alias = engine_of(service), engine(), service_words(service)["host"]
+    custom = dict(pair.partition("=")[::2] for pair in service.environment.split(";") if pair)
+    environment = {key: value.format(**service_words(service)) for key, value in row.environment.items()} | custom
+    data = [{"Type": "bind", "Source": str(make_folder(service.folder / service.data)), "Target": row.data, "ReadOnly": False}] if row.data else []
+    bindings = {} if scratch else {f"{row.port}/tcp": [{"HostIp": address, "HostPort": port} for address, _, port in (text.rpartition(":") for text in service.exposed)]}
+    limits = {"mem_limit": f"{service.memory}m"} if service.memory else {}
+    host = client.create_host_config(log_config={"type": "json-file", "config": {**LOG_OPTIONS, "max-size": "10m"}}, port_bindings=bindings, network_mode="none" if scratch else service.container,
+                                     restart_policy={"Name": "no" if scratch else "unless-stopped"}, shm_size=f"{service.shm}m" if service.shm else None, extra_hosts={alias: "127.0.0.1"} if scratch else None, **limits)
+    host["Mounts"] = [*service_files(service), *data]
+    networking = None if scratch else client.create_networking_config({service.container: client.create_endpoint_config(aliases=[alias])})
+    labels = {**OURS, "com.dokku.container-type": "scratch" if scratch else "service", "com.dokku.service": service.container, "com.dokku.spec": spec_of(service)}
+    labels |= {"com.dokku.expires": str(int(uptime()) + 86400)} if scratch else {}
+    with engine_errors(f"The container of {service.name} can't be made"):
+        remove_container(name)
+        identity = client.create_container(service.image, [*row.command, *shlex.split(service.options)] or None, name=name, hostname=alias, environment=environment,
+                                           labels=labels, host_config=host, networking_config=networking, ports=[row.port], stop_signal=None)["Id"]
+        for network in service.networks.split() if not scratch else ():
+            require_network(network)
+            client.connect_container_to_network(identity, network, aliases=[alias])
+    return identity
+
+
+def spec_of(service: Service) -> str:
+    """Give what must be the same of a service's record and of its container."""
+    return json.dumps(service._replace(stopped=False, kept=""))
+
+
+def script_words(service: Service, identity: str, script: str, *options: str) -> list[str]:
+    """Give the words that run one of an engine's scripts in a container of it; secrets are read inside, none is among the words."""
+    words = service_words(service)
+    given = [f"--env={key.upper()}={words[key]}" for key in ("user", "database")]
+    secrets = f"PASSWORD=$(cat {PASSWORD_FILE} 2>/dev/null) ROOTPASSWORD=$(cat {ROOT_PASSWORD_FILE} 2>/dev/null); export PASSWORD ROOTPASSWORD\n"
+    return [docker_command(), "exec", "--user=root", *given, *options, identity, "sh", "-c", secrets + read_text(TEMPLATES / "services" / service.engine / script)]
+
+
+def wait_for_server(service: Service, identity: str) -> None:
+    """Wait until a service's server answers. Raises DokkuError with its last words when it ends or takes too long."""
+    deadline = time.monotonic() + READY_SECONDS
+    while run(script_words(service, identity, "ready"), check=False, timeout=30).returncode:
+        state = inspect_container(identity).get("State", {})
+        if not state.get("Running") or state.get("Restarting") or time.monotonic() > deadline:
+            say_lines(f"       {line}" for line in logs_of(identity, FAILURE_LINES))
+            raise DokkuError(f"The server of {service.name} does not come up", f"dokku {service.engine}:logs {service.name}   shows its log")
+        time.sleep(0.1)
+
+
+def service_container(service: Service) -> Container | None:
+    """Find the container of a service."""
+    return next((row for row in containers_of("", "service") if row.name == service.container), None)
+
+
+def service_disagreements(service: Service) -> Iterator[Disagreement]:
+    """Find what differs between a service's record and Docker, with what mends it."""
+    found = functools.partial(Disagreement, f"{service.engine} {service.name}")
+    row = service_container(service)
+    if row and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
+        yield found("its container is not the one on record", functools.partial(renew_service, service))
+    elif service.stopped and row and row.running:
+        yield found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
+    elif not service.stopped and not (row and row.running and service.container in row.networks):
+        yield found("it does not run", functools.partial(renew_service, service))
+    scratch, folders = strays_of(service)
+    if scratch or folders:
+        yield found(f"left over from something that was killed: {', '.join([*(row.name for row in scratch), *folders])}", functools.partial(drop_strays, service))
+
+
+def strays_of(service: Service) -> tuple[list[Container], list[str]]:
+    """List what a killed command left of a service: scratch servers, and folders that its record does not name. Only under its lock."""
+    scratch = [row for row in containers_of("", "scratch") if row.name.rpartition(".data")[0] == service.container]
+    folders = [path.name for pattern in ("data.*", "tmp.*", "backup") for path in service.folder.glob(pattern)]
+    return scratch, [name for name in folders if name not in (service.data, service.kept.partition(" ")[0])]
+
+
+def drop_strays(service: Service) -> None:
+    """Remove what is left over of a service; data belongs to users of the container, so it goes as root in one."""
+    scratch, folders = strays_of(service)
+    for row in scratch:
+        remove_container(row.id)
+    if folders:
+        run(in_folder(service.folder, ["rm", "-rf", "--", *folders]))
+
+
+def renew_service(service: Service) -> None:
+    """Have a service run as it is on record, in a new container."""
+    ensure_shared_network(service.container)
+    if old := service_container(service):
+        stop_container(old.id, SERVICE_GRACE)
+    identity = create_service_container(service, service.container)
+    if not service.stopped:
+        start_container(identity)
+
+
+def agree_service(service: Service) -> None:
+    """Make Docker agree with what is on record for a service, and wait until its server answers. Only under the service's lock."""
+    for difference in service_disagreements(service):
+        difference.mend()
+    row = service_container(service)
+    if not service.stopped and row:
+        wait_for_server(service, row.id)
+
+
+def change_service(service: Service, **changes: Any) -> Service:
+    """Keep a service as changed once its server answers so; else it is put back. Only under the service's lock."""
+    new = service._replace(**changes)
+    write_service(new)
+    try:
+        agree_service(new)
+    except BaseException:
+        write_service(service)
+        with contextlib.suppress(DokkuError):
+            agree_service(service)
+        raise
+    return new
+
+
+def dump_service(service: Service, target: Path) -> None:
+    """Write a dump of a running service to a file."""
+    row = service_container(service)
+    if not row or not row.running:
+        raise DokkuError(f"{service.name} does not run", f"dokku {service.engine}:start {service.name}   starts it")
+    feed(script_words(service, row.id, "dump", "--interactive"), target=target)
+
+
+@contextlib.contextmanager
+def filled(service: Service, dump: Path) -> Iterator[tuple[Service, str]]:
+    """Load a dump into a new data folder with a scratch server of its own; give that service as it would be, and the server's container.
+
+    The service itself is not touched. The folder goes when it has not become the service's own; the server ends in any case.
+    """
+    row, fresh = engine_of(service), service._replace(data=f"data.{time.time_ns() // 1000}")
+    with dump.open("rb") as file:
+        if not file.read(64).decode("latin-1").startswith(tuple(row.begins)):
+            raise DokkuError(f"That is no dump of {service.engine}", f"it must be what dokku {service.engine}:export gives; nothing was changed")
+    make_folder(fresh.folder / fresh.data)
+    if row.seed:
+        with dump.open("rb") as file:
+            copy_file(file, fresh.folder / fresh.data / row.seed)
+    identity = create_service_container(fresh, f"{service.container}.{fresh.data}", scratch=True)
+    try:
+        start_container(identity)
+        try:
+            wait_for_server(fresh, identity)
+            if not row.seed:
+                feed(script_words(fresh, identity, "load", "--interactive"), source=dump)
+        except DokkuError as error:
+            raise DokkuError(f"The dump can't be loaded: {error.message}", f"{service.name} is as it was") from None
+        yield fresh, identity
+    finally:
+        drop_strays(read_service(service.engine, service.name) or service)
+
+
+def count_rows(service: Service, identity: str) -> dict[str, str]:
+    """Count the rows of every table; nothing for an engine that has no tables."""
+    lines = output_of(script_words(service, identity, "count")).splitlines() if engine_of(service).has("count") else []
+    return {table: count for table, _, count in (line.rpartition(" ") for line in lines)}
+
+
+def compare_rows(service: Service, identity: str, wanted: Mapping[str, str]) -> None:
+    """Compare the rows of a server's tables with those expected. Raises DokkuError that names the tables that differ."""
+    found = count_rows(service, identity)
+    if wrong := [f"{table}: {found.get(table, 'no')} instead of {count}" for table, count in wanted.items() if found.get(table) != count]:
+        raise DokkuError(f"What was loaded differs in its rows: {'; '.join(wrong)}", f"{service.name} is as it was")
+    detail(f"Loaded and compared: {len(found)} tables" if found else "Loaded")
+
+
+def replace_data(service: Service, dump: Path, rows: Mapping[str, str], **changes: Any) -> Service:
+    """Have a service work on what a dump holds, once that was loaded beside it and has the rows expected. Only under its lock."""
+    with filled(service._replace(**changes), dump) as (fresh, identity):
+        compare_rows(fresh, identity, rows)
+        stop_container(identity, SERVICE_GRACE)  # its data goes to another server
+        return change_service(service, **changes, data=fresh.data)
+
+
+@contextlib.contextmanager
+def cut_off(service: Service) -> Iterator[None]:
+    """Keep the apps away from a running service, so that nothing is written; what is wrong afterwards is mended by `agree_service`."""
+    with engine_errors(f"{service.name} can't be cut off from its apps"):
+        engine().disconnect_container_from_network(service.container, service.container, force=True)
+    try:
+        yield
+    except BaseException:
+        agree_service(service)
+        raise
+
+
+def upgrade_service(service: Service, **changes: Any) -> Service:
+    """Have a service run another image. With tables: dump, load into a new server, compare, switch, and the old data is kept; else the new server takes the data over."""
+    row = service_container(service)
+    if not engine_of(service).has("count") or not row or not row.running:
+        return change_service(service, **changes)
+    with scratch_folder(service.folder, "tmp.") as folder, cut_off(service):
+        dump_service(service, folder / "dump")
+        return replace_data(service, folder / "dump", count_rows(service, row.id), **changes, kept=f"{service.data} {service.image}")
+
+
+def dead_services() -> list[Path]:
+    """List the folders of services without a record that no command works on: never finished, or half removed."""
+    return [path.parent for path in (ROOT / "services").glob("*/*/lock") if not (path.parent / "service.json").exists() and not is_locked(path)]
+
+
+def drop_dead_services() -> None:
+    """Remove what is left of services without a record: containers, network, data."""
+    for folder in dead_services():
+        name = f"dokku.{folder.parent.name}.{folder.name}"
+        for row in [row for kind in ("service", "scratch") for row in containers_of("", kind) if name in (row.name, row.name.rpartition(".data")[0])]:
+            remove_container(row.id)
+        if any(row["Name"] == name for row in engine().networks()):
+            engine().remove_network(name)
+        run(in_folder(folder, ["find", ".", "-mindepth", "1", "-delete"]))
+        folder.rmdir()
+
+
+# Backups: a restic repository for each service, with its settings beside it; both outlive the service.
+
+
+def restic(service: Service, *words: str, check: bool = True, target: Path | None = None) -> Any:
+    """Run restic on a service's repository; passphrase and keys come from 0600 files. What it prints may go to a file."""
+    home, where = make_folder(backup_home(service), 0o700), backup_settings(service)["where"]
+    keys = parse_environment(read_text(home / "bucket"))
+    if not (home / "passphrase").exists():
+        if where:
+            raise DokkuError("No passphrase is set, and nothing leaves this server unencrypted", f"dokku {service.engine}:backup-set-encryption {service.name}   reads one from standard input")
+        write_text(home / "passphrase", os.urandom(16).hex() + "\n", secret=True)
+    repository = where if ":" in where or where.startswith("/") else f"s3:{keys.get('ENDPOINT', 's3.amazonaws.com')}/{where}" if where else str(home / "repository")
+    environment = {**build_environment(), **keys, "RESTIC_REPOSITORY": repository, "RESTIC_PASSWORD_FILE": str(home / "passphrase")}
+    argv = ["restic", "--quiet", "--no-cache", *words]
+    return feed(argv, target=target, env=environment) if target else run(argv, env=environment, check=check)
+
+
+def snapshots_of(service: Service) -> list[dict[str, Any]]:
+    """List the backups of a service, oldest first; none where there is no repository yet."""
+    if not (backup_home(service) / "passphrase").exists():
+        return []
+    return json.loads(restic(service, "snapshots", "--json", f"--tag={service.container}", check=False).stdout or b"[]")
+
+
+def back_up(service: Service) -> str:
+    """Dump a service into a new backup, drop those that are too old, and give its name.
+
+    The rows are counted before and after: a table that nobody wrote to meanwhile must have as many when the backup is verified.
+    """
+    row, folder = service_container(service), make_folder(service.folder / "backup", 0o700)
+    try:
+        before = count_rows(service, row.id) if row and row.running else {}
+        dump_service(service, folder / "dump")
+        after = count_rows(service, row.id) if row else {}
+        write_json(folder / "rows.json", {table: count for table, count in before.items() if after.get(table) == count})
+        if restic(service, "cat", "config", check=False).returncode:
+            restic(service, "init")
+        restic(service, "backup", f"--tag={service.container}", str(folder))
+        restic(service, "forget", "--group-by=tags", f"--tag={service.container}", f"--keep-last={backup_settings(service)['keep']}", "--prune")
+    finally:
+        remove_folder(folder)
+    return snapshots_of(service)[-1]["short_id"]
+
+
+@contextlib.contextmanager
+def fetched(service: Service, name: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Give the dump of a backup, and the rows that it must have. Raises ToolFailed when restic finds it damaged or not there."""
+    with scratch_folder(service.folder, "tmp.") as folder:
+        for part in ("dump", "rows.json"):
+            restic(service, "dump", f"--tag={service.container}", name, str(service.folder / "backup" / part), target=folder / part)
+        yield folder / "dump", read_json(folder / "rows.json")
+
+
+def verify_backup(service: Service, name: str) -> int:
+    """Load a backup into a scratch server and compare its rows; give how many tables agree. Notes that it was verified."""
+    with fetched(service, name) as (dump, wanted), filled(service, dump) as (fresh, identity):
+        compare_rows(fresh, identity, wanted)
+        known = snapshots_of(service)[-1]["short_id"] if name == "latest" else name
+        write_text(backup_home(service) / "verified", f"{known} at {now()}\n")
+        return len(wanted)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 17 Access: keys, roles, and who may do what
 # ---------------------------------------------------------------------------------------------------------------------
 
 ROLES = {
@@ -3727,7 +4237,7 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 17 Declaring: what a command is, said once beside its body
+# 18 Declaring: what a command is, said once beside its body
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
@@ -3816,11 +4326,18 @@ def commands() -> dict[str, Command]:
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup developer domains:redirect:get domains:redirect:set htpasswd http-auth maintenance mariadb
-    memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis""".split())
+LATER = frozenset("""acl backup developer domains:redirect:get domains:redirect:set htpasswd http-auth maintenance
+    nginx:import-ssl redirect""".split())
 
-# What is refused for good, by command or noun, and what to use instead.
+
+# Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
+LATER = frozenset("""acl backup certs developer domains:redirect:get domains:redirect:set htpasswd http-auth letsencrypt maintenance
+    nginx:import-ssl redirect ssl""".split())
+
+# What is refused for good, by noun or verb, and what to use instead.
 REFUSED = {
+    "backup-set-public-key-encryption": "backups leave this server encrypted by restic with a passphrase: see backup-set-encryption",
+    "backup-unset-public-key-encryption": "backups leave this server encrypted by restic with a passphrase: see backup-unset-encryption",
     "builder-herokuish": "apps are built by their Dockerfile or their language; see builder:set",
     "builder-pack": "apps are built by their Dockerfile or their language; see builder:set",
     "buildpacks": "apps are built by their Dockerfile or their language; see builder:set",
@@ -3831,8 +4348,8 @@ REFUSED = {
 
 def why_unknown(word: str) -> DokkuError:
     """Say why a word is no command: not yet there, refused for good, or mistyped."""
-    noun = word.partition(":")[0]
-    if refusal := REFUSED.get(noun):
+    noun, _, verb = word.partition(":")
+    if refusal := REFUSED.get(noun) or REFUSED.get(verb):
         return DokkuError(f"{word} is not part of this product", refusal)
     if word in LATER or noun in LATER:
         return DokkuError(f"{word} is not available in this version", "dokku help   lists what is")
@@ -3899,7 +4416,7 @@ def parsed(arg: Arg, value: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 18 Commands
+# 19 Commands
 # ---------------------------------------------------------------------------------------------------------------------
 
 def parse_app_or_global(text: str) -> str:
@@ -4048,7 +4565,7 @@ def apps_destroy(app: str, force: bool) -> None:
 
     Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
     """
-    kept = mounts_of(require_app(app))
+    kept, linked = mounts_of(require_app(app)), links_of(app)
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
@@ -4056,6 +4573,7 @@ def apps_destroy(app: str, force: bool) -> None:
     destroy_app(app)
     step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
     say_lines(f"       The data in {folder} is kept" for folder in dict.fromkeys(storage_folder(row.source) for row in kept))
+    say_lines(f"       The {engine_name} service {name} is kept; dokku {engine_name}:destroy {name}   removes it" for engine_name, name in linked)
 
 
 def destroy_app(app: str) -> None:
@@ -5126,14 +5644,6 @@ def read_entry(name: str, caller: Caller, capability: str = "configure") -> list
     return rows
 
 
-def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
-    """Give the words that run a command as root, in a short container without a network that sees one folder, as /data."""
-    make_base_image()
-    labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(uptime()) + 86400}.items()]
-    mount = [f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data", own_base_images()[0]]
-    return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, *mount, *words]
-
-
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
     """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept.
 
@@ -5260,6 +5770,399 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             docker_options_remove(None, name, [phase], shlex.split(option), caller)
 
 
+# --- services ---
+
+
+SERVICE, OTHER_SERVICE = Arg("service", parse_service), Arg("new", parse_service)
+IMAGE_FLAGS = [Arg("image", parse_line, ("--image", "-i")), Arg("version", parse_line, ("--image-version", "-I")), Arg("options", parse_line, ("--config-options", "-c")),
+               Arg("environment", parse_custom_environment, ("--custom-env", "-C")), Arg("memory", parse_count, ("--memory", "-m")), Arg("shm", parse_count, ("--shm-size", "-s"))]
+SERVICE_NETWORKS = ("initial-network", "post-create-network", "post-start-network")
+CREATE_FLAGS = [*IMAGE_FLAGS, Arg("password", parse_line, ("--password", "-p")), Arg("root", parse_line, ("--root-password", "-r")),
+                *(Arg(key.replace("-", "_"), parse_networks, (f"--{key}", f"-{letter}")) for key, letter in zip(SERVICE_NETWORKS, "NPS"))]
+BACKUP = Arg("backup", matching(r"[0-9a-f]{8,64}|latest", "is not the name of a backup"), many="?", default="latest")
+WHERE = Arg("where", matching(r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]{0,250}", "is not a place for backups", "write a bucket, /a/folder, or what restic takes, as sftp:user@host:/folder"), many="?")
+SCHEDULED = Arg("schedule", matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily"))
+
+
+@contextlib.contextmanager
+def holding(kind: Engine, name: str, purpose: str) -> Iterator[Service]:
+    """Hold a service's lock, for a command that changes it. Raises NotFound when there is none."""
+    require_service(kind.name, name)
+    with service_lock(kind.name, name, f"{kind.name}:{purpose}") as found:
+        yield found or require_service(kind.name, name)
+
+
+def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None = None) -> dict[str, Any]:
+    """Give the changes that the flags of create, clone and upgrade ask for; the image is fetched or built when it is missing. Raises DokkuError."""
+    kept = {key: value for key, value in given.items() if value is not None and key in Service._fields and key != "image"}
+    kept |= {key: int(kept[key]) for key in ("memory", "shm") if key in kept}
+    if service and not given.get("image") and not given.get("version"):
+        return kept
+    version = given.get("version") or kind.version
+    wanted = f"{given['image']}:{version}" if given.get("image") else image_for(kind.image, version) if kind.image in IMAGES else f"{kind.image}:{version}"
+    if not inspect_image(wanted) and not pull_image(wanted):
+        raise DokkuError(f"The image {wanted} is neither here nor to be pulled", "name another with --image and --image-version")
+    return {**kept, "image": wanted}
+
+
+def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Callable[[Service], Service]) -> Service:
+    """Make a service that runs and answers, or leave no trace of it; `make` brings it up."""
+    if read_service(kind.name, name):
+        raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
+    drop_dead_services()
+    changes = chosen_image(kind, given)
+    with service_lock(kind.name, name, "create"):
+        new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
+        for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
+            write_text(new.folder / file, (secret_word(given[key]) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
+        try:
+            return make(new)
+        except BaseException:
+            remove_file(new.folder / "service.json")
+            raise
+
+
+def secret_word(text: str) -> str:
+    """Read a secret: from standard input for -, and for a name of root's; what others wrote came through ssh and stands in no list of processes."""
+    if text in ("-", ""):
+        return parse_line(sys.stdin.readline().rstrip("\n"))
+    if not inherited("SSH_ORIGINAL_COMMAND"):
+        raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
+    return text
+
+
+def bring_up(service: Service) -> Service:
+    """Write the record of a new service, and wait until its server answers."""
+    write_service(service)
+    agree_service(service)
+    return service
+
+
+@service_command("create", args=[*CREATE_FLAGS, SERVICE], access="create")
+def service_create(kind: Engine, service: str, **given: Any) -> None:
+    """Make a service, with a server, a network and a password of its own, and wait until it answers.
+
+    --custom-env is 'A=1;B=2', --config-options goes to the server, --memory and --shm-size are in MiB; a --password or --root-password of - comes from standard input.
+    """
+    warn(f"{kind.name}: {kind.unproven}") if kind.unproven else None
+    step(f"Creating the {kind.name} service {service}")
+    found_service(kind, service, given, bring_up)
+    milestone(f"{kind.name} service {service} answers")
+    detail(f"dokku {kind.name}:link {service} APP   gives it to an app")
+
+
+@service_command("destroy", "delete", args=[FORCE, SERVICE])
+def service_destroy(kind: Engine, force: bool, service: str) -> None:
+    """Remove a service and its data; asks for its name on standard input, unless --force. Its backups are kept."""
+    with holding(kind, service, "destroy") as found:
+        if users := linked_apps(found):
+            raise DokkuError(f"{service} is linked to {', '.join(users)}", f"dokku {kind.name}:unlink {service} {users[0]}   unlinks it first")
+        if not force:
+            warn(f"This removes the {kind.name} service {service} and all its data. Type its name to go on:")
+            if sys.stdin.readline().strip() != service:
+                raise DokkuError("That is not its name; nothing was removed")
+        remove_file(found.folder / "service.json")
+    drop_dead_services()
+    step(f"Destroyed {service}" + (f"; its backups are kept in {backup_home(found)}" if backup_home(found).exists() else ""))
+
+
+service_command("exists", args=[SERVICE], access="view", does="Say by the exit code whether a service exists.")(
+    lambda kind, service: require_service(kind.name, service))
+
+
+def say_found(rows: Sequence[str], title: str, style: str | None = "text") -> None:
+    """Print a list under its title, or as JSON."""
+    if style == "json":
+        return say_json(list(rows))
+    milestone(title)
+    return say_lines(rows)
+
+
+service_command("list", args=[FORMAT, MAYBE_APP], access="view", does="List the services of an engine, or those that an app is linked to.")(
+    lambda kind, style, app: say_found([row.name for row in services(kind.name) if not app or (kind.name, row.name) in links_of(require_app(app))], f"{kind.name} services", style))
+service_command("links", args=[SERVICE], access="view", does="List the apps that are linked to a service.")(
+    lambda kind, service: say_lines(linked_apps(require_service(kind.name, service))))
+service_command("app-links", args=[APP], access="view", does="List the services of an engine that an app is linked to.")(
+    lambda kind, app: say_lines(name for engine_name, name in links_of(require_app(app)) if engine_name == kind.name))
+
+
+@service_command("linked", args=[SERVICE, APP], access="view")
+def service_linked(kind: Engine, service: str, app: str) -> None:
+    """Say by the exit code whether an app is linked to a service."""
+    if app not in linked_apps(require_service(kind.name, service)):
+        raise DokkuError(f"Service {service} is not linked to {require_app(app)}")
+
+
+def service_facts(service: Service) -> dict[str, str]:
+    """Give what info prints of a service: flag -> value. The address, which holds the password, is among it."""
+    row = service_container(service)
+    network = (inspect_container(row.id)["NetworkSettings"]["Networks"] if row else {}).get(service.container) or {}
+    settings = backup_settings(service)
+    return {"config-dir": str(service.folder / "mounted"), "data-dir": str(service.folder / service.data), "dsn": url_of(service), "exposed-ports": " ".join(service.exposed) or "-",
+            "id": row.id if row else "", "internal-ip": network.get("IPAddress", ""), "initial-network": service.initial_network, "links": " ".join(linked_apps(service)) or "-",
+            "post-create-network": service.post_create_network, "post-start-network": service.post_start_network, "service-root": str(service.folder),
+            "status": row.state if row else "missing", "version": service.image, "kept": service.kept, "backup-schedule": settings["schedule"], "backup-where": settings["where"] or str(backup_home(service)),
+            "backup-verified": read_text(backup_home(service) / "verified", "never").strip()}
+
+
+@service_command("info", args=[Arg("flags", unknown=True), FORMAT, SERVICE], others=[[Arg("flags", unknown=True), FORMAT, APP, SERVICE]], access="secrets")
+def service_info(kind: Engine, flags: list[str], style: str, service: str, app: str | None = None) -> None:
+    """Print what is known of a service, its address with the password too; --NAME prints one bare value."""
+    rows = service_facts(require_service(kind.name, service))
+    if wrong := [flag for flag in flags if flag.removeprefix("--") not in rows]:
+        raise DokkuError(f"Invalid flag passed: {wrong[0]}, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
+    if flags:
+        return say(rows[flags[0].removeprefix("--")])
+    if style == "json":
+        return say_json(rows)
+    milestone(f"{service} {kind.name} service information")
+    return say_lines(f"       {name.replace('-', ' ').capitalize() + ':':24} {value}".rstrip() for name, value in rows.items())
+
+
+def change_links(app: str, links: Sequence[tuple[str, str]], config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
+    """Give an app other links and the config vars that go with them; when it does not come up so, it keeps the old ones. Only under the app's lock."""
+    old = links_of(app)
+    write_links(app, links)
+    try:
+        write_config(app, config) if no_restart else apply_config(app, config, caller.name, reason)
+    except BaseException:
+        write_links(app, old)
+        raise
+    agree_networks(app)
+
+
+@service_command("link", args=[Arg("alias", parse_alias, ("--alias", "-a")), Arg("query", parse_query, ("--querystring", "-q")), NO_RESTART._replace(flags=("--no-restart", "-n")), SERVICE, APP],
+                 others=[[NO_RESTART, APP, SERVICE]], access="configure")
+def service_link(kind: Engine, no_restart: bool, service: str, app: str, caller: Caller, alias: str | None = None, query: str | None = None) -> None:
+    """Give an app the address of a service as a config var, and its network; it is restarted without dropping a request.
+
+    The var is DATABASE_URL or its like, or when that is taken a name of its own, which --alias chooses.
+    """
+    with holding(kind, service, "link") as found:
+        agree_service(found)
+    with locked(require_app(app), f"{kind.name}:link {service}"):
+        config, links = read_config(app), links_of(app)
+        if (kind.name, service) in links:
+            raise DokkuError(f"Already linked as {', '.join(key for key, value in config.items() if is_url_of(found, value)) or 'a network only'}")
+        names = [f"{alias}_URL"] if alias else [kind.variable, *(f"DOKKU_{kind.name.upper()}_{color}_URL" for color in COLORS)]
+        name = next((name for name in names if name not in config), None)
+        if not name:
+            raise DokkuError(f"{names[0]} is taken", "choose another name with --alias")
+        url = url_of(found, parse_scheme(config.get(f"{kind.name.upper()}_DATABASE_SCHEME") or "") if config.get(f"{kind.name.upper()}_DATABASE_SCHEME") else "")
+        step(f"Setting {name} on {app}")
+        change_links(app, [*links, (kind.name, service)], {**config, name: url + (f"{'&' if '?' in url else '?'}{query}" if query else "")}, no_restart, caller, f"{kind.name}:link {service}")
+
+
+@service_command("unlink", args=[NO_RESTART._replace(flags=("--no-restart", "-n")), SERVICE, APP], others=[[NO_RESTART, APP, SERVICE]], access="configure")
+def service_unlink(kind: Engine, no_restart: bool, service: str, app: str, caller: Caller) -> None:
+    """Take from an app what its link to a service gave it: the config vars that hold its address, and the network."""
+    found = require_service(kind.name, service)
+    with locked(require_app(app), f"{kind.name}:unlink {service}"):
+        if app not in linked_apps(found):
+            raise DokkuError(f"Service {service} is not linked to {app}", f"dokku {kind.name}:links {service}   lists who is")
+        config = {key: value for key, value in read_config(app).items() if not is_url_of(found, value)}
+        step(f"Unsetting {' '.join(sorted(set(read_config(app)) - set(config)))} on {app}")
+        change_links(app, [row for row in links_of(app) if row != (kind.name, service)], config, no_restart, caller, f"{kind.name}:unlink {service}")
+
+
+@service_command("promote", args=[SERVICE, APP], access="configure")
+def service_promote(kind: Engine, service: str, app: str, caller: Caller) -> None:
+    """Make a linked service the one that DATABASE_URL or its like names; what stood there keeps a name of its own."""
+    service_linked(kind, service, app)
+    found = require_service(kind.name, service)
+
+    def promoted(config: dict[str, str]) -> dict[str, str]:
+        """Put the address first."""
+        old, spare = config.get(kind.variable, ""), next(name for color in COLORS if (name := f"DOKKU_{kind.name.upper()}_{color}_URL") not in config)
+        if is_url_of(found, old):
+            raise DokkuError(f"{service} is already the one that {kind.variable} names")
+        known = next((value for value in config.values() if is_url_of(found, value)), url_of(found))
+        kept = {spare: old} if old and old not in [value for key, value in config.items() if key != kind.variable] else {}
+        return {**config, **kept, kind.variable: known}
+    change_config(app, promoted, False, caller, f"{kind.name}:promote {service}")
+
+
+def attend_service(kind: Engine, name: str, words: Callable[[Service, str, Sequence[str]], list[str]]) -> int:
+    """Run something in the running container of a service, on our own terminal or pipes."""
+    row = service_container(require_service(kind.name, name))
+    if not row or not row.running:
+        raise DokkuError(f"{name} does not run", f"dokku {kind.name}:start {name}   starts it")
+    return attend(words(require_service(kind.name, name), row.id, ["--interactive", *(["--tty"] if sys.stdin.isatty() else [])]))
+
+
+def script_command(script: str, *verbs: str, access: str, does: str) -> None:
+    """Declare a command that runs one of an engine's scripts in the service's container."""
+    service_command(*verbs, args=[SERVICE], others=[[APP, SERVICE]], access=access, needs=script, does=does)(
+        lambda kind, service, app=None: attend_service(kind, service, lambda found, identity, options: script_words(found, identity, script, *options)))
+
+
+script_command("console", "connect", "console", access="run", does="Open the console of a service's database.")
+script_command("console-admin", "console:admin", access="admin", does="Open the console of a service as its root.")
+script_command("dump", "export", "dump", access="secrets", does="Write a dump of a service to standard output; import reads it.")
+service_command("enter", args=[SERVICE, WORDS], does="Open a shell, or run a command, in a service's container.")(
+    lambda kind, service, words: attend_service(kind, service, lambda found, identity, options: [docker_command(), "exec", *options, identity, *(words or ["bash"])]))
+
+
+@service_command("logs", args=[Arg("tail", flags=("--tail", "-t"), switch=True), SERVICE, Arg("lines", parse_count, many="?", default="100")], access="operate")
+def service_logs(kind: Engine, tail: bool, service: str, lines: str) -> int:
+    """Print the last lines of a service's log; -t follows it."""
+    row = service_container(require_service(kind.name, service))
+    return attend([docker_command(), "logs", "--tail", str(lines), *(["--follow"] if tail else []), row.id]) if row else 1
+
+
+def operate(kind: Engine, service: str | None, verb: str) -> None:
+    """Start, stop or restart a service, or every one of the engine."""
+    for name in [service] if service else [row.name for row in services(kind.name)]:
+        with holding(kind, name, verb) as found:
+            if verb != "start" and (row := service_container(found)):
+                stop_container(row.id, SERVICE_GRACE)
+            change_service(found, stopped=verb == "stop")
+        step(f"{verb}: {name} is done")
+
+
+service_command("start", args=[SERVICE], access="operate", does="Start a service that was stopped.")(lambda kind, service: operate(kind, service, "start"))
+service_command("stop", "pause", args=[SERVICE], access="operate", does="Stop a service, over reboots too, and keep its data.")(lambda kind, service: operate(kind, service, "stop"))
+service_command("restart", args=[SERVICE._replace(many="?")], access="operate", does="Restart a service, or every one of the engine.")(
+    lambda kind, service: operate(kind, service, "restart"))
+
+
+def alter_service(kind: Engine, service: str, purpose: str, **changes: Any) -> None:
+    """Keep a service as changed once its server answers so."""
+    with holding(kind, service, purpose) as found:
+        change_service(found, **changes)
+
+
+@service_command("expose", args=[SERVICE, Arg("ports", parse_endpoint, many="*")])
+def service_expose(kind: Engine, service: str, ports: list[str]) -> None:
+    """Have a port of the host lead to a service: on 127.0.0.1, unless an address is named; its server is restarted. No firewall is opened."""
+    wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in ports or [str(free_port())])
+    alter_service(kind, service, "expose", exposed=wanted)
+    step(f"{service} answers on {' '.join(wanted)}")
+
+
+service_command("unexpose", args=[SERVICE], does="Have no port of the host lead to a service any more; its server is restarted.")(
+    lambda kind, service: alter_service(kind, service, "unexpose", exposed=()))
+service_command("set", args=[SERVICE, Arg("key", one_of(*SERVICE_NETWORKS)), Arg("value", parse_networks, many="?")],
+                does="Set, or clear, the networks that a service is in beside its own; its server is restarted.")(
+    lambda kind, service, key, value: alter_service(kind, service, "set", **{key.replace("-", "_"): value or ""}))
+
+
+@service_command("import", args=[SERVICE], others=[[APP, SERVICE]], needs="load")
+def service_import(kind: Engine, service: str, app: str | None = None) -> None:
+    """Replace what a service holds by a dump from standard input: it is loaded into a server beside it first, so that a bad one changes nothing."""
+    with holding(kind, service, "import") as found, scratch_folder(found.folder, "tmp.") as folder:
+        copy_file(sys.stdin.buffer, folder / "dump")
+        replace_data(found, folder / "dump", {})
+
+
+@service_command("clone", args=[*CREATE_FLAGS, SERVICE, OTHER_SERVICE], access="create", needs="load")
+def service_clone(kind: Engine, service: str, new: str, **given: Any) -> None:
+    """Make a second service with what the first holds; flags as for create."""
+    with holding(kind, service, "clone") as found, scratch_folder(found.folder, "tmp.") as folder:
+        dump_service(found, folder / "dump")
+
+        def load(clone: Service) -> Service:
+            """Bring the new service up on a folder that was loaded beside it."""
+            with filled(clone._replace(image=found.image if not given["image"] and not given["version"] else clone.image), folder / "dump") as (fresh, identity):
+                stop_container(identity, SERVICE_GRACE)
+                return bring_up(fresh)
+        found_service(kind, new, given, load)
+    step(f"Cloned {service} to {new}")
+
+
+@service_command("upgrade", args=[*IMAGE_FLAGS, Arg("confirm", flags=("--confirm",), switch=True), Arg("anew", flags=("--restart-apps", "-R"), switch=True), SERVICE])
+def service_upgrade(kind: Engine, service: str, confirm: bool, anew: bool, **given: Any) -> None:
+    """Have a service run another version: dumped, loaded into a new server, compared row by row count, and only then switched to.
+
+    Its apps can't reach it meanwhile. The old data is kept until  upgrade --confirm  is given.
+    """
+    with holding(kind, service, "upgrade") as found:
+        if confirm:
+            write_service(found._replace(kept=""))
+            return drop_strays(found._replace(kept=""))
+        if found.kept:
+            raise DokkuError(f"{service} still keeps {found.kept} from the upgrade before", f"dokku {kind.name}:upgrade {service} --confirm   lets go of it")
+        new = upgrade_service(found, **(chosen_image(kind, given, found) or chosen_image(kind, given)))
+    for app in linked_apps(new) if anew else ():
+        each_app(app, False, under_lock("upgrade", restart))
+    return step(f"{service} runs {new.image}" + (f"; the data from before is kept: {new.kept}" if new.kept else ""))
+
+
+def save_backup_settings(kind: Engine, service: str, **changes: Any) -> None:
+    """Keep how a service is backed up."""
+    found = require_service(kind.name, service)
+    write_json(backup_home(found) / "settings.json", {**backup_settings(found), **changes})
+    render_crontab()
+
+
+@service_command("backup", args=[SERVICE, WHERE], needs="dump")
+def service_backup(kind: Engine, service: str, where: str | None) -> None:
+    """Back a service up, encrypted, by restic: into a repository on this server, or where WHERE says: a bucket, a folder, or what restic takes, as sftp:HOST:/PATH."""
+    save_backup_settings(kind, service, where=where) if where else None
+    with holding(kind, service, "backup") as found:
+        step(f"Backed up as {back_up(found)}")
+
+
+service_command("backup-schedule", args=[Arg("keep", parse_count, ("--keep",), default="7"), SERVICE, SCHEDULED, WHERE], needs="dump", does="Back a service up by a crontab(5) schedule, and keep that many (7).")(
+    lambda kind, keep, service, schedule, where: save_backup_settings(kind, service, schedule=schedule, keep=str(max(1, keep)), **({"where": where} if where else {})))
+service_command("backup-unschedule", args=[SERVICE], needs="dump", does="Back a service up by no schedule any more.")(
+    lambda kind, service: save_backup_settings(kind, service, schedule=""))
+service_command("backup-schedule-cat", args=[SERVICE], needs="dump", does="Print the schedule of a service's backups.")(
+    lambda kind, service: say(f"{backup_settings(require_service(kind.name, service))['schedule']} /usr/bin/dokku {kind.name}:backup {service}"))
+service_command("backup-list", "backup:list", args=[SERVICE], needs="dump", access="view", does="List the backups of a service, oldest first.")(
+    lambda kind, service: say_lines(f"{row['short_id']} {row['time'][:19]}" for row in snapshots_of(require_service(kind.name, service))))
+
+
+@service_command("backup-verify", "backup:verify", args=[SERVICE, BACKUP], needs="load")
+def service_backup_verify(kind: Engine, service: str, backup: str) -> None:
+    """Load a backup, the newest by default, into a server beside the service, and compare its rows; the service is not touched."""
+    with holding(kind, service, "backup-verify") as found:
+        step(f"The backup is good: it loads, and the rows of {verify_backup(found, backup)} tables were compared")
+
+
+@service_command("restore", args=[SERVICE, BACKUP], needs="load")
+def service_restore(kind: Engine, service: str, backup: str) -> None:
+    """Replace what a service holds by a backup, the newest by default; it is loaded and compared beside it first."""
+    with holding(kind, service, "restore") as found, fetched(found, backup) as (dump, rows):
+        replace_data(found, dump, rows)
+
+
+def keep_backup_secret(kind: Engine, service: str, file: str, text: str = "") -> None:
+    """Keep, or with nothing forget, what opens a service's repository."""
+    path = backup_home(require_service(kind.name, service)) / file
+    write_text(path, text + "\n", secret=True) if text else remove_file(path)
+
+
+service_command("backup-auth", args=[SERVICE, *(Arg(name, parse_line) for name in ("key", "secret")), *(Arg(name, parse_line, many="?") for name in ("region", "signature", "endpoint"))], needs="dump",
+                does="Keep the keys of an S3 bucket for a service's backups; a secret of - comes from standard input.")(
+    lambda kind, service, key, secret, region, signature, endpoint: keep_backup_secret(kind, service, "bucket", render_environment(
+        {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret_word(secret), "AWS_DEFAULT_REGION": region or "us-east-1", **({"ENDPOINT": endpoint} if endpoint else {})})))
+service_command("backup-deauth", args=[SERVICE], needs="dump", does="Forget the keys of the bucket.")(
+    lambda kind, service: keep_backup_secret(kind, service, "bucket"))
+service_command("backup-set-encryption", args=[SERVICE, Arg("passphrase", many="?", default="-")], needs="dump",
+                does="Set the passphrase of a service's backups elsewhere, from standard input. Keep a copy: without it no backup opens.")(
+    lambda kind, service, passphrase: keep_backup_secret(kind, service, "passphrase", secret_word(passphrase)))
+service_command("backup-unset-encryption", args=[SERVICE], needs="dump", does="Forget the passphrase; the backups made with it open no more.")(
+    lambda kind, service: keep_backup_secret(kind, service, "passphrase"))
+
+
+def mend_service(service: Service) -> None:
+    """Make Docker agree with what is on record for a service, without waiting for its server; one that a command works on is left alone."""
+    with lock_if_free(service.folder / "lock") as free:
+        for difference in service_disagreements(service) if free else ():
+            difference.mend()
+
+
+def mend_services() -> None:
+    """Mend every service, and remove what is left of those that are no more; one's trouble does not keep it from the others."""
+    for service in services():
+        try:
+            mend_service(service)
+        except DokkuError as error:
+            complain(error)
+    drop_dead_services()
+
+
 # --- networks: apps meet in those that they share, and nowhere else ---
 
 def guard_network(key: str, names: list[str], caller: Caller) -> None:
@@ -5283,7 +6186,7 @@ def network_destroy(name: str) -> None:
     """Remove a network that network:create made and no app is in."""
     require_network(name)
     users = [app for app in apps() if name in networks_of(app)]
-    if users or name not in shared_networks():
+    if users or not (ROOT / "networks" / name).exists():
         raise DokkuError(f"{name} is the network of {', '.join(users)}" if users else f"{name} was not made by network:create: docker network rm {name}   removes it")
     with engine_errors(f"The network {name} can't be removed"):
         engine().remove_network(name)
@@ -5767,6 +6670,8 @@ def server_disagreements() -> Iterator[Disagreement]:
             yield found(what=f"{path} is missing: run {reason} again as root")
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
+    for service in services():
+        yield from (row._replace(mend=functools.partial(mend_service, service)) for row in service_disagreements(service) if not is_locked(service.folder / "lock"))
     if lost := orphans():
         yield Disagreement("server", f"containers of apps that are no more: {', '.join(row.name for row in lost)}", remove_orphans)
     if not 0 <= uptime() - float(read_text(ROOT / "TICKED", "-1e9")) <= TICK_SECONDS:
@@ -5815,7 +6720,8 @@ def tick() -> None:
     remove_orphans()
     mind_all()
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
-        for work in (revive, restart_unfit) if free else ():  # the one before may still be asking
+        mend_services() if free else None  # else the one before may still be asking
+        for work in (revive, restart_unfit) if free else ():
             each_app(None, True, work, CONVERGE_AT_ONCE)
 
 
@@ -5825,6 +6731,7 @@ def boot() -> None:
     with server_lock("nginx"):
         quarantine_vhosts()
     setup()
+    mend_services()
     each_app(None, True, lambda app: converge(app) if property_of(app, "ps", "restore") == "true" else None, CONVERGE_AT_ONCE)
 
 
@@ -5895,7 +6802,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 19 Front door: who asks for what, and with which exit code it ends
+# 20 Front door: who asks for what, and with which exit code it ends
 # ---------------------------------------------------------------------------------------------------------------------
 
 def words_of_ssh(text: str) -> list[str]:

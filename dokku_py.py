@@ -536,6 +536,8 @@ parse_query = matching(r"[A-Za-z0-9_.=&%-]{1,200}", "is not a query string", "wr
 parse_scheme = matching(r"[a-z][a-z0-9+]{1,30}", "is not the scheme of an address")
 parse_custom_environment = matching(rf"(?:{CONFIG_KEY.pattern}=[^;\0]*(?:;|$))+", "is not a list of variables", "write for example  'TZ=UTC;LEVEL=debug'")
 parse_endpoint = matching(r"(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}:)?[0-9]{2,5}", "is not a port to expose", "write 5432 for 127.0.0.1:5432, or 0.0.0.0:5432 for every address")
+parse_place = matching(r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]{0,250}", "is not a place for backups", "write a bucket, /a/folder, or what restic takes, as sftp:user@host:/folder")
+parse_snapshot = matching("[0-9a-f]{8,64}|latest", "is not the name of a backup")
 parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
 parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
 parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
@@ -797,6 +799,9 @@ def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
+
+
+parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
 
 def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
@@ -3836,17 +3841,15 @@ class Engine(NamedTuple):
         return not script or (script == "load" and bool(self.seed)) or (TEMPLATES / "services" / self.name / script).exists()
 
 
+ENGINE_NAMES = {"postgresql": "postgres", "mongodb": "mongo"}  # the other dialect's
+
+
 @functools.cache
 def engine_named(noun: str) -> Engine | None:
     """Give the engine that a noun names, in either dialect."""
-    name = {"postgresql": "postgres", "mongodb": "mongo"}.get(noun, noun)
+    name = ENGINE_NAMES.get(noun, noun)
     row = read_json(TEMPLATES / "services" / name / "engine.json") if name.isalpha() else {}
     return Engine(name, **row) if row else None
-
-
-def engine_nouns() -> list[str]:
-    """List the nouns that are engines."""
-    return [*sorted(os.listdir(TEMPLATES / "services")), "postgresql", "mongodb"]
 
 
 def engine_of(service: Service) -> Engine:
@@ -3860,8 +3863,9 @@ READY_SECONDS = 180.0  # a server answers within this after its start
 SERVICE_GRACE = 60  # seconds from SIGTERM to SIGKILL: a server writes down what it holds
 
 
-def require_service(engine_name: str, name: str) -> Service:
+def require_service(noun: str, name: str) -> Service:
     """Give a service. Raises NotFound, which names the nearest."""
+    engine_name = ENGINE_NAMES.get(noun, noun)
     if found := read_service(engine_name, name):
         return found
     close = nearest(name, [row.name for row in services(engine_name)])
@@ -4096,6 +4100,20 @@ def upgrade_service(service: Service, **changes: Any) -> Service:
         return replace_data(service, folder / "dump", count_rows(service, row.id), **changes, kept=f"{service.data} {service.image}")
 
 
+@contextlib.contextmanager
+def holding(service: Service, purpose: str) -> Iterator[Service]:
+    """Hold a service's lock, for a command that changes it, and give its record as it is then. Raises NotFound when it is gone."""
+    with service_lock(service.engine, service.name, f"{service.engine}:{purpose}") as found:
+        yield found or require_service(service.engine, service.name)
+
+
+def mend_service(service: Service) -> None:
+    """Make Docker agree with what is on record for a service, without waiting for its server; one that a command works on is left alone."""
+    with lock_if_free(service.folder / "lock") as free:
+        for difference in service_disagreements(service) if free else ():
+            difference.mend()
+
+
 def dead_services() -> list[Path]:
     """List the folders of services without a record that no command works on: never finished, or half removed."""
     return [path.parent for path in (ROOT / "services").glob("*/*/lock") if not (path.parent / "service.json").exists() and not is_locked(path)]
@@ -4302,7 +4320,10 @@ QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than th
 
 
 def nouns_named(word: str) -> list[str]:
-    """List the nouns that a word of the table stands for."""
+    """List the nouns that a word of the table stands for; of engines, with a script behind it, those that have it."""
+    kind, _, script = word.rstrip("]").partition("[")
+    if kind == "SERVICE":
+        return [noun for noun in [*sorted(os.listdir(TEMPLATES / "services")), *ENGINE_NAMES] if engine_named(noun).has(script)]
     with_properties = {noun for noun, _ in PROPERTIES}
     facts = {name.removesuffix("_facts").replace("_", "-") for name in globals() if name.endswith("_facts")}
     return {"PROPERTY": sorted(with_properties), "REPORT": sorted(with_properties | facts)}.get(word, [word])
@@ -4318,7 +4339,7 @@ def commands() -> dict[str, Command]:
             if access == "|":
                 found[spelling] = found[spelling]._replace(readings=(*found[spelling].readings, rest[0]))
             elif access.startswith("= "):
-                row = found[access[2:].replace(noun, spelling.partition(":")[0], 1) if noun.isupper() else access[2:]]
+                row = found[access[2:].replace(noun, spelling.partition(":")[0], 1) if noun != spelling.partition(":")[0] else access[2:]]
                 found[spelling] = row._replace(readings=(rest[0],)) if rest else row
             else:
                 found[spelling] = Command(spelling, access, (rest[0],), *rest[1:])
@@ -4555,9 +4576,8 @@ def apps_list(style: str, caller: Caller) -> None:
     return say_lines(found)
 
 
-def apps_exists(app: str) -> None:
-    """Say by the exit code whether an app exists: 0 or 20."""
-    require_app(app)
+def exists() -> None:
+    """Do nothing: what a command names is there, else nobody had come here."""
 
 
 def apps_destroy(app: str, force: bool) -> None:
@@ -5772,30 +5792,12 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
 
 # --- services ---
 
-
-SERVICE, OTHER_SERVICE = Arg("service", parse_service), Arg("new", parse_service)
-IMAGE_FLAGS = [Arg("image", parse_line, ("--image", "-i")), Arg("version", parse_line, ("--image-version", "-I")), Arg("options", parse_line, ("--config-options", "-c")),
-               Arg("environment", parse_custom_environment, ("--custom-env", "-C")), Arg("memory", parse_count, ("--memory", "-m")), Arg("shm", parse_count, ("--shm-size", "-s"))]
 SERVICE_NETWORKS = ("initial-network", "post-create-network", "post-start-network")
-CREATE_FLAGS = [*IMAGE_FLAGS, Arg("password", parse_line, ("--password", "-p")), Arg("root", parse_line, ("--root-password", "-r")),
-                *(Arg(key.replace("-", "_"), parse_networks, (f"--{key}", f"-{letter}")) for key, letter in zip(SERVICE_NETWORKS, "NPS"))]
-BACKUP = Arg("backup", matching(r"[0-9a-f]{8,64}|latest", "is not the name of a backup"), many="?", default="latest")
-WHERE = Arg("where", matching(r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]{0,250}", "is not a place for backups", "write a bucket, /a/folder, or what restic takes, as sftp:user@host:/folder"), many="?")
-SCHEDULED = Arg("schedule", matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily"))
-
-
-@contextlib.contextmanager
-def holding(kind: Engine, name: str, purpose: str) -> Iterator[Service]:
-    """Hold a service's lock, for a command that changes it. Raises NotFound when there is none."""
-    require_service(kind.name, name)
-    with service_lock(kind.name, name, f"{kind.name}:{purpose}") as found:
-        yield found or require_service(kind.name, name)
 
 
 def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None = None) -> dict[str, Any]:
     """Give the changes that the flags of create, clone and upgrade ask for; the image is fetched or built when it is missing. Raises DokkuError."""
     kept = {key: value for key, value in given.items() if value is not None and key in Service._fields and key != "image"}
-    kept |= {key: int(kept[key]) for key in ("memory", "shm") if key in kept}
     if service and not given.get("image") and not given.get("version"):
         return kept
     version = given.get("version") or kind.version
@@ -5805,7 +5807,7 @@ def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None
     return {**kept, "image": wanted}
 
 
-def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Callable[[Service], Service]) -> Service:
+def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Callable[[Service], Any]) -> None:
     """Make a service that runs and answers, or leave no trace of it; `make` brings it up."""
     if read_service(kind.name, name):
         raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
@@ -5816,7 +5818,7 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Calla
         for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
             write_text(new.folder / file, (secret_word(given[key]) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
         try:
-            return make(new)
+            make(new)
         except BaseException:
             remove_file(new.folder / "service.json")
             raise
@@ -5831,91 +5833,72 @@ def secret_word(text: str) -> str:
     return text
 
 
-def bring_up(service: Service) -> Service:
+def bring_up(service: Service) -> None:
     """Write the record of a new service, and wait until its server answers."""
     write_service(service)
     agree_service(service)
-    return service
 
 
-@service_command("create", args=[*CREATE_FLAGS, SERVICE], access="create")
-def service_create(kind: Engine, service: str, **given: Any) -> None:
+def service_create(noun: str, new: str, **given: Any) -> None:
     """Make a service, with a server, a network and a password of its own, and wait until it answers.
 
     --custom-env is 'A=1;B=2', --config-options goes to the server, --memory and --shm-size are in MiB; a --password or --root-password of - comes from standard input.
     """
+    kind = engine_named(noun)
     warn(f"{kind.name}: {kind.unproven}") if kind.unproven else None
-    step(f"Creating the {kind.name} service {service}")
-    found_service(kind, service, given, bring_up)
-    milestone(f"{kind.name} service {service} answers")
-    detail(f"dokku {kind.name}:link {service} APP   gives it to an app")
+    step(f"Creating the {kind.name} service {new}")
+    found_service(kind, new, given, bring_up)
+    milestone(f"{kind.name} service {new} answers")
+    detail(f"dokku {kind.name}:link {new} APP   gives it to an app")
 
 
-@service_command("destroy", "delete", args=[FORCE, SERVICE])
-def service_destroy(kind: Engine, force: bool, service: str) -> None:
+def service_destroy(force: bool, service: Service) -> None:
     """Remove a service and its data; asks for its name on standard input, unless --force. Its backups are kept."""
-    with holding(kind, service, "destroy") as found:
-        if users := linked_apps(found):
-            raise DokkuError(f"{service} is linked to {', '.join(users)}", f"dokku {kind.name}:unlink {service} {users[0]}   unlinks it first")
+    with holding(service, "destroy"):
+        if users := linked_apps(service):
+            raise DokkuError(f"{service.name} is linked to {', '.join(users)}", f"dokku {service.engine}:unlink {service.name} {users[0]}   unlinks it first")
         if not force:
-            warn(f"This removes the {kind.name} service {service} and all its data. Type its name to go on:")
-            if sys.stdin.readline().strip() != service:
+            warn(f"This removes the {service.engine} service {service.name} and all its data. Type its name to go on:")
+            if sys.stdin.readline().strip() != service.name:
                 raise DokkuError("That is not its name; nothing was removed")
-        remove_file(found.folder / "service.json")
+        remove_file(service.folder / "service.json")
     drop_dead_services()
-    step(f"Destroyed {service}" + (f"; its backups are kept in {backup_home(found)}" if backup_home(found).exists() else ""))
+    step(f"Destroyed {service.name}" + (f"; its backups are kept in {backup_home(service)}" if backup_home(service).exists() else ""))
 
 
-service_command("exists", args=[SERVICE], access="view", does="Say by the exit code whether a service exists.")(
-    lambda kind, service: require_service(kind.name, service))
+def service_list(noun: str, app: str | None, style: str | None) -> list[str]:
+    """List the services of an engine, or those that an app is linked to."""
+    kind = engine_named(noun).name
+    if style == "text":
+        milestone(f"{kind} services")
+    return [row.name for row in services(kind) if not app or (kind, row.name) in links_of(app)]
 
 
-def say_found(rows: Sequence[str], title: str, style: str | None = "text") -> None:
-    """Print a list under its title, or as JSON."""
-    if style == "json":
-        return say_json(list(rows))
-    milestone(title)
-    return say_lines(rows)
-
-
-service_command("list", args=[FORMAT, MAYBE_APP], access="view", does="List the services of an engine, or those that an app is linked to.")(
-    lambda kind, style, app: say_found([row.name for row in services(kind.name) if not app or (kind.name, row.name) in links_of(require_app(app))], f"{kind.name} services", style))
-service_command("links", args=[SERVICE], access="view", does="List the apps that are linked to a service.")(
-    lambda kind, service: say_lines(linked_apps(require_service(kind.name, service))))
-service_command("app-links", args=[APP], access="view", does="List the services of an engine that an app is linked to.")(
-    lambda kind, app: say_lines(name for engine_name, name in links_of(require_app(app)) if engine_name == kind.name))
-
-
-@service_command("linked", args=[SERVICE, APP], access="view")
-def service_linked(kind: Engine, service: str, app: str) -> None:
+def service_linked(service: Service, app: str) -> None:
     """Say by the exit code whether an app is linked to a service."""
-    if app not in linked_apps(require_service(kind.name, service)):
-        raise DokkuError(f"Service {service} is not linked to {require_app(app)}")
+    if app not in linked_apps(service):
+        raise DokkuError(f"Service {service.name} is not linked to {app}", f"dokku {service.engine}:links {service.name}   lists who is")
 
 
-def service_facts(service: Service) -> dict[str, str]:
+def describe_service(service: Service) -> dict[str, str]:
     """Give what info prints of a service: flag -> value. The address, which holds the password, is among it."""
     row = service_container(service)
     network = (inspect_container(row.id)["NetworkSettings"]["Networks"] if row else {}).get(service.container) or {}
     settings = backup_settings(service)
     return {"config-dir": str(service.folder / "mounted"), "data-dir": str(service.folder / service.data), "dsn": url_of(service), "exposed-ports": " ".join(service.exposed) or "-",
-            "id": row.id if row else "", "internal-ip": network.get("IPAddress", ""), "initial-network": service.initial_network, "links": " ".join(linked_apps(service)) or "-",
-            "post-create-network": service.post_create_network, "post-start-network": service.post_start_network, "service-root": str(service.folder),
-            "status": row.state if row else "missing", "version": service.image, "kept": service.kept, "backup-schedule": settings["schedule"], "backup-where": settings["where"] or str(backup_home(service)),
-            "backup-verified": read_text(backup_home(service) / "verified", "never").strip()}
+            "id": row.id if row else "", "internal-ip": network.get("IPAddress", ""), "links": " ".join(linked_apps(service)) or "-", "service-root": str(service.folder),
+            **{key: getattr(service, key.replace("-", "_")) for key in SERVICE_NETWORKS}, "status": row.state if row else "missing", "version": service.image, "kept": service.kept,
+            "backup-schedule": settings["schedule"], "backup-where": settings["where"] or str(backup_home(service)), "backup-verified": read_text(backup_home(service) / "verified", "never").strip()}
 
 
-@service_command("info", args=[Arg("flags", unknown=True), FORMAT, SERVICE], others=[[Arg("flags", unknown=True), FORMAT, APP, SERVICE]], access="secrets")
-def service_info(kind: Engine, flags: list[str], style: str, service: str, app: str | None = None) -> None:
+def service_info(flags: list[str], style: str, service: Service) -> None:
     """Print what is known of a service, its address with the password too; --NAME prints one bare value."""
-    rows = service_facts(require_service(kind.name, service))
+    rows = describe_service(service)
     if wrong := [flag for flag in flags if flag.removeprefix("--") not in rows]:
         raise DokkuError(f"Invalid flag passed: {wrong[0]}, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
-    if flags:
-        return say(rows[flags[0].removeprefix("--")])
-    if style == "json":
-        return say_json(rows)
-    milestone(f"{service} {kind.name} service information")
+    if flags or style == "json":
+        return say(rows[flags[0].removeprefix("--")]) if flags else say_json(rows)
+    milestone(f"{service.name} {service.engine} service information")
     return say_lines(f"       {name.replace('-', ' ').capitalize() + ':':24} {value}".rstrip() for name, value in rows.items())
 
 
@@ -5931,226 +5914,189 @@ def change_links(app: str, links: Sequence[tuple[str, str]], config: Mapping[str
     agree_networks(app)
 
 
-@service_command("link", args=[Arg("alias", parse_alias, ("--alias", "-a")), Arg("query", parse_query, ("--querystring", "-q")), NO_RESTART._replace(flags=("--no-restart", "-n")), SERVICE, APP],
-                 others=[[NO_RESTART, APP, SERVICE]], access="configure")
-def service_link(kind: Engine, no_restart: bool, service: str, app: str, caller: Caller, alias: str | None = None, query: str | None = None) -> None:
+def service_link(no_restart: bool, service: Service, app: str, caller: Caller, alias: str | None, query: str | None) -> None:
     """Give an app the address of a service as a config var, and its network; it is restarted without dropping a request.
 
     The var is DATABASE_URL or its like, or when that is taken a name of its own, which --alias chooses.
     """
-    with holding(kind, service, "link") as found:
-        agree_service(found)
-    with locked(require_app(app), f"{kind.name}:link {service}"):
+    with holding(service, "link"):
+        agree_service(service)
+    kind, engine_name = engine_of(service), service.engine.upper()
+    with locked(app, f"{service.engine}:link {service.name}"):
         config, links = read_config(app), links_of(app)
-        if (kind.name, service) in links:
-            raise DokkuError(f"Already linked as {', '.join(key for key, value in config.items() if is_url_of(found, value)) or 'a network only'}")
-        names = [f"{alias}_URL"] if alias else [kind.variable, *(f"DOKKU_{kind.name.upper()}_{color}_URL" for color in COLORS)]
+        if (service.engine, service.name) in links:
+            raise DokkuError(f"Already linked as {', '.join(key for key, value in config.items() if is_url_of(service, value)) or 'a network only'}")
+        names = [f"{alias}_URL"] if alias else [kind.variable, *(f"DOKKU_{engine_name}_{color}_URL" for color in COLORS)]
         name = next((name for name in names if name not in config), None)
         if not name:
             raise DokkuError(f"{names[0]} is taken", "choose another name with --alias")
-        url = url_of(found, parse_scheme(config.get(f"{kind.name.upper()}_DATABASE_SCHEME") or "") if config.get(f"{kind.name.upper()}_DATABASE_SCHEME") else "")
+        scheme = config.get(f"{engine_name}_DATABASE_SCHEME")
+        url = url_of(service, parse_scheme(scheme) if scheme else "")
         step(f"Setting {name} on {app}")
-        change_links(app, [*links, (kind.name, service)], {**config, name: url + (f"{'&' if '?' in url else '?'}{query}" if query else "")}, no_restart, caller, f"{kind.name}:link {service}")
+        change_links(app, [*links, (service.engine, service.name)], {**config, name: url + (f"{'&' if '?' in url else '?'}{query}" if query else "")}, no_restart, caller,
+                     f"{service.engine}:link {service.name}")
 
 
-@service_command("unlink", args=[NO_RESTART._replace(flags=("--no-restart", "-n")), SERVICE, APP], others=[[NO_RESTART, APP, SERVICE]], access="configure")
-def service_unlink(kind: Engine, no_restart: bool, service: str, app: str, caller: Caller) -> None:
+def service_unlink(no_restart: bool, service: Service, app: str, caller: Caller) -> None:
     """Take from an app what its link to a service gave it: the config vars that hold its address, and the network."""
-    found = require_service(kind.name, service)
-    with locked(require_app(app), f"{kind.name}:unlink {service}"):
-        if app not in linked_apps(found):
-            raise DokkuError(f"Service {service} is not linked to {app}", f"dokku {kind.name}:links {service}   lists who is")
-        config = {key: value for key, value in read_config(app).items() if not is_url_of(found, value)}
+    with locked(app, f"{service.engine}:unlink {service.name}"):
+        service_linked(service, app)
+        config = {key: value for key, value in read_config(app).items() if not is_url_of(service, value)}
         step(f"Unsetting {' '.join(sorted(set(read_config(app)) - set(config)))} on {app}")
-        change_links(app, [row for row in links_of(app) if row != (kind.name, service)], config, no_restart, caller, f"{kind.name}:unlink {service}")
+        change_links(app, [row for row in links_of(app) if row != (service.engine, service.name)], config, no_restart, caller, f"{service.engine}:unlink {service.name}")
 
 
-@service_command("promote", args=[SERVICE, APP], access="configure")
-def service_promote(kind: Engine, service: str, app: str, caller: Caller) -> None:
+def service_promote(service: Service, app: str, caller: Caller, purpose: str) -> None:
     """Make a linked service the one that DATABASE_URL or its like names; what stood there keeps a name of its own."""
-    service_linked(kind, service, app)
-    found = require_service(kind.name, service)
+    service_linked(service, app)
+    main = engine_of(service).variable
 
     def promoted(config: dict[str, str]) -> dict[str, str]:
         """Put the address first."""
-        old, spare = config.get(kind.variable, ""), next(name for color in COLORS if (name := f"DOKKU_{kind.name.upper()}_{color}_URL") not in config)
-        if is_url_of(found, old):
-            raise DokkuError(f"{service} is already the one that {kind.variable} names")
-        known = next((value for value in config.values() if is_url_of(found, value)), url_of(found))
-        kept = {spare: old} if old and old not in [value for key, value in config.items() if key != kind.variable] else {}
-        return {**config, **kept, kind.variable: known}
-    change_config(app, promoted, False, caller, f"{kind.name}:promote {service}")
+        old, spare = config.get(main, ""), next(name for color in COLORS if (name := f"DOKKU_{service.engine.upper()}_{color}_URL") not in config)
+        if is_url_of(service, old):
+            raise DokkuError(f"{service.name} is already the one that {main} names")
+        known = next((value for value in config.values() if is_url_of(service, value)), url_of(service))
+        kept = {spare: old} if old and old not in [value for key, value in config.items() if key != main] else {}
+        return {**config, **kept, main: known}
+    change_config(app, promoted, False, caller, f"{purpose} {service.name}")
 
 
-def attend_service(kind: Engine, name: str, words: Callable[[Service, str, Sequence[str]], list[str]]) -> int:
-    """Run something in the running container of a service, on our own terminal or pipes."""
-    row = service_container(require_service(kind.name, name))
-    if not row or not row.running:
-        raise DokkuError(f"{name} does not run", f"dokku {kind.name}:start {name}   starts it")
-    return attend(words(require_service(kind.name, name), row.id, ["--interactive", *(["--tty"] if sys.stdin.isatty() else [])]))
+def running_server(service: Service) -> str:
+    """Give the container of a service that runs. Raises DokkuError."""
+    if (row := service_container(service)) and row.running:
+        return row.id
+    raise DokkuError(f"{service.name} does not run", f"dokku {service.engine}:start {service.name}   starts it")
 
 
-def script_command(script: str, *verbs: str, access: str, does: str) -> None:
-    """Declare a command that runs one of an engine's scripts in the service's container."""
-    service_command(*verbs, args=[SERVICE], others=[[APP, SERVICE]], access=access, needs=script, does=does)(
-        lambda kind, service, app=None: attend_service(kind, service, lambda found, identity, options: script_words(found, identity, script, *options)))
+def service_script(service: Service, script: str) -> int:
+    """Run one of an engine's scripts in a service's container, on our own terminal or pipes."""
+    return attend(script_words(service, running_server(service), script, "--interactive", *(["--tty"] if sys.stdin.isatty() else [])))
 
 
-script_command("console", "connect", "console", access="run", does="Open the console of a service's database.")
-script_command("console-admin", "console:admin", access="admin", does="Open the console of a service as its root.")
-script_command("dump", "export", "dump", access="secrets", does="Write a dump of a service to standard output; import reads it.")
-service_command("enter", args=[SERVICE, WORDS], does="Open a shell, or run a command, in a service's container.")(
-    lambda kind, service, words: attend_service(kind, service, lambda found, identity, options: [docker_command(), "exec", *options, identity, *(words or ["bash"])]))
+def service_enter(service: Service, words: list[str]) -> int:
+    """Open a shell, or run a command, in a service's container."""
+    return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), running_server(service), *(words or ["bash"])])
 
 
-@service_command("logs", args=[Arg("tail", flags=("--tail", "-t"), switch=True), SERVICE, Arg("lines", parse_count, many="?", default="100")], access="operate")
-def service_logs(kind: Engine, tail: bool, service: str, lines: str) -> int:
+def service_logs(tail: bool, service: Service, lines: int) -> int:
     """Print the last lines of a service's log; -t follows it."""
-    row = service_container(require_service(kind.name, service))
+    row = service_container(service)
     return attend([docker_command(), "logs", "--tail", str(lines), *(["--follow"] if tail else []), row.id]) if row else 1
 
 
-def operate(kind: Engine, service: str | None, verb: str) -> None:
+def service_operate(noun: str, service: Service | None, verb: str) -> None:
     """Start, stop or restart a service, or every one of the engine."""
-    for name in [service] if service else [row.name for row in services(kind.name)]:
-        with holding(kind, name, verb) as found:
-            if verb != "start" and (row := service_container(found)):
+    for found in [service] if service else services(engine_named(noun).name):
+        with holding(found, verb) as held:
+            if verb != "start" and (row := service_container(held)):
                 stop_container(row.id, SERVICE_GRACE)
-            change_service(found, stopped=verb == "stop")
-        step(f"{verb}: {name} is done")
+            change_service(held, stopped=verb == "stop")
+        step(f"{verb}: {found.name} is done")
 
 
-service_command("start", args=[SERVICE], access="operate", does="Start a service that was stopped.")(lambda kind, service: operate(kind, service, "start"))
-service_command("stop", "pause", args=[SERVICE], access="operate", does="Stop a service, over reboots too, and keep its data.")(lambda kind, service: operate(kind, service, "stop"))
-service_command("restart", args=[SERVICE._replace(many="?")], access="operate", does="Restart a service, or every one of the engine.")(
-    lambda kind, service: operate(kind, service, "restart"))
-
-
-def alter_service(kind: Engine, service: str, purpose: str, **changes: Any) -> None:
-    """Keep a service as changed once its server answers so."""
-    with holding(kind, service, purpose) as found:
-        change_service(found, **changes)
-
-
-@service_command("expose", args=[SERVICE, Arg("ports", parse_endpoint, many="*")])
-def service_expose(kind: Engine, service: str, ports: list[str]) -> None:
+def service_expose(service: Service, ports: Sequence[str] = (), off: str = "") -> None:
     """Have a port of the host lead to a service: on 127.0.0.1, unless an address is named; its server is restarted. No firewall is opened."""
-    wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in ports or [str(free_port())])
-    alter_service(kind, service, "expose", exposed=wanted)
-    step(f"{service} answers on {' '.join(wanted)}")
+    wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in ports or [str(free_port())]) if not off else ()
+    with holding(service, "expose") as held:
+        change_service(held, exposed=wanted)
+    step(f"{service.name} answers on {' '.join(wanted) or 'no port of the host'}")
 
 
-service_command("unexpose", args=[SERVICE], does="Have no port of the host lead to a service any more; its server is restarted.")(
-    lambda kind, service: alter_service(kind, service, "unexpose", exposed=()))
-service_command("set", args=[SERVICE, Arg("key", one_of(*SERVICE_NETWORKS)), Arg("value", parse_networks, many="?")],
-                does="Set, or clear, the networks that a service is in beside its own; its server is restarted.")(
-    lambda kind, service, key, value: alter_service(kind, service, "set", **{key.replace("-", "_"): value or ""}))
+def service_set(service: Service, key: str, value: str | None) -> None:
+    """Set, or clear, the networks that a service is in beside its own; its server is restarted."""
+    with holding(service, "set") as held:
+        change_service(held, **{key.replace("-", "_"): value or ""})
 
 
-@service_command("import", args=[SERVICE], others=[[APP, SERVICE]], needs="load")
-def service_import(kind: Engine, service: str, app: str | None = None) -> None:
+def service_import(service: Service) -> None:
     """Replace what a service holds by a dump from standard input: it is loaded into a server beside it first, so that a bad one changes nothing."""
-    with holding(kind, service, "import") as found, scratch_folder(found.folder, "tmp.") as folder:
+    with holding(service, "import") as held, scratch_folder(held.folder, "tmp.") as folder:
         copy_file(sys.stdin.buffer, folder / "dump")
-        replace_data(found, folder / "dump", {})
+        replace_data(held, folder / "dump", {})
 
 
-@service_command("clone", args=[*CREATE_FLAGS, SERVICE, OTHER_SERVICE], access="create", needs="load")
-def service_clone(kind: Engine, service: str, new: str, **given: Any) -> None:
+def service_clone(service: Service, new: str, **given: Any) -> None:
     """Make a second service with what the first holds; flags as for create."""
-    with holding(kind, service, "clone") as found, scratch_folder(found.folder, "tmp.") as folder:
-        dump_service(found, folder / "dump")
+    with holding(service, "clone") as held, scratch_folder(held.folder, "tmp.") as folder:
+        dump_service(held, folder / "dump")
 
-        def load(clone: Service) -> Service:
+        def load(clone: Service) -> None:
             """Bring the new service up on a folder that was loaded beside it."""
-            with filled(clone._replace(image=found.image if not given["image"] and not given["version"] else clone.image), folder / "dump") as (fresh, identity):
+            with filled(clone._replace(image=held.image if not given["image"] and not given["version"] else clone.image), folder / "dump") as (fresh, identity):
                 stop_container(identity, SERVICE_GRACE)
-                return bring_up(fresh)
-        found_service(kind, new, given, load)
-    step(f"Cloned {service} to {new}")
+                bring_up(fresh)
+        found_service(engine_of(held), new, given, load)
+    step(f"Cloned {service.name} to {new}")
 
 
-@service_command("upgrade", args=[*IMAGE_FLAGS, Arg("confirm", flags=("--confirm",), switch=True), Arg("anew", flags=("--restart-apps", "-R"), switch=True), SERVICE])
-def service_upgrade(kind: Engine, service: str, confirm: bool, anew: bool, **given: Any) -> None:
+def service_upgrade(service: Service, confirm: bool, anew: bool, **given: Any) -> None:
     """Have a service run another version: dumped, loaded into a new server, compared row by row count, and only then switched to.
 
     Its apps can't reach it meanwhile. The old data is kept until  upgrade --confirm  is given.
     """
-    with holding(kind, service, "upgrade") as found:
+    with holding(service, "upgrade") as held:
         if confirm:
-            write_service(found._replace(kept=""))
-            return drop_strays(found._replace(kept=""))
-        if found.kept:
-            raise DokkuError(f"{service} still keeps {found.kept} from the upgrade before", f"dokku {kind.name}:upgrade {service} --confirm   lets go of it")
-        new = upgrade_service(found, **(chosen_image(kind, given, found) or chosen_image(kind, given)))
+            write_service(held._replace(kept=""))
+            return drop_strays(held._replace(kept=""))
+        if held.kept:
+            raise DokkuError(f"{held.name} still keeps {held.kept} from the upgrade before", f"dokku {held.engine}:upgrade {held.name} --confirm   lets go of it")
+        kind = engine_of(held)
+        new = upgrade_service(held, **(chosen_image(kind, given, held) or chosen_image(kind, given)))
     for app in linked_apps(new) if anew else ():
-        each_app(app, False, under_lock("upgrade", restart))
-    return step(f"{service} runs {new.image}" + (f"; the data from before is kept: {new.kept}" if new.kept else ""))
+        under_lock("upgrade", restart)(app)
+    return step(f"{new.name} runs {new.image}" + (f"; the data from before is kept: {new.kept}" if new.kept else ""))
 
 
-def save_backup_settings(kind: Engine, service: str, **changes: Any) -> None:
-    """Keep how a service is backed up."""
-    found = require_service(kind.name, service)
-    write_json(backup_home(found) / "settings.json", {**backup_settings(found), **changes})
+def set_backups(service: Service, **changes: Any) -> None:
+    """Keep how a service is backed up: schedule, where, keep."""
+    write_json(backup_home(service) / "settings.json", {**backup_settings(service), **{key: str(value) for key, value in changes.items() if value is not None}})
     render_crontab()
 
 
-@service_command("backup", args=[SERVICE, WHERE], needs="dump")
-def service_backup(kind: Engine, service: str, where: str | None) -> None:
+def service_backup(service: Service, where: str | None) -> None:
     """Back a service up, encrypted, by restic: into a repository on this server, or where WHERE says: a bucket, a folder, or what restic takes, as sftp:HOST:/PATH."""
-    save_backup_settings(kind, service, where=where) if where else None
-    with holding(kind, service, "backup") as found:
-        step(f"Backed up as {back_up(found)}")
+    set_backups(service, where=where)
+    with holding(service, "backup") as held:
+        step(f"Backed up as {back_up(held)}")
 
 
-service_command("backup-schedule", args=[Arg("keep", parse_count, ("--keep",), default="7"), SERVICE, SCHEDULED, WHERE], needs="dump", does="Back a service up by a crontab(5) schedule, and keep that many (7).")(
-    lambda kind, keep, service, schedule, where: save_backup_settings(kind, service, schedule=schedule, keep=str(max(1, keep)), **({"where": where} if where else {})))
-service_command("backup-unschedule", args=[SERVICE], needs="dump", does="Back a service up by no schedule any more.")(
-    lambda kind, service: save_backup_settings(kind, service, schedule=""))
-service_command("backup-schedule-cat", args=[SERVICE], needs="dump", does="Print the schedule of a service's backups.")(
-    lambda kind, service: say(f"{backup_settings(require_service(kind.name, service))['schedule']} /usr/bin/dokku {kind.name}:backup {service}"))
-service_command("backup-list", "backup:list", args=[SERVICE], needs="dump", access="view", does="List the backups of a service, oldest first.")(
-    lambda kind, service: say_lines(f"{row['short_id']} {row['time'][:19]}" for row in snapshots_of(require_service(kind.name, service))))
+def backup_schedule_cat(service: Service) -> str:
+    """Print the schedule of a service's backups."""
+    return f"{backup_settings(service)['schedule']} /usr/bin/dokku {service.engine}:backup {service.name}"
 
 
-@service_command("backup-verify", "backup:verify", args=[SERVICE, BACKUP], needs="load")
-def service_backup_verify(kind: Engine, service: str, backup: str) -> None:
+def backup_list(service: Service) -> list[str]:
+    """List the backups of a service, oldest first."""
+    return [f"{row['short_id']} {row['time'][:19]}" for row in snapshots_of(service)]
+
+
+def backup_verify(service: Service, backup: str) -> None:
     """Load a backup, the newest by default, into a server beside the service, and compare its rows; the service is not touched."""
-    with holding(kind, service, "backup-verify") as found:
-        step(f"The backup is good: it loads, and the rows of {verify_backup(found, backup)} tables were compared")
+    with holding(service, "backup-verify") as held:
+        step(f"The backup is good: it loads, and the rows of {verify_backup(held, backup)} tables were compared")
 
 
-@service_command("restore", args=[SERVICE, BACKUP], needs="load")
-def service_restore(kind: Engine, service: str, backup: str) -> None:
+def service_restore(service: Service, backup: str) -> None:
     """Replace what a service holds by a backup, the newest by default; it is loaded and compared beside it first."""
-    with holding(kind, service, "restore") as found, fetched(found, backup) as (dump, rows):
-        replace_data(found, dump, rows)
+    with holding(service, "restore") as held, fetched(held, backup) as (dump, rows):
+        replace_data(held, dump, rows)
 
 
-def keep_backup_secret(kind: Engine, service: str, file: str, text: str = "") -> None:
-    """Keep, or with nothing forget, what opens a service's repository."""
-    path = backup_home(require_service(kind.name, service)) / file
-    write_text(path, text + "\n", secret=True) if text else remove_file(path)
+def keep_bucket(service: Service, key: str, secret: str, region: str | None, signature: str | None, endpoint: str | None) -> None:
+    """Keep the keys of an S3 bucket for a service's backups; a secret of - comes from standard input."""
+    keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret_word(secret), "AWS_DEFAULT_REGION": region or "us-east-1", **({"ENDPOINT": endpoint} if endpoint else {})}
+    write_text(backup_home(service) / "bucket", render_environment(keys), secret=True)
 
 
-service_command("backup-auth", args=[SERVICE, *(Arg(name, parse_line) for name in ("key", "secret")), *(Arg(name, parse_line, many="?") for name in ("region", "signature", "endpoint"))], needs="dump",
-                does="Keep the keys of an S3 bucket for a service's backups; a secret of - comes from standard input.")(
-    lambda kind, service, key, secret, region, signature, endpoint: keep_backup_secret(kind, service, "bucket", render_environment(
-        {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret_word(secret), "AWS_DEFAULT_REGION": region or "us-east-1", **({"ENDPOINT": endpoint} if endpoint else {})})))
-service_command("backup-deauth", args=[SERVICE], needs="dump", does="Forget the keys of the bucket.")(
-    lambda kind, service: keep_backup_secret(kind, service, "bucket"))
-service_command("backup-set-encryption", args=[SERVICE, Arg("passphrase", many="?", default="-")], needs="dump",
-                does="Set the passphrase of a service's backups elsewhere, from standard input. Keep a copy: without it no backup opens.")(
-    lambda kind, service, passphrase: keep_backup_secret(kind, service, "passphrase", secret_word(passphrase)))
-service_command("backup-unset-encryption", args=[SERVICE], needs="dump", does="Forget the passphrase; the backups made with it open no more.")(
-    lambda kind, service: keep_backup_secret(kind, service, "passphrase"))
+def keep_passphrase(service: Service, passphrase: str) -> None:
+    """Set the passphrase of a service's backups elsewhere, from standard input. Keep a copy: without it no backup opens."""
+    write_text(backup_home(service) / "passphrase", secret_word(passphrase) + "\n", secret=True)
 
 
-def mend_service(service: Service) -> None:
-    """Make Docker agree with what is on record for a service, without waiting for its server; one that a command works on is left alone."""
-    with lock_if_free(service.folder / "lock") as free:
-        for difference in service_disagreements(service) if free else ():
-            difference.mend()
+def drop_backup_secret(service: Service, file: str) -> None:
+    """Forget what opens a service's repository."""
+    remove_file(backup_home(service) / file)
 
 
 def mend_services() -> None:
@@ -6835,8 +6781,8 @@ def take_leading_words(words: list[str]) -> list[str]:
     return [*words[count:count + 1], *words[:count], *words[count + 1:]]
 
 
-def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> list[str]:
-    """Take out the words that every command knows and this one does not declare; `--app X` becomes the first word.
+def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take out the words that every command knows and this one does not declare; give the others, and the app that --app names.
 
     What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
     """
@@ -6904,8 +6850,8 @@ def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
     return parse_arguments(name, args, words)
 
 
-def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> None:
-    """Refuse what a caller may not do, and then an app that does not exist; the first is noted in the events, and says nothing of the second."""
+def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> Mapping[str, Any]:
+    """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second. Gives the record of a service that is named."""
     app = chosen.get("app") or chosen.get("new") or ""
     if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
         become_owner(ROOT)
@@ -6913,6 +6859,7 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
         raise AccessDenied
     if chosen.get("app") not in (None, "--global"):
         require_app(chosen["app"])
+    return {**chosen, "service": require_service(row.name.partition(":")[0], chosen["service"])} if chosen.get("service") else chosen
 
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
@@ -6921,7 +6868,7 @@ def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     given.setdefault("noun", row.name.partition(":")[0])
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
-    rest = {*chosen} - {"style"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
+    rest = {*chosen} - {"style", "app"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
     outcome = body(**{name: value for name, value in given.items() if name in asked or name in rest})
     if row.call.startswith("print "):
         say_result(outcome, chosen.get("style") or "text")
@@ -6949,7 +6896,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         return say(usage_of(row)) or 0
     absent = {arg.name: None for arg in commands()[row.name].args}  # this spelling may know fewer
     chosen, began = absent | read_words(row, words[1:]), time.monotonic()
-    require_allowed(row, caller, chosen, hook)
+    chosen = require_allowed(row, caller, chosen, hook)
     if row.access != "local":
         become_owner(ROOT)
     if (ROOT / "TRACE").exists():

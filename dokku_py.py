@@ -469,36 +469,18 @@ def one_of(*words: str) -> Callable[[str], str]:
     return matching("|".join(map(re.escape, words)), "is not possible here", f"one of: {', '.join(words)}")
 
 
-# One parser for each kind of word that needs no more than a pattern. No path has `..` in it, no name begins with what a program takes for an option.
-NAME, COMPONENT, TAG_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+# Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
 OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
-parse_key_name = matching(KEY_NAME, "can't name a key", "use letters, digits and @ . _ + -, at most 64")
 parse_branch = matching(BRANCH, "is not the name of a branch")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
 parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
-parse_resource = matching(r"[0-9]{1,9}(?:\.[0-9]{1,3})?(?:[bkmgBKMG]|[kmgKMG][bB])?", "is not an amount", "write for example  --cpu 0.5  or  --memory 512m", str.lower)
-parse_seconds = matching(r"[0-9]{1,9}(?:ms|[smhd])?", "is not a duration", "write for example  60s, 5m, 500ms")
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
-parse_mail = matching(r"[A-Za-z0-9._+@,-]{1,200}", "is not a mail address")
-parse_label = matching(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", "can't be the name of a label")
-parse_tag = matching(rf"(?!(?:v[0-9]+|latest)$){TAG_NAME}", "can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
-parse_extra_tags = matching(f"{TAG_NAME}(?:,{TAG_NAME})*", "is not a list of tags", "write for example  latest,stable")
-parse_nginx_word = matching(r"[A-Za-z0-9_-]{1,64}", "can't be a name in nginx's configuration")
-parse_nginx_variable = matching(r"(?=.{0,200}$)[A-Za-z0-9_.:-]*(?:\$[a-z0-9_]+[A-Za-z0-9_.:-]*)*", "can't be the value of a header",
-                                "write a word or a variable of nginx, such as $remote_addr")
-parse_restart_policy = matching(r"no|always|unless-stopped|on-failure(?::[0-9]{1,4})?", "is not a restart policy", "one of: no, always, unless-stopped, on-failure[:N]")
-parse_import_style = matching("envfile|json", "is not a format", "one of: envfile, json")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
-parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
-parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
-parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
-parse_image_repo = matching(rf"(?=.{{0,200}}$){COMPONENT}(?:/{COMPONENT})*", "can't be the name of an image", "use lower-case letters, digits and . _ - / between them")
-parse_repo_template = matching(rf"(?:{COMPONENT}|[/._-]|\{{\{{ ?\.AppName ?\}}\}})+", "can't be the name of an image", "write for example  apps/{{ .AppName }}")
 
 
 def parse_app(text: str) -> str:
@@ -1646,9 +1628,19 @@ class Property(NamedTuple):
     access: str = "configure"
 
 
-def parser_named(words: str) -> Callable[[str], Any]:
-    """Give the parser that a table names: `count` is parse_count, `{a/b}` takes these words only, `str` any."""
-    return one_of(*words[1:-1].split("/")) if words.startswith("{") else str if words == "str" else globals()[f"parse_{words.replace('-', '_')}"]
+@functools.cache
+def patterns() -> dict[str, list[str]]:
+    """Read the kinds of words that need no more than a pattern."""
+    return {name: row for name, *row in read_table("words.tsv")}
+
+
+def parser_named(kind: str) -> Callable[[str], Any]:
+    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, any other kind any."""
+    if kind.startswith("{"):
+        return one_of(*kind[1:-1].split("/"))
+    if row := patterns().get(kind):
+        return matching(*row[:3], give=str.lower if row[3:] else str)
+    return globals().get(f"parse_{kind.replace('-', '_')}", str)
 
 
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
@@ -3754,7 +3746,7 @@ def argument(text: str) -> Arg:
     """Read one argument as templates/commands.tsv writes it."""
     flags, word, parser, many, default, name, unless = ARGUMENT.fullmatch(text).groups()  # type: ignore[union-attr]
     spellings = tuple(flags.split("|")) if flags else ()
-    return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser) if parser else str if flags else globals().get(f"parse_{word}", str),
+    return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser or word or "str"),
                spellings, many if many in ("?", "*", "+") else "", bool(flags) and parser is None and default is None, default, many == "...", many == "~", unless)
 
 
@@ -4171,7 +4163,6 @@ def parse_repository(text: str) -> str:
     return text
 
 
-parse_image = matching(r"[A-Za-z0-9][A-Za-z0-9./:_@-]{0,254}", "is not the name of an image", "write for example  registry.example.com/team/blog:1.2")
 
 
 def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:

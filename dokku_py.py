@@ -421,6 +421,11 @@ class Vhost(NamedTuple):
     certificate: str = ""
     seal: str = ""  # changes when the certificate does
     webroot: str = ""  # where an authority finds the answers to its challenges
+    redirects: tuple[tuple[str, str], ...] = ()  # (domain, `return` of nginx)
+    users: str = ""  # the file of those who must give a password
+    guests: tuple[str, ...] = ()  # addresses that need none
+    maintenance: str = ""  # the folder of the page that answers instead of the app
+    errors: str = ""  # the folder of the page that stands in for an app that does not answer
 
 
 class Caller(NamedTuple):
@@ -549,8 +554,8 @@ def parse_port_map(text: str) -> PortMap:
     if scheme not in ("http", "https", "grpc", "grpcs") or len(ports) != 2:
         raise UsageError(f"{shown(text)} is not SCHEME:HOST-PORT:CONTAINER-PORT", "write for example  http:80:5000")
     found = PortMap(scheme, *map(parse_port, ports))
-    if {"http": 443, "https": 80}.get(scheme) == found.host:
-        raise UsageError(f"{found}: port 80 is for http, 443 for https")
+    if {"http": 443, "https": 80, "grpcs": 80}.get(scheme) == found.host or (scheme == "grpc" and found.host in (80, 443)):
+        raise UsageError(f"{found}: port 80 is for http, 443 for https and grpcs")
     return found
 
 
@@ -1527,6 +1532,9 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
     own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
+    for folder, copied in (("auth", shutil.copyfile), ("pages", shutil.copytree)):
+        if (path := ROOT / "nginx" / folder / old).exists():
+            copied(path, path.with_name(new))
     shutil.copytree(app_folder(old), beside, ignore=lambda folder, names: left(folder, names) if folder == own else (), symlinks=True)
     rename_file(beside, app_folder(new))
 
@@ -1565,6 +1573,11 @@ def is_stopped(app: str) -> bool:
 def named_domains(app: str) -> list[str]:
     """List the domains that name an app, served or not: its own, else its name under each global domain."""
     return read_lines(app_folder(app) / "DOMAINS") or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]
+
+
+def redirects_of(app: str) -> dict[str, str]:
+    """Read which domains lead elsewhere: domain -> `target status`."""
+    return dict(line.partition(" ")[::2] for line in read_lines(app_folder(app) / "REDIRECTS"))
 
 
 def domains_of(app: str) -> list[str]:
@@ -2386,7 +2399,7 @@ def detected_maps(app: str, container: int) -> list[PortMap]:
 def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
     """List the port maps in effect: https needs a certificate. Port 80 is shared by name: an app without one has a port of its own in its place."""
     rows = own_maps(app) or detected_maps(app, container)
-    rows = [row for row in rows if row.scheme != "https" or certificate_of(app)]
+    rows = [row for row in rows if row.scheme in ("http", "grpc") or certificate_of(app)]
     return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
 
 
@@ -2443,12 +2456,32 @@ def vhost_of(release: Release | None, app: str) -> Vhost:
     listeners = port_maps(app, port_of(release) if release else DEFAULT_PORT)
     other = property_of(app, "network", "static-web-listener")
     upstreams = {row.container: (other,) if other else tuple(f"{address}:{row.container}" for _, address in found) for row in listeners}
-    certificate = certificate_of(app) if any(row.scheme == "https" for row in listeners) else None
+    certificate = certificate_of(app) if any(row.scheme in ("https", "grpcs") for row in listeners) else None
+    pages, guests = pages_of(app), tuple(read_lines(app_folder(app) / "ALLOWED_IPS"))
     custom = "" if property_of(app, "nginx", "disable-custom-config") == "true" else f"{app_folder(app)}/nginx.conf.d/*.conf"
     return Vhost(app=app, domains=tuple(domains_of(app)), listeners=tuple(listeners), upstreams=upstreams, access_log=log_of(app, "access"),
                  error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom,
                  certificate=str(certificate or ""), seal=digest_of(read_text(certificate)) if certificate else "",
-                 webroot=str(ROOT / "acme" / "webroot") if acme_folder(app).is_dir() else "")
+                 webroot=str(ROOT / "acme" / "webroot") if acme_folder(app).is_dir() else "", guests=guests,
+                 redirects=tuple((source, return_of(target)) for source, target in redirects_of(app).items()) if domains_of(app) else (),
+                 users=str(users_file(app)) if (app_folder(app) / "HTTP_AUTH").exists() else "", errors=str(pages) if (pages / "502.html").exists() else "",
+                 maintenance=str(pages if (pages / "maintenance.html").exists() else TEMPLATES / "pages") if (app_folder(app) / "MAINTENANCE").exists() else "")
+
+
+def return_of(target: str) -> str:
+    """Write as nginx does where a request is sent: to a host, by the way it came unless that is named, and with which status."""
+    host, status = target.split()
+    return f"{status} {host if '://' in host else f'$scheme://{host}'}$request_uri"
+
+
+def users_file(app: str) -> Path:
+    """Locate who may come to an app by a password, in a folder that only nginx reads beside us (htpasswd's form)."""
+    return ROOT / "nginx" / "auth" / app
+
+
+def pages_of(app: str) -> Path:
+    """Locate an app's own pages: maintenance.html, 502.html and what they show."""
+    return ROOT / "nginx" / "pages" / app
 
 
 def vhost_text_of(release: Release | None, app: str) -> str:
@@ -3808,8 +3841,7 @@ def commands() -> dict[str, Command]:
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup developer domains:redirect:get domains:redirect:set htpasswd http-auth maintenance mariadb
-    memcached mongo mongodb mysql nginx:import-ssl postgres postgresql rabbitmq redirect redis""".split())
+LATER = frozenset("""acl backup developer mariadb memcached mongo mongodb mysql postgres postgresql rabbitmq redis""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
 REFUSED = {
@@ -3943,6 +3975,15 @@ def report(noun: str, app: str | None, flags: list[str], style: str, caller: Cal
         say_report(noun, name, "".join(flags), style)
 
 
+def secret_word(text: str) -> str:
+    """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
+    if text in ("-", ""):
+        return parse_line(sys.stdin.readline().rstrip("\n"))
+    if not inherited("SSH_ORIGINAL_COMMAND"):
+        raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
+    return text
+
+
 def visible_apps(caller: Caller) -> list[str]:
     """List the apps that a caller may see."""
     return [app for app in apps() if may(caller, "view", app)]
@@ -3952,13 +3993,27 @@ def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller
     """Set a property, or clear it without a value, when the caller may."""
     if noun == "images" and app != "--global":  # `images:set source hub`: an app has none of its own
         app, key, value = "--global", app, [key, *value]
-    if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
+    secret = noun == "letsencrypt" and key.startswith("dns-provider-")  # what lego must know of the provider, by lego's own name for it
+    if ((noun, key) in PROPERTIES or secret) and not may(caller, "admin" if secret else PROPERTIES[noun, key].access, "" if app == "--global" else app):
         raise AccessDenied
+    if secret:
+        known = {**dns_secrets(app), parse_config_key(key.removeprefix("dns-provider-")): secret_word("".join(value)) if value else ""}
+        return write_text(property_file(app, noun, "dns"), render_environment({name: word for name, word in known.items() if word}), secret=True)
+    if (noun, key) == ("nginx", "proxy-protocol") and app != "--global":
+        raise UsageError("Apps share their ports: either all of them are behind PROXY protocol or none", "dokku nginx:set --global proxy-protocol true")
     if noun == "network":
         guard_network(key, value, caller)
     change_property(noun, app, key, " ".join(map(str, value)))
     render_crontab() if noun == "cron" else None
     step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(map(str, value))}")
+
+
+def serve_unknown_names() -> None:
+    """Have nginx answer to names that no app has."""
+    major = re.search(r"nginx/(\d+)\.(\d+)", run(["/usr/sbin/nginx", "-v"]).stderr.decode())
+    modern = bool(major) and (int(major[1]), int(major[2])) >= (1, 19)
+    proxied = " proxy_protocol" if property_of("--global", "nginx", "proxy-protocol") == "true" else ""
+    install_vhost(SERVER_CONF, render("server.conf.j2", reject_handshake=modern, proxied=proxied))
 
 
 def change_property(noun: str, app: str, key: str, value: str) -> None:
@@ -3975,6 +4030,7 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
     old = read_text(path).strip()
     write_property(app, noun, key, value)
     try:
+        serve_unknown_names() if key == "proxy-protocol" else None
         return each_app(None, True, serve) if served else None
     except BaseException:
         write_property(app, noun, key, old)
@@ -4061,7 +4117,7 @@ def destroy_app(app: str) -> None:
         for tag in tags_of(app):
             untag_image(f"dokku/{app}:{tag}")
         free_addresses(app, lambda incarnation, dyno: False)
-        remove_folder(acme_folder(app))
+        remove_all([acme_folder(app), users_file(app), pages_of(app)])
         doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
@@ -4410,15 +4466,126 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     """Change an app's domains and have nginx serve them; a domain of another app is refused by name."""
     with locked(app, "domains"), server_lock("domains"):
         domains = changed(named_domains(app), verb, domains)
-        for other in apps():
-            if other != app and (both := set(domains) & set(named_domains(other))):
-                raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
+        refuse_claimed(app, [*domains, *redirects_of(app)])
         with served_with(app, app_folder(app) / "DOMAINS"):
             write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
+def refuse_claimed(app: str, domains: Sequence[str]) -> None:
+    """Refuse domains that another app has, served or sent elsewhere, or that are among them twice."""
+    for other in apps():
+        if other != app and (both := set(domains) & {*named_domains(other), *redirects_of(other)}):
+            raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   (or redirect:unset) frees it")
+    if twice := [domain for domain in redirects_of(app) if domains.count(domain) > 1]:
+        raise DokkuError(f"{twice[0]} is sent elsewhere", f"dokku redirect:unset {app} {twice[0]}   ends that")
+
+
+def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, str]]) -> None:
+    """Change where an app's further domains are sent, and have nginx do so."""
+    with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
+        write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in change(redirects_of(app)).items()])
+        refuse_claimed(app, [*named_domains(app), *redirects_of(app)])
+
+
+def redirect_list(app: str) -> list[str]:
+    """List the domains that are sent elsewhere, where to and with which status."""
+    return [" ".join(row) for row in redirects_of(app).items()]
+
+
+def redirect_set(app: str, source: str, target: str, code: str) -> None:
+    """Send the requests for a domain to another, each to the same path."""
+    change_redirects(app, lambda old: {**old, source: f"{target} {code}"})
+
+
+def redirect_unset(app: str, source: str) -> None:
+    """Send the requests for a domain nowhere any more."""
+    if source not in redirects_of(app):
+        raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
+    change_redirects(app, lambda old: {domain: target for domain, target in old.items() if domain != source})
+
+
+def redirect_to_first(app: str, domains: Sequence[str]) -> None:
+    """Send the requests for these domains, and for no others, to the first domain of the app."""
+    if not (own := domains_of(app)):
+        raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
+    change_redirects(app, lambda old: dict.fromkeys(domains, f"{own[0]} 301"))
+
+
+def http_auth_facts(app: str) -> dict[str, str]:
+    """Say who must give a password."""
+    return {"http-auth-enabled": str((app_folder(app) / "HTTP_AUTH").exists()).lower(), "http-auth-allowed-ips": " ".join(read_lines(app_folder(app) / "ALLOWED_IPS")),
+            "http-auth-users": " ".join(line.partition(":")[0] for line in read_lines(users_file(app)))}
+
+
+def keep_user(app: str, user: str, password: str | None) -> None:
+    """Let somebody in by a password, which comes from standard input unless it is given; kept as SHA-512 crypt (crypt(5))."""
+    digest = openssl("passwd", "-6", "-stdin", stdin=secret_word(password or ""))
+    kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
+    write_lines(users_file(app), [*kept, f"{user}:{digest}"])
+
+
+def http_auth_enable(app: str, user: str | None, password: str | None) -> None:
+    """Ask for a name and a password at an app, and let that one in."""
+    with locked(app, "http-auth"), served_with(app, app_folder(app) / "HTTP_AUTH"):
+        keep_user(app, user, password) if user else None
+        write_text(app_folder(app) / "HTTP_AUTH", now() + "\n")
+
+
+def http_auth_add_user(app: str, user: str, password: str | None) -> None:
+    """Let one more in by a password, once http-auth:enable asks for it."""
+    with locked(app, "http-auth"):
+        keep_user(app, user, password)
+
+
+def http_auth_remove_user(app: str, user: str) -> None:
+    """Let somebody in no more."""
+    with locked(app, "http-auth"):
+        kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
+        if kept == read_lines(users_file(app)):
+            raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
+        write_lines(users_file(app), kept)
+
+
+def change_guests(app: str, address: str, verb: str) -> None:
+    """Change from which addresses one comes to an app without a password."""
+    path = app_folder(app) / "ALLOWED_IPS"
+    with locked(app, "http-auth"), served_with(app, path):
+        write_lines(path, dict.fromkeys(changed(read_lines(path), verb, [address])))
+
+
+def maintenance_facts(app: str) -> dict[str, str]:
+    """Say whether a page answers instead of the app."""
+    return {"maintenance-enabled": str((app_folder(app) / "MAINTENANCE").exists()).lower(), "maintenance-custom-page": str(pages_of(app).is_dir()).lower()}
+
+
+def custom_page(app: str) -> None:
+    """Take an app's own pages, a tar on standard input: maintenance.html, 502.html for when it does not answer, and what they show."""
+    with locked(app, "maintenance"), scratch_folder(app_folder(app), "tree.") as folder:
+        limit = ["prlimit", f"--fsize={2**24}", "tar", "--extract", "--no-same-owner", "--no-same-permissions"]
+        if attend([*limit, f"--directory={make_folder(folder / 'new')}"]) or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
+            raise UsageError("That is no tar with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
+        run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
+        remove_folder(pages_of(app))
+        rename_file(folder / "new", pages_of(app))
+        render_vhost(app)
+
+
+def custom_page_export(app: str) -> int:
+    """Write an app's own pages to standard output, as a tar."""
+    if not pages_of(app).is_dir():
+        raise NotFound(f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
+    return attend(["tar", "--create", f"--directory={pages_of(app)}", "."])
+
+
+def custom_page_remove(app: str) -> None:
+    """Answer by the server's own page again."""
+    with locked(app, "maintenance"):
+        remove_folder(pages_of(app))
+        render_vhost(app)
+
+
 def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "") -> None:
-    """Note whether an app is served by its names (NO_VHOST) or by nginx at all (NO_PROXY), and serve it so."""
+    """Note whether an app is served by its names (NO_VHOST), by nginx at all (NO_PROXY), or by a page (MAINTENANCE), and serve it so."""
     def one(name: str) -> None:
         """Do it for one app."""
         path = app_folder(name) / file
@@ -4455,13 +4622,12 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
         had, own = host_ports(app), own_maps(app)
         maps = [next((row for row in own if row.host == word.host), word) if not word.scheme else word for word in maps]
         if verb == "remove" and (unknown := [word for word in maps if word not in own]):
-            raise NotFound(f"{app} has no port map {str(unknown[0]).removeprefix(':').removesuffix(':0')}", f"dokku ports:list {app}   lists them")
+            raise NotFound(f"{app} has no port map {shown(str(unknown[0]).removeprefix(':').removesuffix(':0'))}", f"dokku ports:list {app}   lists them")
         maps = changed(own, verb, maps)
         with served_with(app, app_folder(app) / "PORTS"):
             for row in set(maps) - set(own_maps(app)):
-                if row.scheme != "http" and (row.scheme != "https" or not certificate_of(app)):
-                    raise DokkuError(f"{row} can't be served: {app} has no certificate" if row.scheme == "https" else f"{row} can't be served yet",
-                                     f"dokku certs:add {app} < certificate-and-key.tar" if row.scheme == "https" else "use http or https")
+                if row.scheme in ("https", "grpcs") and not certificate_of(app):
+                    raise DokkuError(f"{row} can't be served: {app} has no certificate", f"dokku certs:add {app} < certificate-and-key.tar")
                 if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
                     raise AccessDenied
             write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
@@ -4504,6 +4670,12 @@ def hide_vhost(app: str) -> None:
 def served_vhost(app: str) -> str:
     """Give the configuration by which nginx serves an app."""
     return read_text(ROOT / "nginx" / f"{app}.conf").rstrip("\n")
+
+
+def nginx_diff(app: str) -> list[str]:
+    """Print what rendering an app's nginx configuration again would change."""
+    import difflib
+    return [*difflib.unified_diff(read_text(ROOT / "nginx" / f"{app}.conf").splitlines(), vhost_text(app).splitlines(), "served", "on record", lineterm="")]
 
 
 def nginx_validate_config(clean: bool, app: str | None) -> int:
@@ -4630,12 +4802,20 @@ def lego(app: str, domains: Sequence[str], *words: str) -> None:
     if not (email := property_of(app, "letsencrypt", "email")):
         raise DokkuError("No mail address is set", f"dokku letsencrypt:set {app} email you@example.com   (or --global) sets the one that the authority may write to")
     server = property_of(app, "letsencrypt", "server")
-    argv = ["lego", "--accept-tos", "--email", email, "--server", AUTHORITIES.get(server, server), "--path", str(acme_folder(app)), "--http",
-            "--http.webroot", str(ROOT / "acme" / "webroot"), *(word for domain in domains for word in ("--domains", domain)), *words]
+    provider, secrets = property_of(app, "letsencrypt", "dns-provider"), {**dns_secrets("--global"), **dns_secrets(app)}
+    way = ["--dns", provider, *(["--dns.disable-cp"] if property_of(app, "letsencrypt", "dns-propagation") == "skip" else [])] if provider else [
+        "--http", "--http.webroot", str(ROOT / "acme" / "webroot")]
+    argv = ["lego", "--accept-tos", "--email", email, "--server", AUTHORITIES.get(server, server), "--path", str(acme_folder(app)), *way,
+            *(word for domain in domains for word in ("--domains", domain)), *words]
     try:
-        stream(argv)
+        stream(argv, env={**os.environ, **secrets})
     except ToolFailed as error:
         raise DokkuError(f"The authority gives no certificate: {error.output.strip().splitlines()[-1]}", f"what serves {app} stays as it was") from None
+
+
+def dns_secrets(app: str) -> dict[str, str]:
+    """Read what lego must know of a DNS provider, as `letsencrypt:set APP dns-provider-NAME` gave it."""
+    return parse_environment(read_text(property_file(app, "letsencrypt", "dns")))
 
 
 def require_reachable(domain: str) -> None:
@@ -4669,18 +4849,19 @@ def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
 
 def certify(app: str, force: bool) -> None:
     """Get or renew the certificate of an app."""
-    domains = domains_of(app)
-    if not domains or any("*" in domain for domain in domains):
-        raise DokkuError(f"{app} has no domain" if not domains else "A wildcard is certified by DNS only, which is not available in this version", f"dokku domains:set {app} NAME   gives it others")
+    domains, by_dns = [*domains_of(app), *redirects_of(app)], property_of(app, "letsencrypt", "dns-provider")
+    if not domains or (any("*" in domain for domain in domains) and not by_dns):
+        raise DokkuError(f"{app} has no domain" if not domains else "A wildcard is certified by DNS only: name the provider, as lego does, and what it must know",
+                         f"dokku domains:set {app} NAME   gives it others" if not domains else f"dokku letsencrypt:set {app} dns-provider NAME, then dns-provider-VARIABLE VALUE")
     fresh = not acme_folder(app).is_dir()
     make_folder(acme_folder(app), 0o700)
     try:
         under_lock("letsencrypt", render_vhost)(app)
-        made = acme_folder(app) / "certificates" / f"{domains[0]}.crt"
+        made = acme_folder(app) / "certificates" / f"{domains[0].replace('*', '_')}.crt"
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
         if renews and not force and not run(["openssl", "x509", "-noout", "-checkend", property_of(app, "letsencrypt", "graceperiod")], stdin=read_text(made), check=False).returncode:
             return detail(f"{app} has a certificate that needs no renewal")
-        for domain in domains if not renews and not force else ():
+        for domain in domains if not renews and not force and not by_dns else ():
             require_reachable(domain)
         lego(app, domains, "run")
         keep_certificate(app, checked_certificate(read_text(made) + read_text(made.with_suffix(".key"))))
@@ -4712,6 +4893,27 @@ def letsencrypt_revoke(app: str) -> None:
     require_certified(app)
     lego(app, domains_of(app)[:1], "revoke")
     letsencrypt_disable(app)
+
+
+def certs_doctor(app: str | None, caller: Caller) -> list[dict[str, str]]:
+    """Say of each domain, of one app or all: its addresses, whether it leads here, what its certificate is worth, and who renews it."""
+    return [examine_domain(name, domain) for name in ([app] if app else visible_apps(caller)) for domain in [*domains_of(name), *redirects_of(name)]]
+
+
+def examine_domain(app: str, domain: str) -> dict[str, str]:
+    """Look at one domain of an app."""
+    import socket
+    file, leads, found = certificate_of(app), "yes", []
+    with contextlib.suppress(OSError):
+        found = sorted({row[4][0] for row in socket.getaddrinfo(domain.replace("*", "any"), None)})
+    try:
+        require_reachable(domain.replace("*", "any"))
+    except DokkuError as error:
+        leads = f"no: {error.message.rpartition(': ')[2]}"
+    names = names_of_certificate("--global" if file == certificate_file("--global") else app)
+    worth = "none" if not file else "for other names" if not covers(names, domain) else openssl("x509", "-noout", "-enddate", stdin=read_text(file)).replace("notAfter=", "ends ")
+    return {"app": app, "domain": domain, "addresses": " ".join(found) or "none", "leads here": leads, "certificate": worth,
+            "renewed": "by cron, once a day" if acme_folder(app).is_dir() and not (ROOT / "acme" / "NO_CRON").exists() else "by nobody"}
 
 
 def letsencrypt_cleanup(app: str) -> None:
@@ -5499,12 +5701,9 @@ def find_one_offs(app: str | None, name: str | None, caller: Caller) -> list[Con
     return found
 
 
-def run_list(style: str, app: str | None, caller: Caller) -> None:
+def run_list(app: str | None, caller: Caller) -> list[dict[str, str]]:
     """List the one-offs of an app, or of all, running or ended."""
-    rows = [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(require_app(app) if app else "") if may(caller, "operate", row.app)]
-    if style == "json":
-        return say_json(rows)
-    return say_table([list(row.values()) for row in rows]) if rows else None
+    return [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(app or "") if may(caller, "operate", row.app)]
 
 
 def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int:
@@ -5706,9 +5905,7 @@ def setup() -> None:
     make_folder(storage_folder(), 0o700)
     render_authorized_keys()
     ensure_network()
-    major = re.search(r"nginx/(\d+)\.(\d+)", run(["/usr/sbin/nginx", "-v"]).stderr.decode())
-    modern = bool(major) and (int(major[1]), int(major[2])) >= (1, 19)
-    install_vhost(SERVER_CONF, render("server.conf.j2", reject_handshake=modern))
+    serve_unknown_names()
     reload_nginx()  # its own configuration may be new
 
 

@@ -93,6 +93,7 @@ STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
 PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
 PROBATION_RESTARTS = 3  # this many restarts in probation are a crash loop
 RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
+EXPIRY_WARNING = 14 * 86400  # seconds before the end of a certificate at which doctor and pushes say so
 LOG_OPTIONS = {"max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
@@ -2302,6 +2303,11 @@ def certificate_of(app: str) -> Path | None:
     return certificate_file("--global") if server and all(covers(server, domain) for domain in domains) else None
 
 
+def ends_within(file: Path, seconds: int | str) -> bool:
+    """Say whether a certificate ends within so many seconds."""
+    return bool(run(["openssl", "x509", "-noout", "-checkend", str(seconds)], stdin=read_text(file), check=False).returncode)
+
+
 def acme_folder(app: str) -> Path:
     """Locate what lego knows of an app: account, keys, certificates; the folder says that an authority certifies the app."""
     return ROOT / "acme" / "apps" / app
@@ -3033,6 +3039,8 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
     milestone("Application deployed:")
     for url in urls_of(app):
         detail(url)
+    if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
+        warn(f"The certificate of {app} ends within 14 days; dokku certs:doctor {app}   says who should renew it")
 
 
 def lock_file(app: str) -> Path:
@@ -3512,7 +3520,7 @@ def disagreements(app: str) -> Iterator[Disagreement]:
             yield found("processes run although it was stopped", functools.partial(stop_processes, app))
     elif current:
         yield from process_disagreements(app, current)
-    if certificate_of(app) and run(["openssl", "x509", "-noout", "-checkend", "1209600"], stdin=read_text(certificate_of(app)), check=False).returncode:
+    if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         yield found("its certificate ends within 14 days: renew it by certs:update or letsencrypt:enable", lambda: None)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
@@ -4476,6 +4484,10 @@ def refuse_claimed(app: str, domains: Sequence[str]) -> None:
     for other in apps():
         if other != app and (both := set(domains) & {*named_domains(other), *redirects_of(other)}):
             raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   (or redirect:unset) frees it")
+    for other in apps():
+        for pattern in [name for name in named_domains(other) if name.startswith("*.") and other != app]:
+            for domain in [name for name in domains if covers([pattern], name) and name not in named_domains(app)]:
+                detail(f"{other} answers for {pattern}; for {domain} it is {app} from now on")
     if twice := [domain for domain in redirects_of(app) if domains.count(domain) > 1]:
         raise DokkuError(f"{twice[0]} is sent elsewhere", f"dokku redirect:unset {app} {twice[0]}   ends that")
 
@@ -4859,7 +4871,7 @@ def certify(app: str, force: bool) -> None:
         under_lock("letsencrypt", render_vhost)(app)
         made = acme_folder(app) / "certificates" / f"{domains[0].replace('*', '_')}.crt"
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
-        if renews and not force and not run(["openssl", "x509", "-noout", "-checkend", property_of(app, "letsencrypt", "graceperiod")], stdin=read_text(made), check=False).returncode:
+        if renews and not force and not ends_within(made, property_of(app, "letsencrypt", "graceperiod")):
             return detail(f"{app} has a certificate that needs no renewal")
         for domain in domains if not renews and not force and not by_dns else ():
             require_reachable(domain)

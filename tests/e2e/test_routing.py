@@ -1,17 +1,21 @@
 """Who is sent elsewhere, asked for a password, kept out, or told to come again later; and what speaks gRPC."""
 
 import base64
+import contextlib
 import io
 import json
 import re
 import socket
+import ssl
 import tarfile
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
 from conftest import HELLO_TEXT, STATE, ask, base_image, free_port, sh, wait_until
-from test_tls import Authority
+from sockets import WebSocket
+from test_tls import Authority, https
 
 
 def located(host, path="/"):
@@ -157,31 +161,96 @@ def test_a_page_of_the_apps_own_stands_in_when_nothing_answers(live):
     assert live.get() == (200, HELLO_TEXT)
 
 
-def test_no_request_is_dropped_by_what_is_set_here(live):
+def test_no_request_and_no_websocket_is_dropped_by_what_is_set_here(live, tmp_path):
+    """Certificates, a page in the app's place, redirects and fifty reloads, under load and with a websocket open."""
+    authority = Authority(tmp_path)
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "root.crt"))
+    live.ok("certs:add", stdin="".join(authority.issue(live.host)))
     failures, count, going = [], [0], threading.Event()
 
     def ask_on():
         while not going.wait(0.005):
             try:
-                status, _ = live.get()
+                status = https(live.host, trusting)[0]
                 count[0] += 1
                 failures.extend([status] if status not in (200, 503) else [])
             except OSError as error:
                 failures.append(error)
 
-    askers = [threading.Thread(target=ask_on) for _ in range(4)]
+    socket_ = WebSocket(live, port=443, context=trusting)
+    askers = [threading.Thread(target=ask_on) for _ in range(3)]
     [asker.start() for asker in askers]
     try:
-        for _ in range(5):
+        for _ in range(3):
+            live.ok("certs:update", stdin="".join(authority.issue(live.host)))
             live.ok("maintenance:enable")
             live.ok("maintenance:disable")
             live.ok("redirect:set", f"r-{live.name}.example.com", live.host)
             live.ok("redirect:unset", f"r-{live.name}.example.com")
+            assert socket_.say("there?").endswith(" there?")
+        for _ in range(50):
             assert sh("dokku", "nginx:reload").returncode == 0
+        assert socket_.say("still there?").endswith(" still there?")
     finally:
         going.set()
         [asker.join() for asker in askers]
+        socket_.close()
+        live.ok("certs:remove")
     assert count[0] > 50 and not failures, failures[:5]
+
+
+SINK = r'''
+use strict; use Socket;
+socket(my $server, PF_INET, SOCK_STREAM, 0); setsockopt($server, SOL_SOCKET, SO_REUSEADDR, 1);
+bind($server, sockaddr_in($ENV{PORT}, INADDR_ANY)) or die; listen($server, 100);
+$SIG{CHLD} = 'IGNORE';
+while (accept(my $client, $server)) {
+    next if fork;
+    my ($length, $seen) = (0, 0);
+    while (my $line = <$client>) { last if $line =~ /^\r?$/; $length = $1 if $line =~ /^Content-Length: (\d+)/i }
+    while ($seen < $length) { my $got = read($client, my $bytes, 65536 < $length - $seen ? 65536 : $length - $seen) or last; $seen += $got }
+    syswrite $client, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: " . length("$seen") . "\r\n\r\n$seen";
+    exit;
+}
+'''
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_an_upload_of_a_gigabyte_takes_no_memory(switch, buffering):
+    switch.deploy(**{"server.pl": SINK})
+    assert sh("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"Host: {switch.host}", "--data-binary", "@-", "http://127.0.0.1/", stdin="x" * 2**21).stdout == "413"
+    switch.ok("nginx:set", "client-max-body-size", "0")
+    switch.ok("nginx:set", "proxy-request-buffering", buffering)
+    done = sh("sh", "-c", f"head -c 1073741824 /dev/zero | curl -s -T - -X POST -H 'Expect:' -H 'Content-Length: 1073741824' -H 'Transfer-Encoding:' -H 'Host: {switch.host}' http://127.0.0.1/")
+    assert done.stdout == str(2**30), done
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text().strip() == "nginx":
+                assert int(re.search(r"VmHWM:\s+(\d+) kB", (folder / "status").read_text())[1]) < 100 * 1024
+
+
+def test_ipv6_and_a_name_that_a_wildcard_of_another_app_covers(live, switch):
+    switch.deploy(Procfile="web: GREETING=other exec perl /server.pl\n")
+    wild = f"{switch.name}.example.com"
+    switch.ok("domains:add", f"*.{wild}")
+    said = live.ok("domains:add", f"one.{wild}")
+    try:
+        assert f"{switch.name} answers for *.{wild}; for one.{wild} it is {live.name} from now on" in said
+        assert ask(f"one.{wild}") == (200, HELLO_TEXT) and ask(f"two.{wild}") == (200, "other")
+        found = sh("curl", "-s", "-6", "-H", f"Host: two.{wild}", "http://[::1]/").stdout
+        assert found.strip() == "other"
+    finally:
+        live.ok("domains:remove", f"one.{wild}")
+    assert ask(f"one.{wild}") == (200, "other")
+
+
+def test_a_certificate_that_ends_soon_is_told_at_each_push(live, tmp_path):
+    live.ok("certs:add", stdin="".join(Authority(tmp_path).issue(live.host)))
+    try:
+        assert "ends within 14 days" in live.deploy(again="1")
+        assert "its certificate ends within 14 days" in live.person.ssh("doctor", live.name).stdout
+    finally:
+        live.ok("certs:remove")
 
 
 def test_addresses_rates_and_logs(live):

@@ -27,7 +27,7 @@ Sections, top to bottom; a function calls only its own section and those above, 
     14 Health         is a process fit to serve?
     15 Releases       deploy, bring up, retire, probation, converge
     16 Access         keys, roles, who may do what                (authorized_keys)
-    17 Declaring      how a command is declared
+    17 Declaring      the table of commands, and how its words are read
     18 Commands       the commands themselves, by family
     19 Front door     argv, ssh, git hook, exit codes
 """
@@ -1534,8 +1534,9 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
     for folder, copied in (("auth", shutil.copyfile), ("pages", shutil.copytree)):
-        if (path := ROOT / "nginx" / folder / old).exists():
-            copied(path, path.with_name(new))
+        path = ROOT / "nginx" / folder / old
+        remove_all([path.with_name(new)])  # a killed copy may have left some
+        copied(path, path.with_name(new)) if path.exists() else None
     shutil.copytree(app_folder(old), beside, ignore=lambda folder, names: left(folder, names) if folder == own else (), symlinks=True)
     rename_file(beside, app_folder(new))
 
@@ -3760,7 +3761,7 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 17 Declaring: what a command is, said once beside its body
+# 17 Declaring: what a command is, read from its row of templates/commands.tsv
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
@@ -3825,10 +3826,12 @@ QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than th
 
 
 def nouns_named(word: str) -> list[str]:
-    """List the nouns that a word of the table stands for."""
+    """List the nouns that a word of the table stands for: itself, unless it is in capitals."""
+    if not word.isupper():
+        return [word]
     with_properties = {noun for noun, _ in PROPERTIES}
     facts = {name.removesuffix("_facts").replace("_", "-") for name in globals() if name.endswith("_facts")}
-    return {"PROPERTY": sorted(with_properties), "REPORT": sorted(with_properties | facts)}.get(word, [word])
+    return {"PROPERTY": sorted(with_properties), "REPORT": sorted(with_properties | facts)}[word]
 
 
 @functools.cache
@@ -4077,6 +4080,7 @@ def create_app(app: str) -> None:
     """Make the record of an app, its repository, and a vhost that answers 502 until something runs; unless somebody just did."""
     with server_lock("create"):
         if not app_exists(app):
+            remove_all([users_file(app), pages_of(app)])  # a killed copy may have left some
             make_folder(app_folder(app))
             write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
             ensure_repository(app)
@@ -4495,7 +4499,10 @@ def refuse_claimed(app: str, domains: Sequence[str]) -> None:
 def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, str]]) -> None:
     """Change where an app's further domains are sent, and have nginx do so."""
     with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
-        write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in change(redirects_of(app)).items()])
+        rows = change(redirects_of(app))
+        if rows and not domains_of(app):
+            raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
+        write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
         refuse_claimed(app, [*named_domains(app), *redirects_of(app)])
 
 
@@ -4518,15 +4525,19 @@ def redirect_unset(app: str, source: str) -> None:
 
 def redirect_to_first(app: str, domains: Sequence[str]) -> None:
     """Send the requests for these domains, and for no others, to the first domain of the app."""
-    if not (own := domains_of(app)):
-        raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
-    change_redirects(app, lambda old: dict.fromkeys(domains, f"{own[0]} 301"))
+    change_redirects(app, lambda old: dict.fromkeys(domains, f"{''.join(domains_of(app)[:1])} 301"))
 
 
 def http_auth_facts(app: str) -> dict[str, str]:
     """Say who must give a password."""
     return {"http-auth-enabled": str((app_folder(app) / "HTTP_AUTH").exists()).lower(), "http-auth-allowed-ips": " ".join(read_lines(app_folder(app) / "ALLOWED_IPS")),
             "http-auth-users": " ".join(line.partition(":")[0] for line in read_lines(users_file(app)))}
+
+
+def require_proxied(app: str) -> None:
+    """Refuse what only nginx does for an app that it does not stand in front of."""
+    if not is_proxied(app):
+        raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
 
 
 def keep_user(app: str, user: str, password: str | None) -> None:
@@ -4538,6 +4549,7 @@ def keep_user(app: str, user: str, password: str | None) -> None:
 
 def http_auth_enable(app: str, user: str | None, password: str | None) -> None:
     """Ask for a name and a password at an app, and let that one in."""
+    require_proxied(app)
     with locked(app, "http-auth"), served_with(app, app_folder(app) / "HTTP_AUTH"):
         keep_user(app, user, password) if user else None
         write_text(app_folder(app) / "HTTP_AUTH", now() + "\n")
@@ -4601,9 +4613,11 @@ def serve_by(file: str, app: str | None, everything: bool = False, parallel: int
     def one(name: str) -> None:
         """Do it for one app."""
         path = app_folder(name) / file
+        if file == "MAINTENANCE" and off:
+            require_proxied(name)
         with locked(name, "proxy"), served_with(name, path):
             write_text(path, "") if off else remove_file(path)
-        if not is_proxied(name):
+        if file == "NO_PROXY" and off:
             warn(f"{name} answers on {' '.join(urls_of(name))}; each release ends its old web.1 before the new one starts, which leaves a gap")
     each_app(app, everything, one, parallel)
 

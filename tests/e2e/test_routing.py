@@ -125,6 +125,16 @@ def test_passwords_in_the_other_dialect_and_for_a_clone(live, new_app):
         live.ok("htpasswd:disable")
 
 
+def test_what_only_nginx_does_is_refused_without_nginx(switch):
+    switch.deploy()
+    switch.ok("proxy:disable")
+    assert "past nginx" in switch.refused("http-auth:enable", "me", "-", stdin="x\n") and "past nginx" in switch.refused("maintenance:enable")
+    switch.ok("proxy:enable")
+    switch.ok("domains:disable")
+    assert "has no domain" in switch.refused("redirect:set", "a.example.com", "b.example.com")
+    assert "has no domain" in switch.refused("domains:redirect:set", "a.example.com")
+
+
 def test_a_page_answers_while_somebody_works_on_the_app(live):
     live.ok("maintenance:enable")
     try:

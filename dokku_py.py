@@ -38,6 +38,7 @@ import contextlib
 import contextvars
 import errno
 import fcntl
+import fnmatch
 import functools
 import gc
 import importlib
@@ -450,7 +451,10 @@ class Mount(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A public key that opens this server. `public` is type and base64 text, without a comment."""
+    """A public key that opens this server. `public` is type and base64 text, without a comment.
+
+    `apps` are names or patterns such as blog-*, empty for all; it opens nothing after the day `until`, nor from elsewhere than `sources`.
+    """
 
     name: str
     public: str
@@ -458,6 +462,8 @@ class Key(NamedTuple):
     role: str = "admin"
     apps: tuple[str, ...] = ()
     added: str = ""
+    until: str = ""
+    sources: str = ""
 
 
 def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -495,6 +501,16 @@ def parse_app(text: str) -> str:
         raise UsageError(f"{shown(text)} can't be the name of an app",
                          "use lower-case letters, digits and single . _ - between them, at most 63")
     return text
+
+
+def parse_app_or_global(text: str) -> str:
+    """Accept an app, or --global."""
+    return text if text == "--global" else parse_app(text)
+
+
+def parse_parallel(text: str) -> int:
+    """Accept how many apps to work on at once; -1 is one per processor."""
+    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
 
 
 def parse_domain(text: str) -> str:
@@ -3705,6 +3721,9 @@ def restart(app: str, process: str = "") -> None:
 
 ROLES = {
     "admin": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create", "admin"}),
+    "developer": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create"}),
+    "operator": frozenset({"view", "operate"}),
+    "viewer": frozenset({"view"}),
     "deploy": frozenset({"deploy"}),
 }
 
@@ -3739,8 +3758,14 @@ def render_authorized_keys() -> None:
     path = ROOT / ".ssh" / "authorized_keys"
     make_folder(path.parent, 0o700)
     foreign = [line for line in read_lines(path) if 'command="/usr/bin/dokku --as ' not in line]
-    ours = [f'command="/usr/bin/dokku --as {key.name}",restrict,pty {key.public}' for key in read_keys()]
+    ours = [f'command="/usr/bin/dokku --as {key.name}",restrict,pty{limits_of(key)} {key.public}' for key in read_keys()]
     write_text(path, "".join(f"{line}\n" for line in [*foreign, *ours]), secret=True)
+
+
+def limits_of(key: Key) -> str:
+    """Write until when and from where sshd takes a key."""
+    until = f',expiry-time="{key.until.replace("-", "")}2359"' if key.until else ""
+    return f'{until},from="{key.sources}"' if key.sources else until
 
 
 def find_key(word: str) -> Key:
@@ -3755,9 +3780,12 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
     """Say whether a caller may do something to an app, or to the server."""
     if caller.local or capability == "anyone":
         return capability != "hook"
-    if capability not in ROLES.get(caller.role, ()):
-        return False
-    return not caller.apps if not app else not caller.apps or app in caller.apps
+    return capability in ROLES.get(caller.role, ()) and (not caller.apps or reaches(caller.apps, app))
+
+
+def reaches(patterns: Sequence[str], app: str) -> bool:
+    """Say whether an app is among those that names and patterns such as blog-* mean."""
+    return any(fnmatch.fnmatchcase(app, pattern) for pattern in patterns)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3852,7 +3880,7 @@ def commands() -> dict[str, Command]:
 
 
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup developer mariadb memcached mongo mongodb mysql postgres postgresql rabbitmq redis""".split())
+LATER = frozenset("""backup mariadb memcached mongo mongodb mysql postgres postgresql rabbitmq redis""".split())
 
 # What is refused for good, by command or noun, and what to use instead.
 REFUSED = {
@@ -3933,19 +3961,113 @@ def parsed(arg: Arg, value: Any) -> Any:
     return [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
 
 
+def commands_of(noun: str) -> list[str]:
+    """List the commands of a noun, in every spelling."""
+    within = [name for name in commands() if name.startswith(f"{noun}:")]
+    return [*([noun] if noun in commands() else []), *within] if within else []
+
+
+GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
+
+
+def take_leading_words(words: list[str]) -> list[str]:
+    """Put the global words that stand before a command behind it."""
+    count = 0
+    while count < len(words) and words[count] in GLOBAL_WORDS:
+        count += 2 if words[count] == "--app" else 1
+    return [*words[count:count + 1], *words[:count], *words[count + 1:]]
+
+
+def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> list[str]:
+    """Take out the words that every command knows and this one does not declare; `--app X` becomes the first word.
+
+    What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
+    """
+    declared = {flag for arg in args for flag in arg.flags} | {"--global"}
+    raw, kept, app, rest = any(arg.raw for arg in args), [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--" or (raw and not word.startswith("-")):
+            kept += [word, *rest]
+            break
+        if word == "--app":
+            if not rest:
+                raise UsageError("--app must be followed by the name of an app")
+            app = [rest.pop(0)]
+        elif word in GLOBAL_WORDS and word not in declared:
+            os.environ[GLOBAL_WORDS[word]] = "1"
+        else:
+            kept.append(word)
+    return [*app, *kept]
+
+
+def wants_help(row: Command, words: Sequence[str]) -> bool:
+    """Say whether the words ask what a command does."""
+    asked = words[:1] if any(arg.raw for arg in row.args) else words
+    return "--help" in asked or ("-h" in asked and row.access != "hook")
+
+
+def find_command(word: str) -> Command | None:
+    """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
+    row = commands().get(word)
+    if not row and not commands_of(word.removesuffix(":help")):
+        raise why_unknown(word)
+    return row
+
+
+def needs_words(row: Command) -> bool:
+    """Say whether a command has an argument that must be given."""
+    return any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in row.args)
+
+
+def read_words(row: Command, words: list[str]) -> dict[str, Any]:
+    """Read a command's words. Where both dialects have it and word it differently, that reading counts in which an app's name stands for an app."""
+    found, wrong = [], None
+    for reading in row.readings:
+        try:
+            found.append(read_so(row.name, [argument(word) for word in reading.split()], words))
+        except UsageError as error:
+            wrong = wrong or error
+    if not found:
+        raise wrong or UsageError("")
+    fits = [one for one in found if one.get("app") and app_exists(one["app"])]
+    if len(fits) > 1 and fits[0] != fits[1]:
+        raise UsageError(f"{fits[0]['app']} and {fits[1]['app']} are both names of apps: which one is meant?",
+                         "   or   ".join(f"dokku --app {one['app']} {row.name} {one['service']}" for one in fits))
+    return (fits or found)[0]
+
+
+def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
+    """Read a command's words as such arguments; --global stands in the app's place."""
+    args = [arg for arg in args if arg.unless not in words]
+    words = take_global_words(args, words)
+    takes_global = next((arg for arg in args if arg.parse is parse_app_or_global), None)
+    if "--global" in words and takes_global:
+        return parse_arguments(name, [arg for arg in args if arg is not takes_global], [word for word in words if word != "--global"]) | {"app": "--global"}
+    return parse_arguments(name, args, words)
+
+
+def is_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any]) -> bool:
+    """Say whether a caller may do a command with such words. What is set for all apps is for administrators; + is for who names no app, and sees the own ones."""
+    app, capability = chosen.get("app") or chosen.get("new") or "", row.access.removesuffix("+")
+    if app == "--global":
+        return may(caller, "view" if capability == "view" else "admin")
+    return may(caller, capability, app) or (not app and row.access.endswith("+") and capability in ROLES.get(caller.role, ()))
+
+
+def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> None:
+    """Refuse what a caller may not do, and then an app that does not exist; the first is noted in the events, and says nothing of the second."""
+    if not (hook if row.access == "hook" else is_allowed(row, caller, chosen)):
+        become_owner(ROOT)
+        record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=AccessDenied.code)
+        raise AccessDenied
+    if chosen.get("app") not in (None, "--global"):
+        require_app(chosen["app"])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 18 Commands
 # ---------------------------------------------------------------------------------------------------------------------
-
-def parse_app_or_global(text: str) -> str:
-    """Accept an app, or --global."""
-    return text if text == "--global" else parse_app(text)
-
-
-def parse_parallel(text: str) -> int:
-    """Accept how many apps to work on at once; -1 is one per processor."""
-    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
-
 
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
@@ -5788,14 +5910,39 @@ def say_failed(app: str) -> None:
 
 # --- keys ---
 
-def ssh_keys_add(name: str | None, file: str | None, caller: Caller) -> None:
-    """Let a public key in as administrator; from standard input, or from a file when root asks.
+def key_facts_given(role: str | None, apps: str | None, until: str | None, sources: str | None) -> dict[str, Any]:
+    """Give what the options of a key change; `all`, `never` and `anywhere` take a limit away."""
+    given = {"role": role, "apps": apps and tuple(apps.removeprefix("all").split(",") if apps != "all" else ()), "until": until and until.removeprefix("never"),
+             "sources": sources and sources.removeprefix("anywhere")}
+    return {name: value for name, value in given.items() if value is not None}
 
+
+def ssh_keys_add(name: str | None, file: str | None, caller: Caller, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
+    """Let a public key in, as administrator unless --role says less; from standard input, or from a file when root asks.
+
+    --apps blog,shop-* limits it to apps, --until 2027-01-31 to a day, --from 192.0.2.0/24 to addresses. A person with several keys has them as NAME@PLACE.
     access:add needs no name: the key's fingerprint gives one.
     """
     public, fingerprint = parse_public_key(read_given(file, caller))
-    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now()))
+    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now(), **key_facts_given(role, apps, until, sources)))
     say(fingerprint)
+
+
+def access_set(name: str, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
+    """Change what a key may do, for which apps, until when and from where; all, never and anywhere take a limit away."""
+    write_key(find_key(name)._replace(**key_facts_given(role, apps, until, sources)))
+
+
+def access_check(name: str, words: list[str]) -> None:
+    """Say, by the exit code too, whether a key may do a command, and why not."""
+    key, row = find_key(name), find_command(words[0]) if words else None
+    if not row:
+        raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
+    chosen = read_words(row, words[1:])
+    if not is_allowed(row, Caller(key.name, key.role, key.apps), chosen):
+        lacks = row.access.removesuffix("+") not in ROLES[key.role]
+        raise DokkuError(f"{key.name} may not: {row.name} needs {row.access.removesuffix('+')}" + (f", which the role {key.role} lacks" if lacks else f"; the key is for {' '.join(key.apps) or 'apps'}"))
+    say(f"{key.name} may, by the role {key.role} for {' '.join(key.apps) or 'all apps'}")
 
 
 def key_name_of(fingerprint: str, prefix: str = "key") -> str:
@@ -5814,7 +5961,8 @@ def ssh_keys_list(style: str, name: str | None) -> None:
 def access_info(name: str) -> dict[str, str]:
     """Print what is on record of one key, found by its name or whole fingerprint."""
     key = find_key(name)
-    return {"name": key.name, "fingerprint": key.fingerprint, "role": key.role, "apps": " ".join(key.apps) or "all", "added": key.added}
+    return {"name": key.name, "fingerprint": key.fingerprint, "role": key.role, "apps": " ".join(key.apps) or "all", "added": key.added,
+            "until": key.until or "never", "from": key.sources or "anywhere"}
 
 
 def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
@@ -5824,29 +5972,60 @@ def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     drop_key(find_key(word).name)
 
 
-def deploy_allow(app: str, name: str | None) -> None:
-    """Let a public key from standard input push one app and do nothing else."""
+def key_allow(app: str, name: str | None, role: str) -> None:
+    """Let a public key from standard input push one app and do nothing else (deploy), or do all that concerns it (developer)."""
     public, fingerprint = parse_public_key(sys.stdin.read())
     known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
-    if known and known.role != "deploy":
-        raise DokkuError(f"That key is {known.name}, with the role {known.role}: it may push already")
-    key = known or Key(name or key_name_of(fingerprint, "deploy"), public, fingerprint, "deploy", (), now())
+    if known and known.role != role and not (known.role == "deploy" and set(known.apps) <= {app}):
+        raise DokkuError(f"That key is {known.name}, with the role {known.role}", f"dokku access:set {known.name} --role {role}   changes that, for all of its apps")
+    key = (known or Key(name or key_name_of(fingerprint, role), public, fingerprint, added=now()))._replace(role=role)
     write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
     say(fingerprint)
 
 
-def deploy_list(app: str) -> list[str]:
-    """List the keys that may push an app and do nothing else."""
-    return [f"{key.fingerprint} {key.name}" for key in read_keys() if key.role == "deploy" and app in key.apps]
+def key_list(app: str, role: str) -> list[str]:
+    """List the keys of a role that are for an app."""
+    return [f"{key.fingerprint} {key.name}" for key in read_keys() if key.role == role and reaches(key.apps, app)]
 
 
-def deploy_revoke(app: str, name: str) -> None:
-    """Take one app from a deploy key; a key without an app left is shut out."""
+def key_revoke(app: str, name: str) -> None:
+    """Take one app from a key; a key without an app left is shut out."""
     key = find_key(name)
     if app not in key.apps:
-        raise NotFound(f"{key.name} is not a deploy key of {app}", f"dokku deploy:list {app}   lists them")
+        raise NotFound(f"{key.name} is not a deploy key of {app}, nor a developer's", f"dokku acl:list {app}   lists who may what")
     left = tuple(other for other in key.apps if other != app)
     write_key(key._replace(apps=left)) if left else drop_key(key.name)
+
+
+def keys_of(user: str) -> list[Key]:
+    """Find the keys of a person: NAME, and NAME@PLACE. Raises NotFound."""
+    if found := [key for key in read_keys() if key.name.partition("@")[0] == user or key.name == user]:
+        return found
+    raise NotFound(f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
+
+
+def acl_add(app: str, user: str) -> None:
+    """Let a person's keys do for one more app what they may do for others."""
+    for key in keys_of(user):
+        if not key.apps:
+            raise DokkuError(f"{key.name} may come to every app, as {key.role}", f"dokku access:set {key.name} --role developer --apps {app}   limits it")
+        write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
+
+
+def acl_remove(app: str, user: str) -> None:
+    """Take one app from a person's keys; a key without an app left is shut out."""
+    for key in keys_of(user):
+        key_revoke(app, key.name)
+
+
+def acl_list(app: str) -> list[str]:
+    """List who may come to an app, and as what."""
+    return [f"{key.name} {key.role}" for key in read_keys() if not key.apps or reaches(key.apps, app)]
+
+
+def acl_allowed(user: str) -> list[str]:
+    """List the apps that a person may come to."""
+    return [app for app in apps() if any(not key.apps or reaches(key.apps, app) for key in keys_of(user))]
 
 
 # --- events ---
@@ -5858,7 +6037,7 @@ def events_command(tail: bool, lines: int) -> int:
 
 def events_list() -> list[str]:
     """List the commands that are noted in the events: those that change something, and every refusal."""
-    return sorted({row.name for row in commands().values() if row.access not in QUIET_ACCESS})
+    return sorted({row.name for row in commands().values() if row.access.removesuffix("+") not in QUIET_ACCESS})
 
 
 def mark(file: str, app: str = "") -> None:
@@ -5888,12 +6067,6 @@ def help_command(word: str | None, every: bool) -> None:
         raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
     say(f"dokku_py {VERSION}")
     return say_lines(f"    {name:24} {row.doc[0]}" for name, row in rows)
-
-
-def commands_of(noun: str) -> list[str]:
-    """List the commands of a noun, in every spelling."""
-    within = [name for name in commands() if name.startswith(f"{noun}:")]
-    return [*([noun] if noun in commands() else []), *within] if within else []
 
 
 def document(kind: str) -> None:
@@ -6006,6 +6179,8 @@ def examine(app: str) -> list[Disagreement]:
 def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     """List what differs from the record, for the server and its apps; --fix mends it. The exit code is 1 while something is left."""
     server = list(server_disagreements()) if not app and may(caller, "admin") else []
+    if fix and not app and not may(caller, "operate"):
+        raise AccessDenied
     if fix:
         for row in server:
             row.mend()
@@ -6131,97 +6306,6 @@ def caller_of(name: str) -> Caller:
     return Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
 
 
-GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
-
-
-def take_leading_words(words: list[str]) -> list[str]:
-    """Put the global words that stand before a command behind it."""
-    count = 0
-    while count < len(words) and words[count] in GLOBAL_WORDS:
-        count += 2 if words[count] == "--app" else 1
-    return [*words[count:count + 1], *words[:count], *words[count + 1:]]
-
-
-def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> list[str]:
-    """Take out the words that every command knows and this one does not declare; `--app X` becomes the first word.
-
-    What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
-    """
-    declared = {flag for arg in args for flag in arg.flags} | {"--global"}
-    raw, kept, app, rest = any(arg.raw for arg in args), [], [], list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--" or (raw and not word.startswith("-")):
-            kept += [word, *rest]
-            break
-        if word == "--app":
-            if not rest:
-                raise UsageError("--app must be followed by the name of an app")
-            app = [rest.pop(0)]
-        elif word in GLOBAL_WORDS and word not in declared:
-            os.environ[GLOBAL_WORDS[word]] = "1"
-        else:
-            kept.append(word)
-    return [*app, *kept]
-
-
-def wants_help(row: Command, words: Sequence[str]) -> bool:
-    """Say whether the words ask what a command does."""
-    asked = words[:1] if any(arg.raw for arg in row.args) else words
-    return "--help" in asked or ("-h" in asked and row.access != "hook")
-
-
-def find_command(word: str) -> Command | None:
-    """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
-    row = commands().get(word)
-    if not row and not commands_of(word.removesuffix(":help")):
-        raise why_unknown(word)
-    return row
-
-
-def needs_words(row: Command) -> bool:
-    """Say whether a command has an argument that must be given."""
-    return any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in row.args)
-
-
-def read_words(row: Command, words: list[str]) -> dict[str, Any]:
-    """Read a command's words. Where both dialects have it and word it differently, that reading counts in which an app's name stands for an app."""
-    found, wrong = [], None
-    for reading in row.readings:
-        try:
-            found.append(read_so(row.name, [argument(word) for word in reading.split()], words))
-        except UsageError as error:
-            wrong = wrong or error
-    if not found:
-        raise wrong or UsageError("")
-    fits = [one for one in found if one.get("app") and app_exists(one["app"])]
-    if len(fits) > 1 and fits[0] != fits[1]:
-        raise UsageError(f"{fits[0]['app']} and {fits[1]['app']} are both names of apps: which one is meant?",
-                         "   or   ".join(f"dokku --app {one['app']} {row.name} {one['service']}" for one in fits))
-    return (fits or found)[0]
-
-
-def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
-    """Read a command's words as such arguments; --global stands in the app's place."""
-    args = [arg for arg in args if arg.unless not in words]
-    words = take_global_words(args, words)
-    takes_global = next((arg for arg in args if arg.parse is parse_app_or_global), None)
-    if "--global" in words and takes_global:
-        return parse_arguments(name, [arg for arg in args if arg is not takes_global], [word for word in words if word != "--global"]) | {"app": "--global"}
-    return parse_arguments(name, args, words)
-
-
-def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> None:
-    """Refuse what a caller may not do, and then an app that does not exist; the first is noted in the events, and says nothing of the second."""
-    app = chosen.get("app") or chosen.get("new") or ""
-    if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
-        become_owner(ROOT)
-        record_event(caller, row.name, app=app, result=AccessDenied.code)
-        raise AccessDenied
-    if chosen.get("app") not in (None, "--global"):
-        require_app(chosen["app"])
-
-
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     """Call the function of a command with what it asks for; give the exit code."""
     given = {**chosen, **row.fixed, "caller": caller, "purpose": row.name}
@@ -6269,7 +6353,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         code = error.code
         raise
     finally:
-        if row.access not in QUIET_ACCESS:
+        if row.access.removesuffix("+") not in QUIET_ACCESS:
             record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=code, seconds=time.monotonic() - began)
     return code
 

@@ -284,7 +284,7 @@ PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?")
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
-BRANCH = re.compile(r"(?!-)(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
+BRANCH = re.compile(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 ZERO = "0" * 40
@@ -990,7 +990,7 @@ def pipe(first: Sequence[str], second: Sequence[str]) -> str:
 def become(argv: Sequence[str]) -> NoReturn:
     """Turn into another program; for terminals, where it must own the descriptors."""
     sys.stdout.flush()
-    os.execvp(argv[0], list(argv))
+    os.execvp(argv[0], list(argv))  # noqa: S606 - that is what it is for: no shell stands between
 
 
 def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
@@ -2352,7 +2352,7 @@ def checked_certificate(text: str) -> str:
     subjects = {openssl("x509", "-noout", "-subject_hash", stdin=block): block for block in blocks if block != chain[0]}
     while (issuer := subjects.pop(openssl("x509", "-noout", "-issuer_hash", stdin=chain[-1]), "")):
         chain.append(issuer)
-    with scratch_folder(Path("/tmp"), "dokku-chain.") as folder:
+    with scratch_folder(Path("/tmp"), "dokku-chain.") as folder:  # noqa: S108 - a new folder of mkdtemp
         write_text(folder / "chain", "\n".join(chain))
         if doubt := run(["openssl", "verify", "-untrusted", str(folder / "chain"), str(folder / "chain")], check=False).stderr.decode():
             warn(f"Browsers may not trust it: {' '.join(re.findall('lookup: (.*)', doubt)) or doubt.splitlines()[-1]}; is an intermediate certificate missing?")
@@ -2463,7 +2463,7 @@ def published_ports(release: Release) -> list[str]:
     """List what Docker publishes for an app without nginx, as its option -p has it: on loopback, unless told otherwise."""
     if is_proxied(release.app):
         return []
-    address = "0.0.0.0" if property_of(release.app, "network", "bind-all-interfaces") == "true" else "127.0.0.1"
+    address = "0.0.0.0" if property_of(release.app, "network", "bind-all-interfaces") == "true" else "127.0.0.1"  # noqa: S104 - asked for by bind-all-interfaces, which is for administrators
     return [f"{address}:{row.host}:{row.container}" for row in port_maps(release.app, port_of(release))]
 
 
@@ -4429,7 +4429,7 @@ def git_load_image(build_dir: str | None, app: str, image: str, name: str, email
 
 def netrc_line(host: str, user: str | None, password: str | None) -> str:
     """Write what netrc holds of a host; the password - is read from standard input. What is refused is not said again."""
-    given = sys.stdin.readline().strip() if password == "-" else password or ""
+    given = sys.stdin.readline().strip() if password == "-" else password or ""  # noqa: S105 - it means standard input
     if user and not all(re.fullmatch(r"[!$-~][!-~]*", word) for word in (user, given)):
         raise UsageError('A name comes with a password, both without blanks, and without " or # in front', "write - to send it on standard input")
     return f"machine {host} login {user} password {given}" if user else f"machine {host}"
@@ -4772,12 +4772,12 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
         if verb == "remove" and (unknown := [word for word in maps if word not in own]):
             raise NotFound(f"{app} has no port map {shown(str(unknown[0]).removeprefix(':').removesuffix(':0'))}", f"dokku ports:list {app}   lists them")
         maps = changed(own, verb, maps)
+        for row in set(maps) - set(own):
+            if row.scheme in ("https", "grpcs") and not certificate_of(app):
+                raise DokkuError(f"{row} can't be served: {app} has no certificate", f"dokku certs:add {app} < certificate-and-key.tar")
+            if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
+                raise AccessDenied
         with served_with(app, app_folder(app) / "PORTS"):
-            for row in set(maps) - set(own_maps(app)):
-                if row.scheme in ("https", "grpcs") and not certificate_of(app):
-                    raise DokkuError(f"{row} can't be served: {app} has no certificate", f"dokku certs:add {app} < certificate-and-key.tar")
-                if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
-                    raise AccessDenied
             write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
         if gone := had - host_ports(app):
             warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")

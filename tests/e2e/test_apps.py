@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import DOMAIN, HELLO_TEXT, PROCFILE, App, ask, destroyed, docker, quoted, sh, wait_until
+from conftest import HELLO_TEXT, PROCFILE, ask, docker, quoted, sh, wait_until
 
 import pytest
 

@@ -5,6 +5,8 @@ import builtins
 import inspect
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import dokku_py as d
@@ -63,6 +65,11 @@ def test_each_effect_has_one_section():
 def test_no_shell_and_no_eval():
     names = {ast.unparse(node.func) for node in ast.walk(TREE) if isinstance(node, ast.Call)}
     assert not names & {"eval", "exec", "os.system", "os.popen"} and "shell=" not in TEXT
+
+
+def test_the_security_rules_of_ruff_find_nothing():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "dokku_py.py"], capture_output=True, text=True, cwd=Path(d.__file__).parent)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_function_says_what_it_promises():

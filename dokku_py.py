@@ -3978,13 +3978,13 @@ def take_leading_words(words: list[str]) -> list[str]:
     return [*words[count:count + 1], *words[:count], *words[count + 1:]]
 
 
-def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> list[str]:
-    """Take out the words that every command knows and this one does not declare; `--app X` becomes the first word.
+def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take out the words that every command knows and this one does not declare; give the others, and what --app names.
 
     What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
     """
     declared = {flag for arg in args for flag in arg.flags} | {"--global"}
-    raw, kept, app, rest = any(arg.raw for arg in args), [], [], list(words)
+    raw, kept, app, rest = any(arg.raw for arg in args), [], None, list(words)
     while rest:
         word = rest.pop(0)
         if word == "--" or (raw and not word.startswith("-")):
@@ -3993,12 +3993,12 @@ def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> list[str]:
         if word == "--app":
             if not rest:
                 raise UsageError("--app must be followed by the name of an app")
-            app = [rest.pop(0)]
+            app = rest.pop(0)
         elif word in GLOBAL_WORDS and word not in declared:
             os.environ[GLOBAL_WORDS[word]] = "1"
         else:
             kept.append(word)
-    return [*app, *kept]
+    return kept, app
 
 
 def wants_help(row: Command, words: Sequence[str]) -> bool:
@@ -4031,20 +4031,22 @@ def read_words(row: Command, words: list[str]) -> dict[str, Any]:
     if not found:
         raise wrong or UsageError("")
     fits = [one for one in found if one.get("app") and app_exists(one["app"])]
-    if len(fits) > 1 and fits[0] != fits[1]:
+    if len({one["app"] for one in fits}) > 1:
         raise UsageError(f"{fits[0]['app']} and {fits[1]['app']} are both names of apps: which one is meant?",
                          "   or   ".join(f"dokku --app {one['app']} {row.name} {one['service']}" for one in fits))
     return (fits or found)[0]
 
 
 def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
-    """Read a command's words as such arguments; --global stands in the app's place."""
+    """Read a command's words as such arguments; --global, or the name behind --app, stands in the app's place."""
     args = [arg for arg in args if arg.unless not in words]
-    words = take_global_words(args, words)
-    takes_global = next((arg for arg in args if arg.parse is parse_app_or_global), None)
-    if "--global" in words and takes_global:
-        return parse_arguments(name, [arg for arg in args if arg is not takes_global], [word for word in words if word != "--global"]) | {"app": "--global"}
-    return parse_arguments(name, args, words)
+    words, named = take_global_words(args, words)
+    place = next((arg for arg in args if arg.name == "app"), None)
+    if "--global" in words and place and place.parse is parse_app_or_global:
+        words, named = [word for word in words if word != "--global"], "--global"
+    if named and place:
+        return parse_arguments(name, [arg for arg in args if arg is not place], words) | {"app": place.parse(named)}
+    return parse_arguments(name, args, [named, *words] if named else words)
 
 
 def is_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any]) -> bool:
@@ -4052,6 +4054,8 @@ def is_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any]) -> bool:
     app, capability = chosen.get("app") or chosen.get("new") or "", row.access.removesuffix("+")
     if app == "--global":
         return may(caller, "view" if capability == "view" else "admin")
+    if chosen.get("app") and chosen.get("new") and not may(caller, capability, chosen["new"]):
+        return False
     return may(caller, capability, app) or (not app and row.access.endswith("+") and capability in ROLES.get(caller.role, ()))
 
 

@@ -92,6 +92,13 @@ def test_all_apps_at_once_are_for_whom_all_apps_are(server, name):
         assert server(f"{role}.some", name, "--all")[0] is False, role
 
 
+@pytest.mark.parametrize("command", ["apps:clone", "apps:rename"])
+def test_nobody_makes_an_app_that_is_not_among_the_own_ones(server, command):
+    assert server("developer.some", command, "blog", "shop-two")[0] is True
+    assert server("developer.some", command, "blog", "another")[:2] == (False, 77)
+    assert server("developer.some", command, "other", "shop-two")[:2] == (False, 77)
+
+
 def test_a_key_that_is_gone_opens_nothing(server, tmp_path):
     assert server("admin.all", "apps:list")[1] == 0
     (tmp_path / "keys" / "admin.all").unlink()

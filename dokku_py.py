@@ -4128,8 +4128,6 @@ def visible_apps(caller: Caller) -> list[str]:
 
 def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller) -> None:
     """Set a property, or clear it without a value, when the caller may."""
-    if noun == "images" and app != "--global":  # `images:set source hub`: an app has none of its own
-        app, key, value = "--global", app, [key, *value]
     secret = noun == "letsencrypt" and key.startswith("dns-provider-")  # what lego must know of the provider, by lego's own name for it
     if ((noun, key) in PROPERTIES or secret) and not may(caller, "admin" if secret else PROPERTIES[noun, key].access, "" if app == "--global" else app):
         raise AccessDenied

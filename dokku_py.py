@@ -3098,7 +3098,7 @@ def build_log(release: Release) -> Iterator[None]:
             yield
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
-                mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
+                mark_release(release.app, release.number, "cancelled" if isinstance(error, (Cancelled, BrokenPipeError)) else "failed")
             drop_images(release.app, release.number)
             raise
 

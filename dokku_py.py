@@ -103,6 +103,7 @@ CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
+PAGES_LIMIT = 2**24  # bytes of an app's own pages
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
 
 
@@ -1615,14 +1616,14 @@ def allot_address(subnet: str, release: Release, dyno: str) -> str:
     with server_lock("addresses"):
         taken = allotted()
         for address, *owner in taken:
-            if owner == [release.app, release.incarnation, dyno]:
+            if owner == [release.app, release.incarnation_of(dyno), dyno]:
                 return address
         used = {address for address, *_ in taken}
         lower = next(ipaddress.ip_network(subnet).subnets())
         free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in used), None)
         if not free:
             raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
-        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation}={dyno}", "")
+        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation_of(dyno)}={dyno}", "")
         return free
 
 
@@ -1666,12 +1667,15 @@ def patterns() -> dict[str, list[str]]:
 
 
 def parser_named(kind: str) -> Callable[[str], Any]:
-    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, any other kind any."""
+    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any.
+
+    A kind that is not there is an error, so that no slip in a table opens a door.
+    """
     if kind.startswith("{"):
         return one_of(*kind[1:-1].split("/"))
     if row := patterns().get(kind):
         return matching(*row[:3], give=str.lower if row[3:] else str)
-    return globals().get(f"parse_{kind.replace('-', '_')}", str)
+    return str if kind == "str" else globals()[f"parse_{kind.replace('-', '_')}"]
 
 
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
@@ -2475,7 +2479,7 @@ def log_of(app: str, kind: str) -> str:
 def vhost_of(release: Release | None, app: str) -> Vhost:
     """Compute what an app's vhost says: from state alone, so that it can always be rendered again."""
     found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
-                   if release and owner == app and incarnation == release.incarnation and dyno.startswith("web.") and dyno in wanted_dynos(release))
+                   if release and owner == app and incarnation == release.incarnation_of(dyno) and dyno.startswith("web.") and dyno in wanted_dynos(release))
     listeners = port_maps(app, port_of(release) if release else DEFAULT_PORT)
     other = property_of(app, "network", "static-web-listener")
     upstreams = {row.container: (other,) if other else tuple(f"{address}:{row.container}" for _, address in found) for row in listeners}
@@ -3816,7 +3820,8 @@ def argument(text: str) -> Arg:
     """Read one argument as templates/commands.tsv writes it."""
     flags, word, parser, many, default, name, unless = ARGUMENT.fullmatch(text).groups()  # type: ignore[union-attr]
     spellings = tuple(flags.split("|")) if flags else ()
-    return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser or word or "str"),
+    own = word if word in patterns() or f"parse_{word}" in globals() else "str"  # without a parser: the kind of its own name, if there is one
+    return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser or own),
                spellings, many if many in ("?", "*", "+") else "", bool(flags) and parser is None and default is None, default, many == "...", many == "~", unless)
 
 
@@ -4103,8 +4108,6 @@ def report(noun: str, app: str | None, flags: list[str], style: str, caller: Cal
     """Print the report of one app, of the server with --global, or of every app the caller may see."""
     if len(flags) > 1:
         raise UsageError(f"{noun}:report takes one flag, not {' '.join(flags)}")
-    if app:
-        require_subject(app)
     found = [app] if app else visible_apps(caller)
     if not found:
         warn("You haven't deployed any applications yet")
@@ -4232,7 +4235,7 @@ def apps_destroy(app: str, force: bool) -> None:
 
     Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
     """
-    kept = mounts_of(require_app(app))
+    kept = mounts_of(app)
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
@@ -4302,7 +4305,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
         return detail(f"{new} exists already")
     require_free_name(new)
     alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"]  # two can't share the first, and secrets are given by hand
-    duplicate_or_nothing(require_app(app), new, skip_deploy, alone)
+    duplicate_or_nothing(app, new, skip_deploy, alone)
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4312,7 +4315,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     require_free_name(new)
-    duplicate_or_nothing(require_app(app), new, skip_deploy)
+    duplicate_or_nothing(app, new, skip_deploy)
     for key in read_keys():
         if app in key.apps:
             write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
@@ -4324,19 +4327,19 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
 
 def apps_lock(app: str, caller: Caller) -> None:
     """Keep deploys of an app out until apps:unlock."""
-    write_text(lock_file(require_app(app)), f"{caller.name} since {now()}\n")
+    write_text(lock_file(app), f"{caller.name} since {now()}\n")
     step("Deploy lock created")
 
 
 def apps_unlock(app: str) -> None:
     """Let deploys of an app in again."""
-    remove_file(lock_file(require_app(app)))
+    remove_file(lock_file(app))
     step("Deploy lock removed")
 
 
 def apps_locked(app: str) -> None:
     """Say by the exit code whether deploys of an app are kept out."""
-    if not lock_file(require_app(app)).exists():
+    if not lock_file(app).exists():
         raise DokkuError("Deploy lock does not exist")
     say("Deploy lock exists")
 
@@ -4353,8 +4356,6 @@ def parse_repository(text: str) -> str:
     if not re.fullmatch(r"(?:(?:https?|ssh|git)://(?:\w[\w.-]*@)?|\w[\w.-]*@)[A-Za-z0-9][\w.-]*[:/][!-?A-~]+", text, re.ASCII):
         raise UsageError("That is no https, http, ssh or git address without a password in it", "dokku git:auth HOST USER -   keeps a password")
     return text
-
-
 
 
 def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
@@ -4424,7 +4425,7 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
 
 def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
     """Load what `docker save` wrote from standard input, and deploy the image of that name."""
-    if require_app(app) and (attend([docker_command(), "load"]) or not inspect_image(image)):
+    if attend([docker_command(), "load"]) or not inspect_image(image):
         raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
     git_from_image(build_dir, app, image, name, email, caller)
 
@@ -4471,7 +4472,7 @@ def git_generate_deploy_key() -> None:
 
 def ssh_public(app: str | None, about: str | None = None) -> None:
     """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
-    key = ssh_key_file(require_app(app) if app else "--global")
+    key = ssh_key_file(app or "--global")
     if not key.exists():
         raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
@@ -4479,7 +4480,7 @@ def ssh_public(app: str | None, about: str | None = None) -> None:
 
 def ssh_install(app: str) -> None:
     """Keep a private ssh key from standard input, for what the app fetches; its builds get it as the secret ssh_key."""
-    with scratch_folder(app_folder(require_app(app)), "tree.") as folder:
+    with scratch_folder(app_folder(app), "tree.") as folder:
         write_text(folder / "key", sys.stdin.read(2**16).replace("\r", "").strip() + "\n", secret=True)
         if run(["ssh-keygen", "-p", "-P", "", "-N", "", "-f", str(folder / "key")], check=False).returncode:  # brings old ones into today's form
             raise UsageError("That is no private key without a passphrase", f"dokku ssh:install {app} < ~/.ssh/id_ed25519")
@@ -4498,14 +4499,7 @@ def config_show(merged: bool, app: str) -> None:
 
 def chosen_config(app: str, merged: bool) -> dict[str, str]:
     """Read the config vars of an app or of the server; with `merged`, those of the server under those of the app."""
-    require_subject(app)
     return merged_config(app) if merged and app != "--global" else read_config(app)
-
-
-def require_subject(app: str) -> None:
-    """Refuse an app that does not exist; the server always does."""
-    if app != "--global":
-        require_app(app)
 
 
 def config_get(quoted: bool, app: str, key: str) -> None:
@@ -4571,7 +4565,6 @@ def read_given(file: str | None, caller: Caller) -> str:
 
 def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], no_restart: bool, caller: Caller, reason: str) -> None:
     """Change a config and keep it, after the app came up with it unless told not to restart. It is read under the lock: nobody's change is lost."""
-    require_subject(app)
     if app == "--global":
         with server_lock("config"):
             return write_config(app, change(read_config(app)))
@@ -4609,15 +4602,15 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
 
 def refuse_claimed(app: str, domains: Sequence[str]) -> None:
     """Refuse domains that another app has, served or sent elsewhere, or that are among them twice."""
-    for other in apps():
-        if other != app and (both := set(domains) & {*named_domains(other), *redirects_of(other)}):
-            raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   (or redirect:unset) frees it")
-    for other in apps():
-        for pattern in [name for name in named_domains(other) if name.startswith("*.") and other != app]:
-            for domain in [name for name in domains if covers([pattern], name) and name not in named_domains(app)]:
-                detail(f"{other} answers for {pattern}; for {domain} it is {app} from now on")
     if twice := [domain for domain in redirects_of(app) if domains.count(domain) > 1]:
         raise DokkuError(f"{twice[0]} is sent elsewhere", f"dokku redirect:unset {app} {twice[0]}   ends that")
+    new = set(domains) - set(named_domains(app))
+    for other in apps():
+        names = named_domains(other) if other != app else []
+        if both := set(domains) & {*names, *(redirects_of(other) if other != app else ())}:
+            raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   (or redirect:unset) frees it")
+        for domain in sorted(domain for domain in new if not domain.startswith("*.") and covers(names, domain)):
+            detail(f"{other} answers for *.{domain.partition('.')[2]}; for {domain} it is {app} from now on")
 
 
 def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, str]]) -> None:
@@ -4709,9 +4702,9 @@ def maintenance_facts(app: str) -> dict[str, str]:
 def custom_page(app: str) -> None:
     """Take an app's own pages, a tar on standard input: maintenance.html, 502.html for when it does not answer, and what they show."""
     with locked(app, "maintenance"), scratch_folder(app_folder(app), "tree.") as folder:
-        limit = ["prlimit", f"--fsize={2**24}", "tar", "--extract", "--no-same-owner", "--no-same-permissions"]
-        if attend([*limit, f"--directory={make_folder(folder / 'new')}"]) or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
-            raise UsageError("That is no tar with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
+        unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
+        if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=sys.stdin.buffer.read(PAGES_LIMIT), check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
+            raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
         run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
         remove_folder(pages_of(app))
         rename_file(folder / "new", pages_of(app))
@@ -4739,6 +4732,8 @@ def serve_by(file: str, app: str | None, everything: bool = False, parallel: int
         path = app_folder(name) / file
         if file == "MAINTENANCE" and off:
             require_proxied(name)
+        if file == "NO_PROXY" and off and (app_folder(name) / "HTTP_AUTH").exists():
+            raise DokkuError(f"{name} asks for a password, which only nginx does", f"dokku http-auth:disable {name}   first, if everybody may come")
         with locked(name, "proxy"), served_with(name, path):
             write_text(path, "") if off else remove_file(path)
         if file == "NO_PROXY" and off:
@@ -4787,7 +4782,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
 
 def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
-    rows = own_maps(require_app(app))
+    rows = own_maps(app)
     if not rows:
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
@@ -4881,7 +4876,7 @@ def keep_certificate(app: str, text: str = "") -> None:
     if app == "--global":
         keep()
         return each_app(None, True, under_lock("certs", render_vhost))
-    with locked(require_app(app), "certs"), served_with(app, path):
+    with locked(app, "certs"), served_with(app, path):
         keep()
     for domain in domains_of(app) if text else ():
         if not covers(names_of_certificate(app), domain):
@@ -4919,7 +4914,7 @@ def certs_update(app: str, crt: str | None, key: str | None, caller: Caller) -> 
 
 def certs_generate(app: str, domain: str | None) -> None:
     """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
-    names = [domain] if domain else domains_of(require_app(app))
+    names = [domain] if domain else domains_of(app)
     if not names:
         raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
     text, request = self_signed(names)
@@ -4929,7 +4924,7 @@ def certs_generate(app: str, domain: str | None) -> None:
 
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
-    text = read_text(certificate_file(require_app(app)))
+    text = read_text(certificate_file(app))
     if not text:
         raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
@@ -4937,7 +4932,7 @@ def certs_show(app: str, part: str | None) -> None:
 
 def ssl_certificate(app: str) -> None:
     """Take a certificate, or a key, from standard input; the other half is that which the app has. Both may come at once."""
-    given, old = sys.stdin.read(2**20), read_text(certificate_file(require_app(app)))
+    given, old = sys.stdin.read(2**20), read_text(certificate_file(app))
     keep_certificate(app, checked_certificate(given if PRIVATE_KEY.search(given) and CERTIFICATE.search(given) else f"{given}\n{old}"))
 
 
@@ -5110,7 +5105,7 @@ def git_facts(app: str) -> dict[str, str]:
 
 def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, int]]) -> None:
     """Print how many of each process type run, or set it; --skip-deploy only writes it down."""
-    current = read_current(require_app(app))
+    current = read_current(app)
     if not counts:
         wanted = scale_of(app, current) if current else read_scale(app)
         return say_json(wanted) if style == "json" else say_table([[f"{kind}:", str(count)] for kind, count in sorted(wanted.items())] or [[""]])
@@ -5218,7 +5213,7 @@ def status(app: str | None, caller: Caller) -> None:
 
 def top(app: str, words: list[str]) -> None:
     """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
-    for container in require_processes(require_app(app), None):
+    for container in require_processes(app, None):
         milestone(container.dyno)
         say(output_of([docker_command(), "top", container.id, *words]))
 
@@ -5230,7 +5225,7 @@ def ps_restore(app: str | None) -> None:
 
 def ps_inspect(app: str) -> None:
     """Print what Docker knows of an app's containers, as JSON, with the values of config vars left out."""
-    found = [inspect_container(row.id) for row in containers_of(require_app(app))]
+    found = [inspect_container(row.id) for row in containers_of(app)]
     for facts in found:
         facts["Config"]["Env"] = [f"{word.partition('=')[0]}=***" for word in facts["Config"]["Env"]]
     say(json.dumps(found, indent=2))
@@ -5238,7 +5233,7 @@ def ps_inspect(app: str) -> None:
 
 def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, str]]:
     """List the releases of an app, newest first: every push, rebuild, change of config and rollback, whatever became of it."""
-    current = read_current(require_app(app))
+    current = read_current(app)
     rows = [(number, read_release(app, number) or Release(app, number), release_status(app, number, current)) for number in reversed(release_numbers(app))]
     return [{"release": row.name, "at": row.at, "by": row.by, "commit": row.commit[:7], "reason": row.reason, "status": became} for _, row, became in rows
             if (not kind or row.reason.startswith(kind)) and (not status or became.startswith(status))]
@@ -5246,7 +5241,7 @@ def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, s
 
 def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
-    release = read_release(require_app(app), number)
+    release = read_release(app, number)
     if not release:
         raise NotFound(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
     return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
@@ -5261,7 +5256,7 @@ def release_named(app: str, word: str) -> int:
 
 def rollback_command(app: str, word: str | None, caller: Caller) -> None:
     """Go back to an earlier release, or to a tag: its image and its config, without a build."""
-    number = release_named(require_app(app), word) if word else None
+    number = release_named(app, word) if word else None
     with locked(app, "rollback"):
         remove_strays(app)
         current = read_current(app)
@@ -5275,7 +5270,7 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
 
 def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
-    numbers = release_numbers(require_app(app))
+    numbers = release_numbers(app)
     number = numbers[-1] if numbers and word in (None, "current") else parse_release_name(word or "")
     log = release_folder(app, number) / "build.log"
     if not log.exists():
@@ -5293,7 +5288,7 @@ def lock_holder(app: str) -> int:
 
 def builds_cancel(app: str) -> None:
     """Break off the deploy of an app that is going on; what runs goes on running. Past the switch it is too late."""
-    if not (pid := lock_holder(require_app(app))):
+    if not (pid := lock_holder(app)):
         raise DokkuError(f"Nothing is being changed in {app}")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
@@ -5314,14 +5309,14 @@ def cleanup(app: str | None) -> None:
 
 def repo_gc(app: str) -> None:
     """Have git pack an app's repository anew."""
-    with locked(require_app(app), "repo:gc"):
+    with locked(app, "repo:gc"):
         git(app, "gc", "--quiet")
 
 
 def repo_purge_cache(app: str) -> None:
     """Have the next build of an app use nothing that was cached."""
     for note in ("PURGED", "CACHE"):  # the first until a build went well; the second names the caches of packages from now on
-        write_text(app_folder(require_app(app)) / note, f"{time.time_ns()}\n")
+        write_text(app_folder(app) / note, f"{time.time_ns()}\n")
 
 
 # --- cron ---
@@ -5340,7 +5335,7 @@ def require_job(app: str, identity: str) -> Job:
 
 def cron_list(style: str, app: str) -> None:
     """List the cron jobs of an app."""
-    suspended = read_lines(app_folder(require_app(app)) / "CRON_SUSPENDED")
+    suspended = read_lines(app_folder(app) / "CRON_SUSPENDED")
     rows = [{"id": job.id, "schedule": job.schedule, "command": job.command, "concurrency": job.concurrency, "suspended": str(job.id in suspended).lower(),
              "last-run": read_text(app_folder(app) / "cron" / job.id).strip()} for job in jobs_of(app).values()]
     if style == "json":
@@ -5383,7 +5378,7 @@ def checks_facts(app: str) -> dict[str, str]:
 
 def change_check_modes(app: str, types: list[str], mode: str) -> None:
     """Keep whether the checks of some process types, or of all, are on, skipped or off."""
-    with locked(require_app(app), "checks"):
+    with locked(app, "checks"):
         kept = {kind: other for kind, other in read_check_modes(app).items() if types and kind not in types and kind != "_all_"}
         wanted = {kind: mode for kind in types or ["_all_"]} if mode != "enabled" else {}
         write_lines(app_folder(app) / "CHECKS_OFF", [f"{kind} {other}" for kind, other in {**kept, **wanted}.items()])
@@ -5397,7 +5392,7 @@ def preboot_status(app: str) -> str:
 
 def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
-    current = read_current(require_app(app))
+    current = read_current(app)
     for container in require_processes(app, None):
         if current and current.has(container) and (not types or container.process_type in types):
             wait_until_healthy(current, container)
@@ -5410,7 +5405,7 @@ def change_resources(kind: str, app: str, process: str | None, **amounts: str | 
     """Set the amounts of cpu and memory of a process type, or of all, from the next deploy or restart on; without amounts, print them."""
     given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
     if not given:
-        return say_report("resource", require_app(app), "", "text")
+        return say_report("resource", app, "", "text")
     for name in set(given) & set(WITHOUT_EFFECT):
         warn(f"{name} is kept, and has no effect with this scheduler")
     new = {(kind, process or "_default_", name): amount for name, amount in given.items()}
@@ -5546,9 +5541,9 @@ def storage_facts(app: str) -> dict[str, str]:
 def storage_list(style: str, app: str) -> None:
     """List the folders that an app's containers see."""
     if style == "json":
-        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in mounts_of(require_app(app))])
+        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in mounts_of(app)])
     milestone(f"{app} volume bind-mounts:")
-    return say_lines(f"       {word}" for word in dict.fromkeys(" ".join(storage_facts(require_app(app)).values()).split()) if word != "-v")
+    return say_lines(f"       {word}" for word in dict.fromkeys(" ".join(storage_facts(app).values()).split()) if word != "-v")
 
 
 def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> None:
@@ -5672,7 +5667,7 @@ def registry_logout(app: str | None, server: str, caller: Caller) -> None:
 
 def tag_add(app: str, tag: str) -> None:
     """Keep the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
-    current = require_current(require_app(app))
+    current = require_current(app)
     with locked(app, "tag:add"):
         tag_as(current.image, f"dokku/{app}:{tag}")
         write_tags(app, {**read_tags(app), tag: current.number})
@@ -5680,7 +5675,7 @@ def tag_add(app: str, tag: str) -> None:
 
 def tag_rm(app: str, tag: str) -> None:
     """Take a name from an image of the app."""
-    if tag not in read_tags(require_app(app)):
+    if tag not in read_tags(app):
         raise NotFound(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
     with locked(app, "tag:rm"):
         write_tags(app, {other: number for other, number in read_tags(app).items() if other != tag})
@@ -5698,7 +5693,7 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
 
     -p names a process type (web) or one process (web.1); -q leaves the times and names out.
     """
-    found = select_processes(require_app(app), process)
+    found = select_processes(app, process)
     if not found and not tail:
         raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
     if not tail:
@@ -5775,7 +5770,7 @@ def docker_options_remove(processes: list[str] | None, app: str, phases: list[st
     """Take an option away."""
     option = parse_docker_option(" ".join(words))
     gone = {(name, option) for name in phase_names(phases, processes)}
-    if not gone & set(read_docker_options(require_app(app))):
+    if not gone & set(read_docker_options(app)):
         raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
     change_docker_options(app, lambda rows: [row for row in rows if row not in gone], caller)
 
@@ -5882,7 +5877,7 @@ def remove_expired() -> None:
 
 def enter(container: str | None, app: str, process: str | None, words: list[str]) -> int:
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
-    found = sorted(select_processes(require_app(app), process), key=lambda row: row.dyno)
+    found = sorted(select_processes(app, process), key=lambda row: row.dyno)
     chosen = [row for row in found if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
@@ -5978,8 +5973,8 @@ def key_allow(app: str, name: str | None, role: str) -> None:
     """Let a public key from standard input push one app and do nothing else (deploy), or do all that concerns it (developer)."""
     public, fingerprint = parse_public_key(sys.stdin.read())
     known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
-    if known and known.role != role and not (known.role == "deploy" and set(known.apps) <= {app}):
-        raise DokkuError(f"That key is {known.name}, with the role {known.role}", f"dokku access:set {known.name} --role {role}   changes that, for all of its apps")
+    if known and (not known.apps or (known.role != role and not (known.role == "deploy" and set(known.apps) <= {app}))):
+        raise DokkuError(f"That key is {known.name}, with the role {known.role} for {' '.join(known.apps) or 'all apps'}", f"dokku access:set {known.name} --role {role}   changes that, for all of its apps")
     key = (known or Key(name or key_name_of(fingerprint, role), public, fingerprint, added=now()))._replace(role=role)
     write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
     say(fingerprint)
@@ -6008,16 +6003,20 @@ def keys_of(user: str) -> list[Key]:
 
 def acl_add(app: str, user: str) -> None:
     """Let a person's keys do for one more app what they may do for others."""
-    for key in keys_of(user):
-        if not key.apps:
-            raise DokkuError(f"{key.name} may come to every app, as {key.role}", f"dokku access:set {key.name} --role developer --apps {app}   limits it")
+    keys = keys_of(user)
+    if free := next((key for key in keys if not key.apps), None):
+        raise DokkuError(f"{free.name} may come to every app, as {free.role}", f"dokku access:set {free.name} --role developer --apps {app}   limits it")
+    for key in keys:
         write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
 
 
 def acl_remove(app: str, user: str) -> None:
-    """Take one app from a person's keys; a key without an app left is shut out."""
-    for key in keys_of(user):
-        key_revoke(app, key.name)
+    """Take one app from a person's keys; a key without an app left is shut out. A key that comes to it by a pattern, or to every app, is named."""
+    keys = keys_of(user)
+    for key in keys:
+        key_revoke(app, key.name) if app in key.apps else None
+    if still := [key.name for key in keys if not key.apps or reaches([other for other in key.apps if other != app], app)]:
+        raise DokkuError(f"{', '.join(still)} may still come to {app}, by a pattern or as to every app", f"dokku access:set {still[0]} --apps ...   says which apps it is for")
 
 
 def acl_list(app: str) -> list[str]:
@@ -6401,7 +6400,6 @@ def front_door(argv: Sequence[str]) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
-
 
 
 if __name__ == "__main__":

@@ -86,8 +86,19 @@ def test_developers_and_access_lists_in_the_other_spellings(live, switch, new_pe
     assert person.ssh("config:show", switch.name).returncode == 77
     assert "may come to every app" in live.refused("acl:add", admin.name) and "No key is named" in live.refused("acl:add", "nobody")
     assert "with the role developer" in switch.refused("deploy:allow", stdin=person.public)
-    live.ok("developer:revoke", f"dev@{live.name}")
-    assert person.ssh("apps:exists", live.name).returncode == 255
+    second = new_person()
+    switch.ok("developer:allow", "dev@second", stdin=second.public)
+    live.ok("acl:remove", "dev")
+    assert person.ssh("apps:exists", live.name).returncode == 255, "a person's key without the app keeps no other of them in"
+    assert second.ssh("config:show", switch.name).returncode == 0
+    admin.ok("access:set", "dev@second", "--apps", f"{switch.name},{switch.name[:4]}*")
+    assert "by a pattern" in switch.refused("acl:remove", "dev")
+    admin.ok("access:set", "dev@second", "--apps", "all")
+    assert "for all apps" in live.refused("developer:allow", stdin=second.public), "no key is narrowed by being let in"
+    admin.ok("access:set", "dev@second", "--apps", switch.name)
+    switch.ok("acl:add", "dev")
+    switch.ok("developer:revoke", "dev@second")
+    assert second.ssh("apps:exists", live.name).returncode == 255
 
 
 def test_a_deploy_key_becomes_a_developers(live, new_person):

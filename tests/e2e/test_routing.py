@@ -130,6 +130,9 @@ def test_what_only_nginx_does_is_refused_without_nginx(switch):
     switch.ok("proxy:disable")
     assert "past nginx" in switch.refused("http-auth:enable", "me", "-", stdin="x\n") and "past nginx" in switch.refused("maintenance:enable")
     switch.ok("proxy:enable")
+    switch.ok("http-auth:enable", "me", "-", stdin="x\n")
+    assert "asks for a password" in switch.refused("proxy:disable") and switch.get()[0] == 401
+    switch.ok("http-auth:disable")
     switch.ok("domains:disable")
     assert "has no domain" in switch.refused("redirect:set", "a.example.com", "b.example.com")
     assert "has no domain" in switch.refused("domains:redirect:set", "a.example.com")
@@ -149,7 +152,7 @@ def test_a_page_answers_while_somebody_works_on_the_app(live):
         assert live.get() == (503, "<h1>Ours</h1>"), "it stays over a deploy"
         exported = tarfile.open(fileobj=io.BytesIO(sh("dokku", "maintenance:custom-page-export", live.name).stdout.encode()))
         assert "./maintenance.html" in exported.getnames()
-        for text in ("", "nonsense", pages(readme_txt="x"), pages(**{"../../../tmp/x/out": "x"})):
+        for text in ("", "nonsense", pages(maintenance_html="x" * (2**24 + 1)), pages(readme_txt="x"), pages(**{"../../../tmp/x/out": "x"})):
             assert live.person.ssh("maintenance:custom-page", live.name, stdin=text).returncode != 0
         assert live.get() == (503, "<h1>Ours</h1>")
         live.ok("maintenance:custom-page-remove")

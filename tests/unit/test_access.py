@@ -17,7 +17,7 @@ ROLES = {  # what each role is for, said once more and independently: a change o
 CANDIDATES = ["web", "A=1", "A", "x.example.com", "3", "v1", "http:80:5000", "run", "--memory=1g", "/data", "main", "debian", "crt", "https://h.example.com/x", "bash", "chown", "web=2",
               "192.0.2.1", "host.example.com", "me@example.com"]
 NAMES = sorted(name for name, row in d.commands().items() if name == row.name and row.access not in ("hook", "local", "anyone"))
-FOR_NO_APP = {"apps:list", "list", "report", "status", "certs:doctor", "run:list", "run:logs", "run:stop", "doctor"}  # what lists, and lists the own ones only
+FOR_NO_APP = {"apps:list", "report", "status", "certs:doctor", "run:list", "run:logs", "run:stop", "doctor"}  # what lists, and lists the own ones only
 
 
 def sample(arg):
@@ -64,7 +64,7 @@ def server(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_what_a_role_is_for_is_done(server, name):
     row = d.commands()[name]
-    needed, makes = row.access.removesuffix("+"), any(arg.name == "new" for arg in row.args) and not any(arg.name == "app" for arg in row.args)
+    needed = row.access.removesuffix("+")
     for role, may in ROLES.items():
         for kind, app, reached in (("all", "blog", True), ("all", "other", True), ("some", "blog", True), ("some", "shop-one", True), ("some", "other", False)):
             words, has_app = words_for(name, app)
@@ -74,7 +74,7 @@ def test_exactly_what_a_role_is_for_is_done(server, name):
             assert code == (0 if allowed else 77), (role, kind, words, code, said)
             if not allowed:
                 missing, _ = words_for(name, "missing")
-                assert server(f"{role}.{kind}", name, *missing) == (False, 77, said) or makes, "a refusal says the same of what does not exist"
+                assert server(f"{role}.{kind}", name, *missing) == (False, 77, said), "a refusal says the same of what does not exist"
 
 
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if any(arg.parse is d.parse_app_or_global for arg in d.commands()[name].args)))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import dokku_py as d
+import pytest
 
 TEXT = Path(d.__file__).read_text()
 TREE = ast.parse(TEXT)
@@ -93,5 +94,7 @@ def test_every_row_of_the_table_fits_the_function_that_it_names():
             strangers = passed - set(asked) - ({"style"} if row.call.startswith("print ") else set())
             assert not strangers or code.co_flags & inspect.CO_VARKEYWORDS, (spelling, strangers)
             assert set(asked[:code.co_argcount - len(row.body.__defaults__ or ())]) <= passed | {"caller", "purpose", "noun"}, spelling
+    with pytest.raises(KeyError):
+        d.parser_named("no-such-kind")  # a slip in a table must not take any word
     words = [row[0] for row in d.read_table("commands.tsv") if row[1] != "|"]
     assert sorted(set(words)) == sorted(words)

@@ -33,7 +33,7 @@ def test_packing_the_repository_anew_ends_with_the_push_and_holds_no_lock(switch
     for key, value in (("gc.autoPackLimit", "1"), ("pack.window", "300"), ("pack.threads", "1")):
         sh("git", "config", "-f", switch.folder / "repo.git" / "config", key, value)
     switch.deploy(**chance("b"))
-    assert sh("pgrep", "-fa", "git (gc|repack|pack-objects|maintenance)").stdout == "" and sh("flock", "-n", switch.folder / "pushes", "true").returncode == 0
+    assert sh("pgrep", "-u", "dokku", "-fa", "git (gc|repack|pack-objects|maintenance)").stdout == "" and sh("flock", "-n", switch.folder / "pushes", "true").returncode == 0
     assert len(list((switch.folder / "repo.git" / "objects" / "pack").glob("*.pack"))) == 1
 
 

@@ -28,7 +28,7 @@ Sections, top to bottom; a function calls only its own section and those above, 
     15 Releases       deploy, bring up, retire, probation, converge
     16 Services       databases and their like, a row for each kind
     17 Access         keys, roles, who may do what                (authorized_keys)
-    18 Declaring      how a command is declared
+    18 Declaring      the table of commands, and how its words are read
     19 Commands       the commands themselves, by family
     20 Front door     argv, ssh, git hook, exit codes
 """
@@ -39,6 +39,7 @@ import contextlib
 import contextvars
 import errno
 import fcntl
+import fnmatch
 import functools
 import gc
 import importlib
@@ -94,6 +95,7 @@ STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
 PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
 PROBATION_RESTARTS = 3  # this many restarts in probation are a crash loop
 RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
+EXPIRY_WARNING = 14 * 86400  # seconds before the end of a certificate at which doctor and pushes say so
 LOG_OPTIONS = {"max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
 DEFAULT_PORT = 5000
@@ -102,6 +104,7 @@ CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time
 GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
+PAGES_LIMIT = 2**24  # bytes of an app's own pages
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
 
 
@@ -283,7 +286,7 @@ PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?")
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
-BRANCH = re.compile(r"(?!-)(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
+BRANCH = re.compile(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 ZERO = "0" * 40
@@ -422,6 +425,11 @@ class Vhost(NamedTuple):
     certificate: str = ""
     seal: str = ""  # changes when the certificate does
     webroot: str = ""  # where an authority finds the answers to its challenges
+    redirects: tuple[tuple[str, str], ...] = ()  # (domain, `return` of nginx)
+    users: str = ""  # the file of those who must give a password
+    guests: tuple[str, ...] = ()  # addresses that need none
+    maintenance: str = ""  # the folder of the page that answers instead of the app
+    errors: str = ""  # the folder of the page that stands in for an app that does not answer
 
 
 class Caller(NamedTuple):
@@ -480,7 +488,10 @@ class Service(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A public key that opens this server. `public` is type and base64 text, without a comment."""
+    """A public key that opens this server. `public` is type and base64 text, without a comment.
+
+    `apps` are names or patterns such as blog-*, empty for all; it opens nothing after the day `until`, nor from elsewhere than `sources`.
+    """
 
     name: str
     public: str
@@ -488,6 +499,8 @@ class Key(NamedTuple):
     role: str = "admin"
     apps: tuple[str, ...] = ()
     added: str = ""
+    until: str = ""
+    sources: str = ""
 
 
 def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -505,44 +518,18 @@ def one_of(*words: str) -> Callable[[str], str]:
     return matching("|".join(map(re.escape, words)), "is not possible here", f"one of: {', '.join(words)}")
 
 
-# One parser for each kind of word that needs no more than a pattern. No path has `..` in it, no name begins with what a program takes for an option.
-NAME, COMPONENT, TAG_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+# Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
 OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
-parse_key_name = matching(KEY_NAME, "can't name a key", "use letters, digits and @ . _ + -, at most 64")
 parse_branch = matching(BRANCH, "is not the name of a branch")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
 parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
-parse_resource = matching(r"[0-9]{1,9}(?:\.[0-9]{1,3})?(?:[bkmgBKMG]|[kmgKMG][bB])?", "is not an amount", "write for example  --cpu 0.5  or  --memory 512m", str.lower)
-parse_seconds = matching(r"[0-9]{1,9}(?:ms|[smhd])?", "is not a duration", "write for example  60s, 5m, 500ms")
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
-parse_mail = matching(r"[A-Za-z0-9._+@,-]{1,200}", "is not a mail address")
-parse_label = matching(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", "can't be the name of a label")
-parse_tag = matching(rf"(?!(?:v[0-9]+|latest)$){TAG_NAME}", "can't be a tag", "use letters, digits and _ . -; v1, v2 ... and latest are the releases' own")
-parse_extra_tags = matching(f"{TAG_NAME}(?:,{TAG_NAME})*", "is not a list of tags", "write for example  latest,stable")
-parse_nginx_word = matching(r"[A-Za-z0-9_-]{1,64}", "can't be a name in nginx's configuration")
-parse_nginx_variable = matching(r"(?=.{0,200}$)[A-Za-z0-9_.:-]*(?:\$[a-z0-9_]+[A-Za-z0-9_.:-]*)*", "can't be the value of a header",
-                                "write a word or a variable of nginx, such as $remote_addr")
-parse_restart_policy = matching(r"no|always|unless-stopped|on-failure(?::[0-9]{1,4})?", "is not a restart policy", "one of: no, always, unless-stopped, on-failure[:N]")
-parse_import_style = matching("envfile|json", "is not a format", "one of: envfile, json")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
-parse_service = matching(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", "can't be the name of a service", "use lower-case letters, digits and - between them, at most 32")
-parse_alias = matching(r"[A-Z][A-Z0-9_]{0,60}", "can't be an alias", "use capital letters, digits and _; it becomes ALIAS_URL")
-parse_query = matching(r"[A-Za-z0-9_.=&%-]{1,200}", "is not a query string", "write for example  sslmode=disable&pool=5")
-parse_scheme = matching(r"[a-z][a-z0-9+]{1,30}", "is not the scheme of an address")
-parse_custom_environment = matching(rf"(?:{CONFIG_KEY.pattern}=[^;\0]*(?:;|$))+", "is not a list of variables", "write for example  'TZ=UTC;LEVEL=debug'")
-parse_endpoint = matching(r"(?:(?:[0-9]{1,3}\.){3}[0-9]{1,3}:)?[0-9]{2,5}", "is not a port to expose", "write 5432 for 127.0.0.1:5432, or 0.0.0.0:5432 for every address")
-parse_place = matching(r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]{0,250}", "is not a place for backups", "write a bucket, /a/folder, or what restic takes, as sftp:user@host:/folder")
-parse_snapshot = matching("[0-9a-f]{8,64}|latest", "is not the name of a backup")
-parse_network = matching(NAME, "can't be the name of a network", "use letters, digits and _ . -, at most 63")
-parse_networks = matching(f"{NAME}(?: {NAME})*", "can't be names of networks", "use letters, digits and _ . -, at most 63, and blanks between the names")
-parse_registry = matching(rf"{NAME}(?::[0-9]{{1,5}})?(?:/{COMPONENT})*", "is not the address of a registry", "write for example  host.example.com:5000")
-parse_image_repo = matching(rf"(?=.{{0,200}}$){COMPONENT}(?:/{COMPONENT})*", "can't be the name of an image", "use lower-case letters, digits and . _ - / between them")
-parse_repo_template = matching(rf"(?:{COMPONENT}|[/._-]|\{{\{{ ?\.AppName ?\}}\}})+", "can't be the name of an image", "write for example  apps/{{ .AppName }}")
 
 
 def parse_app(text: str) -> str:
@@ -551,6 +538,16 @@ def parse_app(text: str) -> str:
         raise UsageError(f"{shown(text)} can't be the name of an app",
                          "use lower-case letters, digits and single . _ - between them, at most 63")
     return text
+
+
+def parse_app_or_global(text: str) -> str:
+    """Accept an app, or --global."""
+    return text if text == "--global" else parse_app(text)
+
+
+def parse_parallel(text: str) -> int:
+    """Accept how many apps to work on at once; -1 is one per processor."""
+    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
 
 
 def parse_domain(text: str) -> str:
@@ -611,8 +608,8 @@ def parse_port_map(text: str) -> PortMap:
     if scheme not in ("http", "https", "grpc", "grpcs") or len(ports) != 2:
         raise UsageError(f"{shown(text)} is not SCHEME:HOST-PORT:CONTAINER-PORT", "write for example  http:80:5000")
     found = PortMap(scheme, *map(parse_port, ports))
-    if {"http": 443, "https": 80}.get(scheme) == found.host:
-        raise UsageError(f"{found}: port 80 is for http, 443 for https")
+    if {"http": 443, "https": 80, "grpcs": 80}.get(scheme) == found.host or (scheme == "grpc" and found.host in (80, 443)):
+        raise UsageError(f"{found}: port 80 is for http, 443 for https and grpcs")
     return found
 
 
@@ -799,8 +796,6 @@ def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
-
-
 parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
 
@@ -1043,7 +1038,7 @@ def feed(argv: Sequence[str], *, source: Path | None = None, target: Path | None
 def become(argv: Sequence[str]) -> NoReturn:
     """Turn into another program; for terminals, where it must own the descriptors."""
     sys.stdout.flush()
-    os.execvp(argv[0], list(argv))
+    os.execvp(argv[0], list(argv))  # noqa: S606 - that is what it is for: no shell stands between
 
 
 def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
@@ -1613,6 +1608,10 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
     own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
+    for folder, copied in (("auth", shutil.copyfile), ("pages", shutil.copytree)):
+        path = ROOT / "nginx" / folder / old
+        remove_all([path.with_name(new)])  # a killed copy may have left some
+        copied(path, path.with_name(new)) if path.exists() else None
     shutil.copytree(app_folder(old), beside, ignore=lambda folder, names: left(folder, names) if folder == own else (), symlinks=True)
     rename_file(beside, app_folder(new))
 
@@ -1709,6 +1708,11 @@ def named_domains(app: str) -> list[str]:
     return read_lines(app_folder(app) / "DOMAINS") or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]
 
 
+def redirects_of(app: str) -> dict[str, str]:
+    """Read which domains lead elsewhere: domain -> `target status`."""
+    return dict(line.partition(" ")[::2] for line in read_lines(app_folder(app) / "REDIRECTS"))
+
+
 def domains_of(app: str) -> list[str]:
     """List the domains under which an app is served; none when it is served by its port."""
     return [] if (app_folder(app) / "NO_VHOST").exists() else named_domains(app)
@@ -1726,14 +1730,14 @@ def allot_address(subnet: str, release: Release, dyno: str) -> str:
     with server_lock("addresses"):
         taken = allotted()
         for address, *owner in taken:
-            if owner == [release.app, release.incarnation, dyno]:
+            if owner == [release.app, release.incarnation_of(dyno), dyno]:
                 return address
         used = {address for address, *_ in taken}
         lower = next(ipaddress.ip_network(subnet).subnets())
         free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in used), None)
         if not free:
             raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
-        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation}={dyno}", "")
+        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation_of(dyno)}={dyno}", "")
         return free
 
 
@@ -1778,9 +1782,22 @@ class Property(NamedTuple):
     access: str = "configure"
 
 
-def parser_named(words: str) -> Callable[[str], Any]:
-    """Give the parser that a table names: `count` is parse_count, `{a/b}` takes these words only, `str` any."""
-    return one_of(*words[1:-1].split("/")) if words.startswith("{") else str if words == "str" else globals()[f"parse_{words.replace('-', '_')}"]
+@functools.cache
+def patterns() -> dict[str, list[str]]:
+    """Read the kinds of words that need no more than a pattern."""
+    return {name: row for name, *row in read_table("words.tsv")}
+
+
+def parser_named(kind: str) -> Callable[[str], Any]:
+    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any.
+
+    A kind that is not there is an error, so that no slip in a table opens a door.
+    """
+    if kind.startswith("{"):
+        return one_of(*kind[1:-1].split("/"))
+    if row := patterns().get(kind):
+        return matching(*row[:3], give=str.lower if row[3:] else str)
+    return str if kind == "str" else globals()[f"parse_{kind.replace('-', '_')}"]
 
 
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
@@ -2430,6 +2447,11 @@ def certificate_of(app: str) -> Path | None:
     return certificate_file("--global") if server and all(covers(server, domain) for domain in domains) else None
 
 
+def ends_within(file: Path, seconds: int | str) -> bool:
+    """Say whether a certificate ends within so many seconds."""
+    return bool(run(["openssl", "x509", "-noout", "-checkend", str(seconds)], stdin=read_text(file), check=False).returncode)
+
+
 def acme_folder(app: str) -> Path:
     """Locate what lego knows of an app: account, keys, certificates; the folder says that an authority certifies the app."""
     return ROOT / "acme" / "apps" / app
@@ -2457,7 +2479,7 @@ def checked_certificate(text: str) -> str:
     subjects = {openssl("x509", "-noout", "-subject_hash", stdin=block): block for block in blocks if block != chain[0]}
     while (issuer := subjects.pop(openssl("x509", "-noout", "-issuer_hash", stdin=chain[-1]), "")):
         chain.append(issuer)
-    with scratch_folder(Path("/tmp"), "dokku-chain.") as folder:
+    with scratch_folder(Path("/tmp"), "dokku-chain.") as folder:  # noqa: S108 - a new folder of mkdtemp
         write_text(folder / "chain", "\n".join(chain))
         if doubt := run(["openssl", "verify", "-untrusted", str(folder / "chain"), str(folder / "chain")], check=False).stderr.decode():
             warn(f"Browsers may not trust it: {' '.join(re.findall('lookup: (.*)', doubt)) or doubt.splitlines()[-1]}; is an intermediate certificate missing?")
@@ -2527,7 +2549,7 @@ def detected_maps(app: str, container: int) -> list[PortMap]:
 def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
     """List the port maps in effect: https needs a certificate. Port 80 is shared by name: an app without one has a port of its own in its place."""
     rows = own_maps(app) or detected_maps(app, container)
-    rows = [row for row in rows if row.scheme != "https" or certificate_of(app)]
+    rows = [row for row in rows if row.scheme in ("http", "grpc") or certificate_of(app)]
     return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
 
 
@@ -2568,7 +2590,7 @@ def published_ports(release: Release) -> list[str]:
     """List what Docker publishes for an app without nginx, as its option -p has it: on loopback, unless told otherwise."""
     if is_proxied(release.app):
         return []
-    address = "0.0.0.0" if property_of(release.app, "network", "bind-all-interfaces") == "true" else "127.0.0.1"
+    address = "0.0.0.0" if property_of(release.app, "network", "bind-all-interfaces") == "true" else "127.0.0.1"  # noqa: S104 - asked for by bind-all-interfaces, which is for administrators
     return [f"{address}:{row.host}:{row.container}" for row in port_maps(release.app, port_of(release))]
 
 
@@ -2580,16 +2602,36 @@ def log_of(app: str, kind: str) -> str:
 def vhost_of(release: Release | None, app: str) -> Vhost:
     """Compute what an app's vhost says: from state alone, so that it can always be rendered again."""
     found = sorted((dyno, address) for address, owner, incarnation, dyno in allotted()
-                   if release and owner == app and incarnation == release.incarnation and dyno.startswith("web.") and dyno in wanted_dynos(release))
+                   if release and owner == app and incarnation == release.incarnation_of(dyno) and dyno.startswith("web.") and dyno in wanted_dynos(release))
     listeners = port_maps(app, port_of(release) if release else DEFAULT_PORT)
     other = property_of(app, "network", "static-web-listener")
     upstreams = {row.container: (other,) if other else tuple(f"{address}:{row.container}" for _, address in found) for row in listeners}
-    certificate = certificate_of(app) if any(row.scheme == "https" for row in listeners) else None
+    certificate = certificate_of(app) if any(row.scheme in ("https", "grpcs") for row in listeners) else None
+    pages, guests = pages_of(app), tuple(read_lines(app_folder(app) / "ALLOWED_IPS"))
     custom = "" if property_of(app, "nginx", "disable-custom-config") == "true" else f"{app_folder(app)}/nginx.conf.d/*.conf"
     return Vhost(app=app, domains=tuple(domains_of(app)), listeners=tuple(listeners), upstreams=upstreams, access_log=log_of(app, "access"),
                  error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom,
                  certificate=str(certificate or ""), seal=digest_of(read_text(certificate)) if certificate else "",
-                 webroot=str(ROOT / "acme" / "webroot") if acme_folder(app).is_dir() else "")
+                 webroot=str(ROOT / "acme" / "webroot") if acme_folder(app).is_dir() else "", guests=guests,
+                 redirects=tuple((source, return_of(target)) for source, target in redirects_of(app).items()) if domains_of(app) else (),
+                 users=str(users_file(app)) if (app_folder(app) / "HTTP_AUTH").exists() else "", errors=str(pages) if (pages / "502.html").exists() else "",
+                 maintenance=str(pages if (pages / "maintenance.html").exists() else TEMPLATES / "pages") if (app_folder(app) / "MAINTENANCE").exists() else "")
+
+
+def return_of(target: str) -> str:
+    """Write as nginx does where a request is sent: to a host, by the way it came unless that is named, and with which status."""
+    host, status = target.split()
+    return f"{status} {host if '://' in host else f'$scheme://{host}'}$request_uri"
+
+
+def users_file(app: str) -> Path:
+    """Locate who may come to an app by a password, in a folder that only nginx reads beside us (htpasswd's form)."""
+    return ROOT / "nginx" / "auth" / app
+
+
+def pages_of(app: str) -> Path:
+    """Locate an app's own pages: maintenance.html, 502.html and what they show."""
+    return ROOT / "nginx" / "pages" / app
 
 
 def vhost_text_of(release: Release | None, app: str) -> str:
@@ -3151,6 +3193,8 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
     milestone("Application deployed:")
     for url in urls_of(app):
         detail(url)
+    if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
+        warn(f"The certificate of {app} ends within 14 days; dokku certs:doctor {app}   says who should renew it")
 
 
 def lock_file(app: str) -> Path:
@@ -3191,7 +3235,7 @@ def build_log(release: Release) -> Iterator[None]:
             yield
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
-                mark_release(release.app, release.number, "cancelled" if isinstance(error, Cancelled) else "failed")
+                mark_release(release.app, release.number, "cancelled" if isinstance(error, (Cancelled, BrokenPipeError)) else "failed")
             drop_images(release.app, release.number)
             raise
 
@@ -3631,7 +3675,7 @@ def disagreements(app: str) -> Iterator[Disagreement]:
             yield found("processes run although it was stopped", functools.partial(stop_processes, app))
     elif current:
         yield from process_disagreements(app, current)
-    if certificate_of(app) and run(["openssl", "x509", "-noout", "-checkend", "1209600"], stdin=read_text(certificate_of(app)), check=False).returncode:
+    if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         yield found("its certificate ends within 14 days: renew it by certs:update or letsencrypt:enable", lambda: None)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
@@ -4199,6 +4243,9 @@ def verify_backup(service: Service, name: str) -> int:
 
 ROLES = {
     "admin": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create", "admin"}),
+    "developer": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create"}),
+    "operator": frozenset({"view", "operate"}),
+    "viewer": frozenset({"view"}),
     "deploy": frozenset({"deploy"}),
 }
 
@@ -4233,8 +4280,14 @@ def render_authorized_keys() -> None:
     path = ROOT / ".ssh" / "authorized_keys"
     make_folder(path.parent, 0o700)
     foreign = [line for line in read_lines(path) if 'command="/usr/bin/dokku --as ' not in line]
-    ours = [f'command="/usr/bin/dokku --as {key.name}",restrict,pty {key.public}' for key in read_keys()]
+    ours = [f'command="/usr/bin/dokku --as {key.name}",restrict,pty{limits_of(key)} {key.public}' for key in read_keys()]
     write_text(path, "".join(f"{line}\n" for line in [*foreign, *ours]), secret=True)
+
+
+def limits_of(key: Key) -> str:
+    """Write until when and from where sshd takes a key."""
+    until = f',expiry-time="{key.until.replace("-", "")}2359"' if key.until else ""
+    return f'{until},from="{key.sources}"' if key.sources else until
 
 
 def find_key(word: str) -> Key:
@@ -4249,13 +4302,16 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
     """Say whether a caller may do something to an app, or to the server."""
     if caller.local or capability == "anyone":
         return capability != "hook"
-    if capability not in ROLES.get(caller.role, ()):
-        return False
-    return not caller.apps if not app else not caller.apps or app in caller.apps
+    return capability in ROLES.get(caller.role, ()) and (not caller.apps or reaches(caller.apps, app))
+
+
+def reaches(patterns: Sequence[str], app: str) -> bool:
+    """Say whether an app is among those that names and patterns such as blog-* mean."""
+    return any(fnmatch.fnmatchcase(app, pattern) for pattern in patterns)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 18 Declaring: what a command is, said once beside its body
+# 18 Declaring: what a command is, read from its row of templates/commands.tsv
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
@@ -4282,7 +4338,8 @@ def argument(text: str) -> Arg:
     """Read one argument as templates/commands.tsv writes it."""
     flags, word, parser, many, default, name, unless = ARGUMENT.fullmatch(text).groups()  # type: ignore[union-attr]
     spellings = tuple(flags.split("|")) if flags else ()
-    return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser) if parser else str if flags else globals().get(f"parse_{word}", str),
+    own = word if word in patterns() or f"parse_{word}" in globals() else "str"  # without a parser: the kind of its own name, if there is one
+    return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser or own),
                spellings, many if many in ("?", "*", "+") else "", bool(flags) and parser is None and default is None, default, many == "...", many == "~", unless)
 
 
@@ -4320,13 +4377,15 @@ QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than th
 
 
 def nouns_named(word: str) -> list[str]:
-    """List the nouns that a word of the table stands for; of engines, with a script behind it, those that have it."""
+    """List the nouns that a word of the table stands for: itself, unless it is in capitals. Of engines, with a script behind it, those that have it."""
     kind, _, script = word.rstrip("]").partition("[")
     if kind == "SERVICE":
         return [noun for noun in [*sorted(os.listdir(TEMPLATES / "services")), *ENGINE_NAMES] if engine_named(noun).has(script)]
+    if not word.isupper():
+        return [word]
     with_properties = {noun for noun, _ in PROPERTIES}
     facts = {name.removesuffix("_facts").replace("_", "-") for name in globals() if name.endswith("_facts")}
-    return {"PROPERTY": sorted(with_properties), "REPORT": sorted(with_properties | facts)}.get(word, [word])
+    return {"PROPERTY": sorted(with_properties), "REPORT": sorted(with_properties | facts)}[word]
 
 
 @functools.cache
@@ -4346,15 +4405,6 @@ def commands() -> dict[str, Command]:
     return found
 
 
-# Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup developer domains:redirect:get domains:redirect:set htpasswd http-auth maintenance
-    nginx:import-ssl redirect""".split())
-
-
-# Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
-LATER = frozenset("""acl backup certs developer domains:redirect:get domains:redirect:set htpasswd http-auth letsencrypt maintenance
-    nginx:import-ssl redirect ssl""".split())
-
 # What is refused for good, by noun or verb, and what to use instead.
 REFUSED = {
     "backup-set-public-key-encryption": "backups leave this server encrypted by restic with a passphrase: see backup-set-encryption",
@@ -4368,12 +4418,10 @@ REFUSED = {
 
 
 def why_unknown(word: str) -> DokkuError:
-    """Say why a word is no command: not yet there, refused for good, or mistyped."""
+    """Say why a word is no command: refused for good, or mistyped."""
     noun, _, verb = word.partition(":")
     if refusal := REFUSED.get(noun) or REFUSED.get(verb):
         return DokkuError(f"{word} is not part of this product", refusal)
-    if word in LATER or noun in LATER:
-        return DokkuError(f"{word} is not available in this version", "dokku help   lists what is")
     close = nearest(word, commands())
     return UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
 
@@ -4436,19 +4484,125 @@ def parsed(arg: Arg, value: Any) -> Any:
     return [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
 
 
+def commands_of(noun: str) -> list[str]:
+    """List the commands of a noun, in every spelling."""
+    within = [name for name in commands() if name.startswith(f"{noun}:")]
+    return [*([noun] if noun in commands() else []), *within] if within else []
+
+
+GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
+
+
+def take_leading_words(words: list[str]) -> list[str]:
+    """Put the global words that stand before a command behind it."""
+    count = 0
+    while count < len(words) and words[count] in GLOBAL_WORDS:
+        count += 2 if words[count] == "--app" else 1
+    return [*words[count:count + 1], *words[:count], *words[count + 1:]]
+
+
+def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take out the words that every command knows and this one does not declare; give the others, and what --app names.
+
+    What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
+    """
+    declared = {flag for arg in args for flag in arg.flags} | {"--global"}
+    raw, kept, app, rest = any(arg.raw for arg in args), [], None, list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--" or (raw and not word.startswith("-")):
+            kept += [word, *rest]
+            break
+        if word == "--app":
+            if not rest:
+                raise UsageError("--app must be followed by the name of an app")
+            app = rest.pop(0)
+        elif word in GLOBAL_WORDS and word not in declared:
+            os.environ[GLOBAL_WORDS[word]] = "1"
+        else:
+            kept.append(word)
+    return kept, app
+
+
+def wants_help(row: Command, words: Sequence[str]) -> bool:
+    """Say whether the words ask what a command does."""
+    asked = words[:1] if any(arg.raw for arg in row.args) else words
+    return "--help" in asked or ("-h" in asked and row.access != "hook")
+
+
+def find_command(word: str) -> Command | None:
+    """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
+    row = commands().get(word)
+    if not row and not commands_of(word.removesuffix(":help")):
+        raise why_unknown(word)
+    return row
+
+
+def needs_words(row: Command) -> bool:
+    """Say whether a command has an argument that must be given."""
+    return any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in row.args)
+
+
+def read_words(row: Command, words: list[str]) -> dict[str, Any]:
+    """Read a command's words. Where both dialects have it and word it differently, that reading counts in which an app's name stands for an app."""
+    found, wrong = [], None
+    for reading in row.readings:
+        try:
+            found.append(read_so(row.name, [argument(word) for word in reading.split()], words))
+        except UsageError as error:
+            wrong = wrong or error
+    if not found:
+        raise wrong or UsageError("")
+    fits = [one for one in found if one.get("app") and app_exists(one["app"])]
+    if len({one["app"] for one in fits}) > 1:
+        raise UsageError(f"{fits[0]['app']} and {fits[1]['app']} are both names of apps: which one is meant?",
+                         "   or   ".join(f"dokku --app {one['app']} {row.name} {one['service']}" for one in fits))
+    return (fits or found)[0]
+
+
+def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
+    """Read a command's words as such arguments; --global, or the name behind --app, stands in the app's place."""
+    args = [arg for arg in args if arg.unless not in words]
+    words, named = take_global_words(args, words)
+    place = next((arg for arg in args if arg.name == "app"), None)
+    if "--global" in words and place and place.parse is parse_app_or_global:
+        words, named = [word for word in words if word != "--global"], "--global"
+    if named and place:
+        return parse_arguments(name, [arg for arg in args if arg is not place], words) | {"app": place.parse(named)}
+    return parse_arguments(name, args, [named, *words] if named else words)
+
+
+def is_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any]) -> bool:
+    """Say whether a caller may do a command with such words. What is set for all apps is for administrators; + is for who names no app, and sees the own ones.
+
+    A service is reached as ENGINE:NAME among a key's apps; with an app beside it, both must be.
+    """
+    capability, kind = row.access.removesuffix("+"), engine_named(row.name.partition(":")[0])
+    named = [f"{kind.name}:{chosen[key]}" if kind and key != "app" else chosen[key] for key in ("app", "service", "new") if chosen.get(key)]
+    if "--global" in named:
+        return may(caller, "view" if capability == "view" else "admin")
+    if not named:
+        return may(caller, capability) or (row.access.endswith("+") and capability in ROLES.get(caller.role, ()))
+    return all(may(caller, capability, name) for name in named)
+
+
+def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> Mapping[str, Any]:
+    """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second.
+
+    Gives the words with a service's record in the place of its name.
+    """
+    if not (hook if row.access == "hook" else is_allowed(row, caller, chosen)):
+        become_owner(ROOT)
+        record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=AccessDenied.code)
+        raise AccessDenied
+    if chosen.get("app") not in (None, "--global"):
+        require_app(chosen["app"])
+    return {**chosen, "service": require_service(row.name.partition(":")[0], chosen["service"])} if chosen.get("service") else chosen
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 19 Commands
 # ---------------------------------------------------------------------------------------------------------------------
-
-def parse_app_or_global(text: str) -> str:
-    """Accept an app, or --global."""
-    return text if text == "--global" else parse_app(text)
-
-
-def parse_parallel(text: str) -> int:
-    """Accept how many apps to work on at once; -1 is one per processor."""
-    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
-
 
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
@@ -4480,13 +4634,20 @@ def report(noun: str, app: str | None, flags: list[str], style: str, caller: Cal
     """Print the report of one app, of the server with --global, or of every app the caller may see."""
     if len(flags) > 1:
         raise UsageError(f"{noun}:report takes one flag, not {' '.join(flags)}")
-    if app:
-        require_subject(app)
     found = [app] if app else visible_apps(caller)
     if not found:
         warn("You haven't deployed any applications yet")
     for name in found:
         say_report(noun, name, "".join(flags), style)
+
+
+def secret_word(text: str) -> str:
+    """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
+    if text in ("-", ""):
+        return parse_line(sys.stdin.readline().rstrip("\n"))
+    if not inherited("SSH_ORIGINAL_COMMAND"):
+        raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
+    return text
 
 
 def visible_apps(caller: Caller) -> list[str]:
@@ -4496,15 +4657,27 @@ def visible_apps(caller: Caller) -> list[str]:
 
 def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller) -> None:
     """Set a property, or clear it without a value, when the caller may."""
-    if noun == "images" and app != "--global":  # `images:set source hub`: an app has none of its own
-        app, key, value = "--global", app, [key, *value]
-    if (noun, key) in PROPERTIES and not may(caller, PROPERTIES[noun, key].access, "" if app == "--global" else app):
+    secret = noun == "letsencrypt" and key.startswith("dns-provider-")  # what lego must know of the provider, by lego's own name for it
+    if ((noun, key) in PROPERTIES or secret) and not may(caller, "admin" if secret else PROPERTIES[noun, key].access, "" if app == "--global" else app):
         raise AccessDenied
+    if secret:
+        known = {**dns_secrets(app), parse_config_key(key.removeprefix("dns-provider-")): secret_word("".join(value)) if value else ""}
+        return write_text(property_file(app, noun, "dns"), render_environment({name: word for name, word in known.items() if word}), secret=True)
+    if (noun, key) == ("nginx", "proxy-protocol") and app != "--global":
+        raise UsageError("Apps share their ports: either all of them are behind PROXY protocol or none", "dokku nginx:set --global proxy-protocol true")
     if noun == "network":
         guard_network(key, value, caller)
     change_property(noun, app, key, " ".join(map(str, value)))
     render_crontab() if noun == "cron" else None
     step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(map(str, value))}")
+
+
+def serve_unknown_names() -> None:
+    """Have nginx answer to names that no app has."""
+    major = re.search(r"nginx/(\d+)\.(\d+)", run(["/usr/sbin/nginx", "-v"]).stderr.decode())
+    modern = bool(major) and (int(major[1]), int(major[2])) >= (1, 19)
+    proxied = " proxy_protocol" if property_of("--global", "nginx", "proxy-protocol") == "true" else ""
+    install_vhost(SERVER_CONF, render("server.conf.j2", reject_handshake=modern, proxied=proxied))
 
 
 def change_property(noun: str, app: str, key: str, value: str) -> None:
@@ -4521,6 +4694,7 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
     old = read_text(path).strip()
     write_property(app, noun, key, value)
     try:
+        serve_unknown_names() if key == "proxy-protocol" else None
         return each_app(None, True, serve) if served else None
     except BaseException:
         write_property(app, noun, key, old)
@@ -4559,6 +4733,7 @@ def create_app(app: str) -> None:
     """Make the record of an app, its repository, and a vhost that answers 502 until something runs; unless somebody just did."""
     with server_lock("create"):
         if not app_exists(app):
+            remove_all([users_file(app), pages_of(app)])  # a killed copy may have left some
             make_folder(app_folder(app))
             write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
             ensure_repository(app)
@@ -4585,7 +4760,7 @@ def apps_destroy(app: str, force: bool) -> None:
 
     Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
     """
-    kept, linked = mounts_of(require_app(app)), links_of(app)
+    kept, linked = mounts_of(app), links_of(app)
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
@@ -4607,7 +4782,7 @@ def destroy_app(app: str) -> None:
         for tag in tags_of(app):
             untag_image(f"dokku/{app}:{tag}")
         free_addresses(app, lambda incarnation, dyno: False)
-        remove_folder(acme_folder(app))
+        remove_all([acme_folder(app), users_file(app), pages_of(app)])
         doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
         rename_file(app_folder(app), doomed)
         remove_folder(doomed)
@@ -4656,7 +4831,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
         return detail(f"{new} exists already")
     require_free_name(new)
     alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"]  # two can't share the first, and secrets are given by hand
-    duplicate_or_nothing(require_app(app), new, skip_deploy, alone)
+    duplicate_or_nothing(app, new, skip_deploy, alone)
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4666,7 +4841,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     require_free_name(new)
-    duplicate_or_nothing(require_app(app), new, skip_deploy)
+    duplicate_or_nothing(app, new, skip_deploy)
     for key in read_keys():
         if app in key.apps:
             write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
@@ -4678,19 +4853,19 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
 
 def apps_lock(app: str, caller: Caller) -> None:
     """Keep deploys of an app out until apps:unlock."""
-    write_text(lock_file(require_app(app)), f"{caller.name} since {now()}\n")
+    write_text(lock_file(app), f"{caller.name} since {now()}\n")
     step("Deploy lock created")
 
 
 def apps_unlock(app: str) -> None:
     """Let deploys of an app in again."""
-    remove_file(lock_file(require_app(app)))
+    remove_file(lock_file(app))
     step("Deploy lock removed")
 
 
 def apps_locked(app: str) -> None:
     """Say by the exit code whether deploys of an app are kept out."""
-    if not lock_file(require_app(app)).exists():
+    if not lock_file(app).exists():
         raise DokkuError("Deploy lock does not exist")
     say("Deploy lock exists")
 
@@ -4707,9 +4882,6 @@ def parse_repository(text: str) -> str:
     if not re.fullmatch(r"(?:(?:https?|ssh|git)://(?:\w[\w.-]*@)?|\w[\w.-]*@)[A-Za-z0-9][\w.-]*[:/][!-?A-~]+", text, re.ASCII):
         raise UsageError("That is no https, http, ssh or git address without a password in it", "dokku git:auth HOST USER -   keeps a password")
     return text
-
-
-parse_image = matching(r"[A-Za-z0-9][A-Za-z0-9./:_@-]{0,254}", "is not the name of an image", "write for example  registry.example.com/team/blog:1.2")
 
 
 def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
@@ -4779,14 +4951,14 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
 
 def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
     """Load what `docker save` wrote from standard input, and deploy the image of that name."""
-    if require_app(app) and (attend([docker_command(), "load"]) or not inspect_image(image)):
+    if attend([docker_command(), "load"]) or not inspect_image(image):
         raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
     git_from_image(build_dir, app, image, name, email, caller)
 
 
 def netrc_line(host: str, user: str | None, password: str | None) -> str:
     """Write what netrc holds of a host; the password - is read from standard input. What is refused is not said again."""
-    given = sys.stdin.readline().strip() if password == "-" else password or ""
+    given = sys.stdin.readline().strip() if password == "-" else password or ""  # noqa: S105 - it means standard input
     if user and not all(re.fullmatch(r"[!$-~][!-~]*", word) for word in (user, given)):
         raise UsageError('A name comes with a password, both without blanks, and without " or # in front', "write - to send it on standard input")
     return f"machine {host} login {user} password {given}" if user else f"machine {host}"
@@ -4826,7 +4998,7 @@ def git_generate_deploy_key() -> None:
 
 def ssh_public(app: str | None, about: str | None = None) -> None:
     """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
-    key = ssh_key_file(require_app(app) if app else "--global")
+    key = ssh_key_file(app or "--global")
     if not key.exists():
         raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
@@ -4834,7 +5006,7 @@ def ssh_public(app: str | None, about: str | None = None) -> None:
 
 def ssh_install(app: str) -> None:
     """Keep a private ssh key from standard input, for what the app fetches; its builds get it as the secret ssh_key."""
-    with scratch_folder(app_folder(require_app(app)), "tree.") as folder:
+    with scratch_folder(app_folder(app), "tree.") as folder:
         write_text(folder / "key", sys.stdin.read(2**16).replace("\r", "").strip() + "\n", secret=True)
         if run(["ssh-keygen", "-p", "-P", "", "-N", "", "-f", str(folder / "key")], check=False).returncode:  # brings old ones into today's form
             raise UsageError("That is no private key without a passphrase", f"dokku ssh:install {app} < ~/.ssh/id_ed25519")
@@ -4853,14 +5025,7 @@ def config_show(merged: bool, app: str) -> None:
 
 def chosen_config(app: str, merged: bool) -> dict[str, str]:
     """Read the config vars of an app or of the server; with `merged`, those of the server under those of the app."""
-    require_subject(app)
     return merged_config(app) if merged and app != "--global" else read_config(app)
-
-
-def require_subject(app: str) -> None:
-    """Refuse an app that does not exist; the server always does."""
-    if app != "--global":
-        require_app(app)
 
 
 def config_get(quoted: bool, app: str, key: str) -> None:
@@ -4926,7 +5091,6 @@ def read_given(file: str | None, caller: Caller) -> str:
 
 def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], no_restart: bool, caller: Caller, reason: str) -> None:
     """Change a config and keep it, after the app came up with it unless told not to restart. It is read under the lock: nobody's change is lost."""
-    require_subject(app)
     if app == "--global":
         with server_lock("config"):
             return write_config(app, change(read_config(app)))
@@ -4957,21 +5121,148 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     """Change an app's domains and have nginx serve them; a domain of another app is refused by name."""
     with locked(app, "domains"), server_lock("domains"):
         domains = changed(named_domains(app), verb, domains)
-        for other in apps():
-            if other != app and (both := set(domains) & set(named_domains(other))):
-                raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   frees it")
+        refuse_claimed(app, [*domains, *redirects_of(app)])
         with served_with(app, app_folder(app) / "DOMAINS"):
             write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
+def refuse_claimed(app: str, domains: Sequence[str]) -> None:
+    """Refuse domains that another app has, served or sent elsewhere, or that are among them twice."""
+    if twice := [domain for domain in redirects_of(app) if domains.count(domain) > 1]:
+        raise DokkuError(f"{twice[0]} is sent elsewhere", f"dokku redirect:unset {app} {twice[0]}   ends that")
+    new = set(domains) - set(named_domains(app))
+    for other in apps():
+        names = named_domains(other) if other != app else []
+        if both := set(domains) & {*names, *(redirects_of(other) if other != app else ())}:
+            raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   (or redirect:unset) frees it")
+        for domain in sorted(domain for domain in new if not domain.startswith("*.") and covers(names, domain)):
+            detail(f"{other} answers for *.{domain.partition('.')[2]}; for {domain} it is {app} from now on")
+
+
+def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, str]]) -> None:
+    """Change where an app's further domains are sent, and have nginx do so."""
+    with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
+        rows = change(redirects_of(app))
+        if rows and not domains_of(app):
+            raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
+        write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
+        refuse_claimed(app, [*named_domains(app), *redirects_of(app)])
+
+
+def redirect_list(app: str) -> list[str]:
+    """List the domains that are sent elsewhere, where to and with which status."""
+    return [" ".join(row) for row in redirects_of(app).items()]
+
+
+def redirect_set(app: str, source: str, target: str, code: str) -> None:
+    """Send the requests for a domain to another, each to the same path."""
+    change_redirects(app, lambda old: {**old, source: f"{target} {code}"})
+
+
+def redirect_unset(app: str, source: str) -> None:
+    """Send the requests for a domain nowhere any more."""
+    if source not in redirects_of(app):
+        raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
+    change_redirects(app, lambda old: {domain: target for domain, target in old.items() if domain != source})
+
+
+def redirect_to_first(app: str, domains: Sequence[str]) -> None:
+    """Send the requests for these domains, and for no others, to the first domain of the app."""
+    change_redirects(app, lambda old: dict.fromkeys(domains, f"{''.join(domains_of(app)[:1])} 301"))
+
+
+def http_auth_facts(app: str) -> dict[str, str]:
+    """Say who must give a password."""
+    return {"http-auth-enabled": str((app_folder(app) / "HTTP_AUTH").exists()).lower(), "http-auth-allowed-ips": " ".join(read_lines(app_folder(app) / "ALLOWED_IPS")),
+            "http-auth-users": " ".join(line.partition(":")[0] for line in read_lines(users_file(app)))}
+
+
+def require_proxied(app: str) -> None:
+    """Refuse what only nginx does for an app that it does not stand in front of."""
+    if not is_proxied(app):
+        raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
+
+
+def keep_user(app: str, user: str, password: str | None) -> None:
+    """Let somebody in by a password, which comes from standard input unless it is given; kept as SHA-512 crypt (crypt(5))."""
+    digest = openssl("passwd", "-6", "-stdin", stdin=secret_word(password or ""))
+    kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
+    write_lines(users_file(app), [*kept, f"{user}:{digest}"])
+
+
+def http_auth_enable(app: str, user: str | None, password: str | None) -> None:
+    """Ask for a name and a password at an app, and let that one in."""
+    require_proxied(app)
+    with locked(app, "http-auth"), served_with(app, app_folder(app) / "HTTP_AUTH"):
+        keep_user(app, user, password) if user else None
+        write_text(app_folder(app) / "HTTP_AUTH", now() + "\n")
+
+
+def http_auth_add_user(app: str, user: str, password: str | None) -> None:
+    """Let one more in by a password, once http-auth:enable asks for it."""
+    with locked(app, "http-auth"):
+        keep_user(app, user, password)
+
+
+def http_auth_remove_user(app: str, user: str) -> None:
+    """Let somebody in no more."""
+    with locked(app, "http-auth"):
+        kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
+        if kept == read_lines(users_file(app)):
+            raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
+        write_lines(users_file(app), kept)
+
+
+def change_guests(app: str, address: str, verb: str) -> None:
+    """Change from which addresses one comes to an app without a password."""
+    path = app_folder(app) / "ALLOWED_IPS"
+    with locked(app, "http-auth"), served_with(app, path):
+        write_lines(path, dict.fromkeys(changed(read_lines(path), verb, [address])))
+
+
+def maintenance_facts(app: str) -> dict[str, str]:
+    """Say whether a page answers instead of the app."""
+    return {"maintenance-enabled": str((app_folder(app) / "MAINTENANCE").exists()).lower(), "maintenance-custom-page": str(pages_of(app).is_dir()).lower()}
+
+
+def custom_page(app: str) -> None:
+    """Take an app's own pages, a tar on standard input: maintenance.html, 502.html for when it does not answer, and what they show."""
+    with locked(app, "maintenance"), scratch_folder(app_folder(app), "tree.") as folder:
+        unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
+        if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=sys.stdin.buffer.read(PAGES_LIMIT), check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
+            raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
+        run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
+        remove_folder(pages_of(app))
+        rename_file(folder / "new", pages_of(app))
+        render_vhost(app)
+
+
+def custom_page_export(app: str) -> int:
+    """Write an app's own pages to standard output, as a tar."""
+    if not pages_of(app).is_dir():
+        raise NotFound(f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
+    return attend(["tar", "--create", f"--directory={pages_of(app)}", "."])
+
+
+def custom_page_remove(app: str) -> None:
+    """Answer by the server's own page again."""
+    with locked(app, "maintenance"):
+        remove_folder(pages_of(app))
+        render_vhost(app)
+
+
 def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "") -> None:
-    """Note whether an app is served by its names (NO_VHOST) or by nginx at all (NO_PROXY), and serve it so."""
+    """Note whether an app is served by its names (NO_VHOST), by nginx at all (NO_PROXY), or by a page (MAINTENANCE), and serve it so."""
     def one(name: str) -> None:
         """Do it for one app."""
         path = app_folder(name) / file
+        if file == "MAINTENANCE" and off:
+            require_proxied(name)
+        if file == "NO_PROXY" and off and (app_folder(name) / "HTTP_AUTH").exists():
+            raise DokkuError(f"{name} asks for a password, which only nginx does", f"dokku http-auth:disable {name}   first, if everybody may come")
         with locked(name, "proxy"), served_with(name, path):
             write_text(path, "") if off else remove_file(path)
-        if not is_proxied(name):
+        if file == "NO_PROXY" and off:
             warn(f"{name} answers on {' '.join(urls_of(name))}; each release ends its old web.1 before the new one starts, which leaves a gap")
     each_app(app, everything, one, parallel)
 
@@ -5002,15 +5293,14 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
         had, own = host_ports(app), own_maps(app)
         maps = [next((row for row in own if row.host == word.host), word) if not word.scheme else word for word in maps]
         if verb == "remove" and (unknown := [word for word in maps if word not in own]):
-            raise NotFound(f"{app} has no port map {str(unknown[0]).removeprefix(':').removesuffix(':0')}", f"dokku ports:list {app}   lists them")
+            raise NotFound(f"{app} has no port map {shown(str(unknown[0]).removeprefix(':').removesuffix(':0'))}", f"dokku ports:list {app}   lists them")
         maps = changed(own, verb, maps)
+        for row in set(maps) - set(own):
+            if row.scheme in ("https", "grpcs") and not certificate_of(app):
+                raise DokkuError(f"{row} can't be served: {app} has no certificate", f"dokku certs:add {app} < certificate-and-key.tar")
+            if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
+                raise AccessDenied
         with served_with(app, app_folder(app) / "PORTS"):
-            for row in set(maps) - set(own_maps(app)):
-                if row.scheme != "http" and (row.scheme != "https" or not certificate_of(app)):
-                    raise DokkuError(f"{row} can't be served: {app} has no certificate" if row.scheme == "https" else f"{row} can't be served yet",
-                                     f"dokku certs:add {app} < certificate-and-key.tar" if row.scheme == "https" else "use http or https")
-                if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
-                    raise AccessDenied
             write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
         if gone := had - host_ports(app):
             warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")
@@ -5018,7 +5308,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
 
 def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
-    rows = own_maps(require_app(app))
+    rows = own_maps(app)
     if not rows:
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
@@ -5051,6 +5341,12 @@ def hide_vhost(app: str) -> None:
 def served_vhost(app: str) -> str:
     """Give the configuration by which nginx serves an app."""
     return read_text(ROOT / "nginx" / f"{app}.conf").rstrip("\n")
+
+
+def nginx_diff(app: str) -> list[str]:
+    """Print what rendering an app's nginx configuration again would change."""
+    import difflib
+    return [*difflib.unified_diff(read_text(ROOT / "nginx" / f"{app}.conf").splitlines(), vhost_text(app).splitlines(), "served", "on record", lineterm="")]
 
 
 def nginx_validate_config(clean: bool, app: str | None) -> int:
@@ -5106,7 +5402,7 @@ def keep_certificate(app: str, text: str = "") -> None:
     if app == "--global":
         keep()
         return each_app(None, True, under_lock("certs", render_vhost))
-    with locked(require_app(app), "certs"), served_with(app, path):
+    with locked(app, "certs"), served_with(app, path):
         keep()
     for domain in domains_of(app) if text else ():
         if not covers(names_of_certificate(app), domain):
@@ -5144,7 +5440,7 @@ def certs_update(app: str, crt: str | None, key: str | None, caller: Caller) -> 
 
 def certs_generate(app: str, domain: str | None) -> None:
     """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
-    names = [domain] if domain else domains_of(require_app(app))
+    names = [domain] if domain else domains_of(app)
     if not names:
         raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
     text, request = self_signed(names)
@@ -5154,7 +5450,7 @@ def certs_generate(app: str, domain: str | None) -> None:
 
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
-    text = read_text(certificate_file(require_app(app)))
+    text = read_text(certificate_file(app))
     if not text:
         raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
@@ -5162,7 +5458,7 @@ def certs_show(app: str, part: str | None) -> None:
 
 def ssl_certificate(app: str) -> None:
     """Take a certificate, or a key, from standard input; the other half is that which the app has. Both may come at once."""
-    given, old = sys.stdin.read(2**20), read_text(certificate_file(require_app(app)))
+    given, old = sys.stdin.read(2**20), read_text(certificate_file(app))
     keep_certificate(app, checked_certificate(given if PRIVATE_KEY.search(given) and CERTIFICATE.search(given) else f"{given}\n{old}"))
 
 
@@ -5177,12 +5473,20 @@ def lego(app: str, domains: Sequence[str], *words: str) -> None:
     if not (email := property_of(app, "letsencrypt", "email")):
         raise DokkuError("No mail address is set", f"dokku letsencrypt:set {app} email you@example.com   (or --global) sets the one that the authority may write to")
     server = property_of(app, "letsencrypt", "server")
-    argv = ["lego", "--accept-tos", "--email", email, "--server", AUTHORITIES.get(server, server), "--path", str(acme_folder(app)), "--http",
-            "--http.webroot", str(ROOT / "acme" / "webroot"), *(word for domain in domains for word in ("--domains", domain)), *words]
+    provider, secrets = property_of(app, "letsencrypt", "dns-provider"), {**dns_secrets("--global"), **dns_secrets(app)}
+    way = ["--dns", provider, *(["--dns.disable-cp"] if property_of(app, "letsencrypt", "dns-propagation") == "skip" else [])] if provider else [
+        "--http", "--http.webroot", str(ROOT / "acme" / "webroot")]
+    argv = ["lego", "--accept-tos", "--email", email, "--server", AUTHORITIES.get(server, server), "--path", str(acme_folder(app)), *way,
+            *(word for domain in domains for word in ("--domains", domain)), *words]
     try:
-        stream(argv)
+        stream(argv, env={**os.environ, **secrets})
     except ToolFailed as error:
         raise DokkuError(f"The authority gives no certificate: {error.output.strip().splitlines()[-1]}", f"what serves {app} stays as it was") from None
+
+
+def dns_secrets(app: str) -> dict[str, str]:
+    """Read what lego must know of a DNS provider, as `letsencrypt:set APP dns-provider-NAME` gave it."""
+    return parse_environment(read_text(property_file(app, "letsencrypt", "dns")))
 
 
 def require_reachable(domain: str) -> None:
@@ -5216,18 +5520,19 @@ def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
 
 def certify(app: str, force: bool) -> None:
     """Get or renew the certificate of an app."""
-    domains = domains_of(app)
-    if not domains or any("*" in domain for domain in domains):
-        raise DokkuError(f"{app} has no domain" if not domains else "A wildcard is certified by DNS only, which is not available in this version", f"dokku domains:set {app} NAME   gives it others")
+    domains, by_dns = [*domains_of(app), *redirects_of(app)], property_of(app, "letsencrypt", "dns-provider")
+    if not domains or (any("*" in domain for domain in domains) and not by_dns):
+        raise DokkuError(f"{app} has no domain" if not domains else "A wildcard is certified by DNS only: name the provider, as lego does, and what it must know",
+                         f"dokku domains:set {app} NAME   gives it others" if not domains else f"dokku letsencrypt:set {app} dns-provider NAME, then dns-provider-VARIABLE VALUE")
     fresh = not acme_folder(app).is_dir()
     make_folder(acme_folder(app), 0o700)
     try:
         under_lock("letsencrypt", render_vhost)(app)
-        made = acme_folder(app) / "certificates" / f"{domains[0]}.crt"
+        made = acme_folder(app) / "certificates" / f"{domains[0].replace('*', '_')}.crt"
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
-        if renews and not force and not run(["openssl", "x509", "-noout", "-checkend", property_of(app, "letsencrypt", "graceperiod")], stdin=read_text(made), check=False).returncode:
+        if renews and not force and not ends_within(made, property_of(app, "letsencrypt", "graceperiod")):
             return detail(f"{app} has a certificate that needs no renewal")
-        for domain in domains if not renews and not force else ():
+        for domain in domains if not renews and not force and not by_dns else ():
             require_reachable(domain)
         lego(app, domains, "run")
         keep_certificate(app, checked_certificate(read_text(made) + read_text(made.with_suffix(".key"))))
@@ -5259,6 +5564,27 @@ def letsencrypt_revoke(app: str) -> None:
     require_certified(app)
     lego(app, domains_of(app)[:1], "revoke")
     letsencrypt_disable(app)
+
+
+def certs_doctor(app: str | None, caller: Caller) -> list[dict[str, str]]:
+    """Say of each domain, of one app or all: its addresses, whether it leads here, what its certificate is worth, and who renews it."""
+    return [examine_domain(name, domain) for name in ([app] if app else visible_apps(caller)) for domain in [*domains_of(name), *redirects_of(name)]]
+
+
+def examine_domain(app: str, domain: str) -> dict[str, str]:
+    """Look at one domain of an app."""
+    import socket
+    file, leads, found = certificate_of(app), "yes", []
+    with contextlib.suppress(OSError):
+        found = sorted({row[4][0] for row in socket.getaddrinfo(domain.replace("*", "any"), None)})
+    try:
+        require_reachable(domain.replace("*", "any"))
+    except DokkuError as error:
+        leads = f"no: {error.message.rpartition(': ')[2]}"
+    names = names_of_certificate("--global" if file == certificate_file("--global") else app)
+    worth = "none" if not file else "for other names" if not covers(names, domain) else openssl("x509", "-noout", "-enddate", stdin=read_text(file)).replace("notAfter=", "ends ")
+    return {"app": app, "domain": domain, "addresses": " ".join(found) or "none", "leads here": leads, "certificate": worth,
+            "renewed": "by cron, once a day" if acme_folder(app).is_dir() and not (ROOT / "acme" / "NO_CRON").exists() else "by nobody"}
 
 
 def letsencrypt_cleanup(app: str) -> None:
@@ -5305,7 +5631,7 @@ def git_facts(app: str) -> dict[str, str]:
 
 def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, int]]) -> None:
     """Print how many of each process type run, or set it; --skip-deploy only writes it down."""
-    current = read_current(require_app(app))
+    current = read_current(app)
     if not counts:
         wanted = scale_of(app, current) if current else read_scale(app)
         return say_json(wanted) if style == "json" else say_table([[f"{kind}:", str(count)] for kind, count in sorted(wanted.items())] or [[""]])
@@ -5413,7 +5739,7 @@ def status(app: str | None, caller: Caller) -> None:
 
 def top(app: str, words: list[str]) -> None:
     """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
-    for container in require_processes(require_app(app), None):
+    for container in require_processes(app, None):
         milestone(container.dyno)
         say(output_of([docker_command(), "top", container.id, *words]))
 
@@ -5425,7 +5751,7 @@ def ps_restore(app: str | None) -> None:
 
 def ps_inspect(app: str) -> None:
     """Print what Docker knows of an app's containers, as JSON, with the values of config vars left out."""
-    found = [inspect_container(row.id) for row in containers_of(require_app(app))]
+    found = [inspect_container(row.id) for row in containers_of(app)]
     for facts in found:
         facts["Config"]["Env"] = [f"{word.partition('=')[0]}=***" for word in facts["Config"]["Env"]]
     say(json.dumps(found, indent=2))
@@ -5433,7 +5759,7 @@ def ps_inspect(app: str) -> None:
 
 def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, str]]:
     """List the releases of an app, newest first: every push, rebuild, change of config and rollback, whatever became of it."""
-    current = read_current(require_app(app))
+    current = read_current(app)
     rows = [(number, read_release(app, number) or Release(app, number), release_status(app, number, current)) for number in reversed(release_numbers(app))]
     return [{"release": row.name, "at": row.at, "by": row.by, "commit": row.commit[:7], "reason": row.reason, "status": became} for _, row, became in rows
             if (not kind or row.reason.startswith(kind)) and (not status or became.startswith(status))]
@@ -5441,7 +5767,7 @@ def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, s
 
 def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
-    release = read_release(require_app(app), number)
+    release = read_release(app, number)
     if not release:
         raise NotFound(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
     return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
@@ -5456,7 +5782,7 @@ def release_named(app: str, word: str) -> int:
 
 def rollback_command(app: str, word: str | None, caller: Caller) -> None:
     """Go back to an earlier release, or to a tag: its image and its config, without a build."""
-    number = release_named(require_app(app), word) if word else None
+    number = release_named(app, word) if word else None
     with locked(app, "rollback"):
         remove_strays(app)
         current = read_current(app)
@@ -5470,7 +5796,7 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
 
 def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
-    numbers = release_numbers(require_app(app))
+    numbers = release_numbers(app)
     number = numbers[-1] if numbers and word in (None, "current") else parse_release_name(word or "")
     log = release_folder(app, number) / "build.log"
     if not log.exists():
@@ -5488,7 +5814,7 @@ def lock_holder(app: str) -> int:
 
 def builds_cancel(app: str) -> None:
     """Break off the deploy of an app that is going on; what runs goes on running. Past the switch it is too late."""
-    if not (pid := lock_holder(require_app(app))):
+    if not (pid := lock_holder(app)):
         raise DokkuError(f"Nothing is being changed in {app}")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
@@ -5509,14 +5835,14 @@ def cleanup(app: str | None) -> None:
 
 def repo_gc(app: str) -> None:
     """Have git pack an app's repository anew."""
-    with locked(require_app(app), "repo:gc"):
+    with locked(app, "repo:gc"):
         git(app, "gc", "--quiet")
 
 
 def repo_purge_cache(app: str) -> None:
     """Have the next build of an app use nothing that was cached."""
     for note in ("PURGED", "CACHE"):  # the first until a build went well; the second names the caches of packages from now on
-        write_text(app_folder(require_app(app)) / note, f"{time.time_ns()}\n")
+        write_text(app_folder(app) / note, f"{time.time_ns()}\n")
 
 
 # --- cron ---
@@ -5535,7 +5861,7 @@ def require_job(app: str, identity: str) -> Job:
 
 def cron_list(style: str, app: str) -> None:
     """List the cron jobs of an app."""
-    suspended = read_lines(app_folder(require_app(app)) / "CRON_SUSPENDED")
+    suspended = read_lines(app_folder(app) / "CRON_SUSPENDED")
     rows = [{"id": job.id, "schedule": job.schedule, "command": job.command, "concurrency": job.concurrency, "suspended": str(job.id in suspended).lower(),
              "last-run": read_text(app_folder(app) / "cron" / job.id).strip()} for job in jobs_of(app).values()]
     if style == "json":
@@ -5578,7 +5904,7 @@ def checks_facts(app: str) -> dict[str, str]:
 
 def change_check_modes(app: str, types: list[str], mode: str) -> None:
     """Keep whether the checks of some process types, or of all, are on, skipped or off."""
-    with locked(require_app(app), "checks"):
+    with locked(app, "checks"):
         kept = {kind: other for kind, other in read_check_modes(app).items() if types and kind not in types and kind != "_all_"}
         wanted = {kind: mode for kind in types or ["_all_"]} if mode != "enabled" else {}
         write_lines(app_folder(app) / "CHECKS_OFF", [f"{kind} {other}" for kind, other in {**kept, **wanted}.items()])
@@ -5592,7 +5918,7 @@ def preboot_status(app: str) -> str:
 
 def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
-    current = read_current(require_app(app))
+    current = read_current(app)
     for container in require_processes(app, None):
         if current and current.has(container) and (not types or container.process_type in types):
             wait_until_healthy(current, container)
@@ -5605,7 +5931,7 @@ def change_resources(kind: str, app: str, process: str | None, **amounts: str | 
     """Set the amounts of cpu and memory of a process type, or of all, from the next deploy or restart on; without amounts, print them."""
     given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
     if not given:
-        return say_report("resource", require_app(app), "", "text")
+        return say_report("resource", app, "", "text")
     for name in set(given) & set(WITHOUT_EFFECT):
         warn(f"{name} is kept, and has no effect with this scheduler")
     new = {(kind, process or "_default_", name): amount for name, amount in given.items()}
@@ -5733,9 +6059,9 @@ def storage_facts(app: str) -> dict[str, str]:
 def storage_list(style: str, app: str) -> None:
     """List the folders that an app's containers see."""
     if style == "json":
-        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in mounts_of(require_app(app))])
+        return say_json([{"host_path": str(storage_folder(row.source)), "container_path": row.target, "volume_options": row.mode} for row in mounts_of(app)])
     milestone(f"{app} volume bind-mounts:")
-    return say_lines(f"       {word}" for word in dict.fromkeys(" ".join(storage_facts(require_app(app)).values()).split()) if word != "-v")
+    return say_lines(f"       {word}" for word in dict.fromkeys(" ".join(storage_facts(app).values()).split()) if word != "-v")
 
 
 def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> None:
@@ -5931,7 +6257,7 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
         if not name:
             raise DokkuError(f"{names[0]} is taken", "choose another name with --alias")
         scheme = config.get(f"{engine_name}_DATABASE_SCHEME")
-        url = url_of(service, parse_scheme(scheme) if scheme else "")
+        url = url_of(service, parser_named("scheme")(scheme) if scheme else "")
         step(f"Setting {name} on {app}")
         change_links(app, [*links, (service.engine, service.name)], {**config, name: url + (f"{'&' if '?' in url else '?'}{query}" if query else "")}, no_restart, caller,
                      f"{service.engine}:link {service.name}")
@@ -6178,7 +6504,7 @@ def registry_logout(app: str | None, server: str, caller: Caller) -> None:
 
 def tag_add(app: str, tag: str) -> None:
     """Keep the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
-    current = require_current(require_app(app))
+    current = require_current(app)
     with locked(app, "tag:add"):
         tag_as(current.image, f"dokku/{app}:{tag}")
         write_tags(app, {**read_tags(app), tag: current.number})
@@ -6186,7 +6512,7 @@ def tag_add(app: str, tag: str) -> None:
 
 def tag_rm(app: str, tag: str) -> None:
     """Take a name from an image of the app."""
-    if tag not in read_tags(require_app(app)):
+    if tag not in read_tags(app):
         raise NotFound(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
     with locked(app, "tag:rm"):
         write_tags(app, {other: number for other, number in read_tags(app).items() if other != tag})
@@ -6204,7 +6530,7 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
 
     -p names a process type (web) or one process (web.1); -q leaves the times and names out.
     """
-    found = select_processes(require_app(app), process)
+    found = select_processes(app, process)
     if not found and not tail:
         raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
     if not tail:
@@ -6281,7 +6607,7 @@ def docker_options_remove(processes: list[str] | None, app: str, phases: list[st
     """Take an option away."""
     option = parse_docker_option(" ".join(words))
     gone = {(name, option) for name in phase_names(phases, processes)}
-    if not gone & set(read_docker_options(require_app(app))):
+    if not gone & set(read_docker_options(app)):
         raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
     change_docker_options(app, lambda rows: [row for row in rows if row not in gone], caller)
 
@@ -6357,12 +6683,9 @@ def find_one_offs(app: str | None, name: str | None, caller: Caller) -> list[Con
     return found
 
 
-def run_list(style: str, app: str | None, caller: Caller) -> None:
+def run_list(app: str | None, caller: Caller) -> list[dict[str, str]]:
     """List the one-offs of an app, or of all, running or ended."""
-    rows = [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(require_app(app) if app else "") if may(caller, "operate", row.app)]
-    if style == "json":
-        return say_json(rows)
-    return say_table([list(row.values()) for row in rows]) if rows else None
+    return [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(app or "") if may(caller, "operate", row.app)]
 
 
 def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int:
@@ -6391,7 +6714,7 @@ def remove_expired() -> None:
 
 def enter(container: str | None, app: str, process: str | None, words: list[str]) -> int:
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
-    found = sorted(select_processes(require_app(app), process), key=lambda row: row.dyno)
+    found = sorted(select_processes(app, process), key=lambda row: row.dyno)
     chosen = [row for row in found if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
@@ -6421,14 +6744,39 @@ def say_failed(app: str) -> None:
 
 # --- keys ---
 
-def ssh_keys_add(name: str | None, file: str | None, caller: Caller) -> None:
-    """Let a public key in as administrator; from standard input, or from a file when root asks.
+def key_facts_given(role: str | None, apps: str | None, until: str | None, sources: str | None) -> dict[str, Any]:
+    """Give what the options of a key change; `all`, `never` and `anywhere` take a limit away."""
+    given = {"role": role, "apps": apps and tuple(apps.removeprefix("all").split(",") if apps != "all" else ()), "until": until and until.removeprefix("never"),
+             "sources": sources and sources.removeprefix("anywhere")}
+    return {name: value for name, value in given.items() if value is not None}
 
+
+def ssh_keys_add(name: str | None, file: str | None, caller: Caller, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
+    """Let a public key in, as administrator unless --role says less; from standard input, or from a file when root asks.
+
+    --apps blog,shop-* limits it to apps, --until 2027-01-31 to a day, --from 192.0.2.0/24 to addresses. A person with several keys has them as NAME@PLACE.
     access:add needs no name: the key's fingerprint gives one.
     """
     public, fingerprint = parse_public_key(read_given(file, caller))
-    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now()))
+    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now(), **key_facts_given(role, apps, until, sources)))
     say(fingerprint)
+
+
+def access_set(name: str, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
+    """Change what a key may do, for which apps, until when and from where; all, never and anywhere take a limit away."""
+    write_key(find_key(name)._replace(**key_facts_given(role, apps, until, sources)))
+
+
+def access_check(name: str, words: list[str]) -> None:
+    """Say, by the exit code too, whether a key may do a command, and why not."""
+    key, row = find_key(name), find_command(words[0]) if words else None
+    if not row:
+        raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
+    chosen = read_words(row, words[1:])
+    if not is_allowed(row, Caller(key.name, key.role, key.apps), chosen):
+        lacks = row.access.removesuffix("+") not in ROLES[key.role]
+        raise DokkuError(f"{key.name} may not: {row.name} needs {row.access.removesuffix('+')}" + (f", which the role {key.role} lacks" if lacks else f"; the key is for {' '.join(key.apps) or 'apps'}"))
+    say(f"{key.name} may, by the role {key.role} for {' '.join(key.apps) or 'all apps'}")
 
 
 def key_name_of(fingerprint: str, prefix: str = "key") -> str:
@@ -6447,7 +6795,8 @@ def ssh_keys_list(style: str, name: str | None) -> None:
 def access_info(name: str) -> dict[str, str]:
     """Print what is on record of one key, found by its name or whole fingerprint."""
     key = find_key(name)
-    return {"name": key.name, "fingerprint": key.fingerprint, "role": key.role, "apps": " ".join(key.apps) or "all", "added": key.added}
+    return {"name": key.name, "fingerprint": key.fingerprint, "role": key.role, "apps": " ".join(key.apps) or "all", "added": key.added,
+            "until": key.until or "never", "from": key.sources or "anywhere"}
 
 
 def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
@@ -6457,29 +6806,64 @@ def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     drop_key(find_key(word).name)
 
 
-def deploy_allow(app: str, name: str | None) -> None:
-    """Let a public key from standard input push one app and do nothing else."""
+def key_allow(app: str, name: str | None, role: str) -> None:
+    """Let a public key from standard input push one app and do nothing else (deploy), or do all that concerns it (developer)."""
     public, fingerprint = parse_public_key(sys.stdin.read())
     known = next((key for key in read_keys() if key.fingerprint == fingerprint), None)
-    if known and known.role != "deploy":
-        raise DokkuError(f"That key is {known.name}, with the role {known.role}: it may push already")
-    key = known or Key(name or key_name_of(fingerprint, "deploy"), public, fingerprint, "deploy", (), now())
+    if known and (not known.apps or (known.role != role and not (known.role == "deploy" and set(known.apps) <= {app}))):
+        raise DokkuError(f"That key is {known.name}, with the role {known.role} for {' '.join(known.apps) or 'all apps'}", f"dokku access:set {known.name} --role {role}   changes that, for all of its apps")
+    key = (known or Key(name or key_name_of(fingerprint, role), public, fingerprint, added=now()))._replace(role=role)
     write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
     say(fingerprint)
 
 
-def deploy_list(app: str) -> list[str]:
-    """List the keys that may push an app and do nothing else."""
-    return [f"{key.fingerprint} {key.name}" for key in read_keys() if key.role == "deploy" and app in key.apps]
+def key_list(app: str, role: str) -> list[str]:
+    """List the keys of a role that are for an app."""
+    return [f"{key.fingerprint} {key.name}" for key in read_keys() if key.role == role and reaches(key.apps, app)]
 
 
-def deploy_revoke(app: str, name: str) -> None:
-    """Take one app from a deploy key; a key without an app left is shut out."""
+def key_revoke(app: str, name: str) -> None:
+    """Take one app from a key; a key without an app left is shut out."""
     key = find_key(name)
     if app not in key.apps:
-        raise NotFound(f"{key.name} is not a deploy key of {app}", f"dokku deploy:list {app}   lists them")
+        raise NotFound(f"{key.name} is not a deploy key of {app}, nor a developer's", f"dokku acl:list {app}   lists who may what")
     left = tuple(other for other in key.apps if other != app)
     write_key(key._replace(apps=left)) if left else drop_key(key.name)
+
+
+def keys_of(user: str) -> list[Key]:
+    """Find the keys of a person: NAME, and NAME@PLACE. Raises NotFound."""
+    if found := [key for key in read_keys() if key.name.partition("@")[0] == user or key.name == user]:
+        return found
+    raise NotFound(f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
+
+
+def acl_add(app: str, user: str) -> None:
+    """Let a person's keys do for one more app what they may do for others."""
+    keys = keys_of(user)
+    if free := next((key for key in keys if not key.apps), None):
+        raise DokkuError(f"{free.name} may come to every app, as {free.role}", f"dokku access:set {free.name} --role developer --apps {app}   limits it")
+    for key in keys:
+        write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
+
+
+def acl_remove(app: str, user: str) -> None:
+    """Take one app from a person's keys; a key without an app left is shut out. A key that comes to it by a pattern, or to every app, is named."""
+    keys = keys_of(user)
+    for key in keys:
+        key_revoke(app, key.name) if app in key.apps else None
+    if still := [key.name for key in keys if not key.apps or reaches([other for other in key.apps if other != app], app)]:
+        raise DokkuError(f"{', '.join(still)} may still come to {app}, by a pattern or as to every app", f"dokku access:set {still[0]} --apps ...   says which apps it is for")
+
+
+def acl_list(app: str) -> list[str]:
+    """List who may come to an app, and as what."""
+    return [f"{key.name} {key.role}" for key in read_keys() if not key.apps or reaches(key.apps, app)]
+
+
+def acl_allowed(user: str) -> list[str]:
+    """List the apps that a person may come to."""
+    return [app for app in apps() if any(not key.apps or reaches(key.apps, app) for key in keys_of(user))]
 
 
 # --- events ---
@@ -6491,7 +6875,7 @@ def events_command(tail: bool, lines: int) -> int:
 
 def events_list() -> list[str]:
     """List the commands that are noted in the events: those that change something, and every refusal."""
-    return sorted({row.name for row in commands().values() if row.access not in QUIET_ACCESS})
+    return sorted({row.name for row in commands().values() if row.access.removesuffix("+") not in QUIET_ACCESS})
 
 
 def mark(file: str, app: str = "") -> None:
@@ -6521,12 +6905,6 @@ def help_command(word: str | None, every: bool) -> None:
         raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
     say(f"dokku_py {VERSION}")
     return say_lines(f"    {name:24} {row.doc[0]}" for name, row in rows)
-
-
-def commands_of(noun: str) -> list[str]:
-    """List the commands of a noun, in every spelling."""
-    within = [name for name in commands() if name.startswith(f"{noun}:")]
-    return [*([noun] if noun in commands() else []), *within] if within else []
 
 
 def document(kind: str) -> None:
@@ -6564,9 +6942,7 @@ def setup() -> None:
     make_folder(storage_folder(), 0o700)
     render_authorized_keys()
     ensure_network()
-    major = re.search(r"nginx/(\d+)\.(\d+)", run(["/usr/sbin/nginx", "-v"]).stderr.decode())
-    modern = bool(major) and (int(major[1]), int(major[2])) >= (1, 19)
-    install_vhost(SERVER_CONF, render("server.conf.j2", reject_handshake=modern))
+    serve_unknown_names()
     reload_nginx()  # its own configuration may be new
 
 
@@ -6643,6 +7019,8 @@ def examine(app: str) -> list[Disagreement]:
 def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     """List what differs from the record, for the server and its apps; --fix mends it. The exit code is 1 while something is left."""
     server = list(server_disagreements()) if not app and may(caller, "admin") else []
+    if fix and not app and not may(caller, "operate"):
+        raise AccessDenied
     if fix:
         for row in server:
             row.mend()
@@ -6770,98 +7148,6 @@ def caller_of(name: str) -> Caller:
     return Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
 
 
-GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
-
-
-def take_leading_words(words: list[str]) -> list[str]:
-    """Put the global words that stand before a command behind it."""
-    count = 0
-    while count < len(words) and words[count] in GLOBAL_WORDS:
-        count += 2 if words[count] == "--app" else 1
-    return [*words[count:count + 1], *words[:count], *words[count + 1:]]
-
-
-def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Take out the words that every command knows and this one does not declare; give the others, and the app that --app names.
-
-    What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
-    """
-    declared = {flag for arg in args for flag in arg.flags} | {"--global"}
-    raw, kept, app, rest = any(arg.raw for arg in args), [], [], list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--" or (raw and not word.startswith("-")):
-            kept += [word, *rest]
-            break
-        if word == "--app":
-            if not rest:
-                raise UsageError("--app must be followed by the name of an app")
-            app = [rest.pop(0)]
-        elif word in GLOBAL_WORDS and word not in declared:
-            os.environ[GLOBAL_WORDS[word]] = "1"
-        else:
-            kept.append(word)
-    return [*app, *kept]
-
-
-def wants_help(row: Command, words: Sequence[str]) -> bool:
-    """Say whether the words ask what a command does."""
-    asked = words[:1] if any(arg.raw for arg in row.args) else words
-    return "--help" in asked or ("-h" in asked and row.access != "hook")
-
-
-def find_command(word: str) -> Command | None:
-    """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
-    row = commands().get(word)
-    if not row and not commands_of(word.removesuffix(":help")):
-        raise why_unknown(word)
-    return row
-
-
-def needs_words(row: Command) -> bool:
-    """Say whether a command has an argument that must be given."""
-    return any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in row.args)
-
-
-def read_words(row: Command, words: list[str]) -> dict[str, Any]:
-    """Read a command's words. Where both dialects have it and word it differently, that reading counts in which an app's name stands for an app."""
-    found, wrong = [], None
-    for reading in row.readings:
-        try:
-            found.append(read_so(row.name, [argument(word) for word in reading.split()], words))
-        except UsageError as error:
-            wrong = wrong or error
-    if not found:
-        raise wrong or UsageError("")
-    fits = [one for one in found if one.get("app") and app_exists(one["app"])]
-    if len(fits) > 1 and fits[0] != fits[1]:
-        raise UsageError(f"{fits[0]['app']} and {fits[1]['app']} are both names of apps: which one is meant?",
-                         "   or   ".join(f"dokku --app {one['app']} {row.name} {one['service']}" for one in fits))
-    return (fits or found)[0]
-
-
-def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
-    """Read a command's words as such arguments; --global stands in the app's place."""
-    args = [arg for arg in args if arg.unless not in words]
-    words = take_global_words(args, words)
-    takes_global = next((arg for arg in args if arg.parse is parse_app_or_global), None)
-    if "--global" in words and takes_global:
-        return parse_arguments(name, [arg for arg in args if arg is not takes_global], [word for word in words if word != "--global"]) | {"app": "--global"}
-    return parse_arguments(name, args, words)
-
-
-def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> Mapping[str, Any]:
-    """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second. Gives the record of a service that is named."""
-    app = chosen.get("app") or chosen.get("new") or ""
-    if not (hook if row.access == "hook" else may(caller, row.access, "" if app == "--global" else app)):
-        become_owner(ROOT)
-        record_event(caller, row.name, app=app, result=AccessDenied.code)
-        raise AccessDenied
-    if chosen.get("app") not in (None, "--global"):
-        require_app(chosen["app"])
-    return {**chosen, "service": require_service(row.name.partition(":")[0], chosen["service"])} if chosen.get("service") else chosen
-
-
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     """Call the function of a command with what it asks for; give the exit code."""
     given = {**chosen, **row.fixed, "caller": caller, "purpose": row.name}
@@ -6909,7 +7195,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         code = error.code
         raise
     finally:
-        if row.access not in QUIET_ACCESS:
+        if row.access.removesuffix("+") not in QUIET_ACCESS:
             record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=code, seconds=time.monotonic() - began)
     return code
 
@@ -6955,7 +7241,6 @@ def front_door(argv: Sequence[str]) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
-
 
 
 if __name__ == "__main__":

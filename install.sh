@@ -92,6 +92,7 @@ id dokku >/dev/null 2>&1 || useradd --system --create-home --home-dir $root --sh
 usermod -p '*' -aG docker,adm dokku  # adm: it reads the logs of nginx, for nginx:access-logs and error-logs
 chown dokku:dokku $root && chmod 755 $root  # it may be a disk that was mounted there
 install -d -o dokku -g dokku -m 755 $root/data && install -d -o dokku -g dokku -m 700 $root/data/storage  # Docker makes what it mounts, as root
+install -d -o dokku -g dokku -m 755 $root/nginx && install -d -o dokku -g www-data -m 2750 $root/nginx/auth  # nginx reads passwords' digests, other users don't
 
 say "copying the program to $library"
 mkdir -p $library/versions

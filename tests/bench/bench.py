@@ -180,7 +180,7 @@ def many_apps_rows(app):
     apps, vhosts, text = STATE / "apps", STATE / "nginx", (STATE / "nginx" / f"{app.name}.conf").read_text()
     made = []
     try:
-        for count in (10, 100, 500):
+        for count in (10, 100, 500, 1000):
             while len(made) < count:
                 name = f"bench-{len(made)}"
                 (apps / name).mkdir()

@@ -28,7 +28,7 @@ import traceback
 import uuid
 from pathlib import Path
 
-from conftest import DOCKER, DOMAIN, HELLO, ROOT, STATE, Person, base_image, docker, sh, wait_until
+from conftest import DOMAIN, HELLO, ROOT, STATE, Person, base_image, docker, sh, wait_until
 
 HERE = Path(__file__).parent
 LIBRARY = Path("/usr/lib/dokku-py")

@@ -35,9 +35,9 @@ def sh(*argv, stdin=None, timeout=300, **options):
 
 def wait_until(truth, seconds=60):
     """Wait until something holds; fail when it does not within a generous time."""
-    deadline = time.monotonic() + seconds
+    deadline, code = time.monotonic() + seconds, truth.__code__
     while not truth():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"waited in vain at {Path(code.co_filename).name}:{code.co_firstlineno}"
         time.sleep(0.1)
 
 

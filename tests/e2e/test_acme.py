@@ -1,9 +1,12 @@
 """Certificates of a real authority that speaks ACME: got, renewed, revoked, refused; the challenge goes through nginx."""
 
+import base64
+import http.server
 import json
 import os
 import ssl
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,6 +131,46 @@ def test_an_authority_that_refuses_or_is_away_changes_nothing(certified, trustin
     assert serial(app, trusting) == number and other.ok("letsencrypt:active") == "true\n", "it goes along with the app"
     other.ok("letsencrypt:disable")
     assert app.get() == (200, HELLO_TEXT)
+
+
+class Provider(http.server.BaseHTTPRequestHandler):
+    """A DNS provider, as lego's httpreq speaks to it: it tells the name server that pebble asks."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = self.headers["Authorization"] == "Basic " + base64.b64encode(b"me:word").decode()
+        what = {"/present": ("set-txt", {"host": asked["fqdn"], "value": asked["value"]}), "/cleanup": ("clear-txt", {"host": asked["fqdn"]})}.get(self.path)
+        done = known and what and sh("curl", "-sf", "-d", json.dumps(what[1]), f"http://127.0.0.1:8055/{what[0]}").returncode == 0
+        self.send_response(200 if done else 403)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_a_wildcard_is_certified_by_dns(certified, trusting, stranger):
+    app = certified
+    app.ok("domains:set", f"*.{app.name}.example.com", f"{app.name}.example.com")
+    assert "by DNS only" in app.refused("letsencrypt:enable")
+    provider = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Provider)
+    threading.Thread(target=provider.serve_forever, daemon=True).start()
+    app.person.ok("deploy:allow", app.name, stdin=stranger.public)
+    assert stranger.ssh("letsencrypt:set", app.name, "dns-provider-EXEC_PATH", "/bin/sh").returncode == 77
+    for key, value in (("dns-provider", "httpreq"), ("dns-propagation", "skip"), ("dns-provider-HTTPREQ_ENDPOINT", f"http://127.0.0.1:{provider.server_port}"),
+                       ("dns-provider-HTTPREQ_USERNAME", "me")):
+        app.ok("letsencrypt:set", key, value)
+    try:
+        assert app.lego("letsencrypt:enable", app.name).returncode != 0 and app.get()[0] == 404, "the provider does not know us"
+        app.ok("letsencrypt:set", "dns-provider-HTTPREQ_PASSWORD", "-", stdin="word\n")
+        assert oct((app.folder / "properties" / "letsencrypt.dns").stat().st_mode & 0o777) == "0o600" and "word" not in app.ok("letsencrypt:report")
+        done = app.lego("letsencrypt:enable", app.name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for name in (f"any.{app.name}.example.com", f"{app.name}.example.com"):
+            assert https(name, trusting)[2] == HELLO_TEXT
+        assert "needs no renewal" in app.lego("letsencrypt:enable", app.name).stdout
+        app.ok("letsencrypt:disable")
+    finally:
+        provider.shutdown()
 
 
 def test_a_name_that_leads_elsewhere_is_asked_for_when_that_is_forced(certified, trusting):

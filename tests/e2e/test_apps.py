@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import DOMAIN, HELLO_TEXT, PROCFILE, App, ask, destroyed, docker, quoted, sh, wait_until
+from conftest import HELLO_TEXT, PROCFILE, ask, docker, quoted, sh, wait_until
 
 import pytest
 
@@ -158,7 +158,7 @@ def test_web_restarts_alone_and_the_others_stay_over_reboots_until_the_next_rele
     switch.ok("ps:restart", "web")
     switch.settle("web.1", "worker.1")
     assert switch.inspect()["Id"] != web and switch.inspect("worker.1")["Id"] == worker
-    assert switch.person.ssh("doctor", switch.name).returncode == 0
+    wait_until(lambda: switch.person.ssh("doctor", switch.name).returncode == 0)
     docker("kill", f"{switch.name}.web.1")
     docker("stop", "-t", "1", f"{switch.name}.worker.1")
     switch.person.ok("ps:restore", switch.name)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import HELLO_TEXT, PROCFILE, STATE, DOCKER, docker, sh, wait_until
+from conftest import HELLO_TEXT, PROCFILE, STATE, docker, sh, wait_until
 
 
 @pytest.fixture

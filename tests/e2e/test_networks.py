@@ -64,7 +64,7 @@ def test_when_a_process_joins(network, switch):
     for key, name in (("initial-network", first), ("attach-post-create", early), ("attach-post-deploy", late)):
         switch.ok("network:set", key, name)
     switch.ok("network:set", "tld", "internal.example")
-    probe = f"grep -c : /proc/net/dev > /tmp/count; exec perl /server.pl"
+    probe = "grep -c : /proc/net/dev > /tmp/count; exec perl /server.pl"
     switch.deploy(Procfile=f"web: {probe}\nrelease: grep -c : /proc/net/dev\n")
     assert set(networks_of(switch)) == {early, late, first}
     assert all(f"{switch.name}.web.internal.example" in facts["Aliases"] for facts in networks_of(switch).values())
@@ -103,7 +103,7 @@ def test_a_network_is_made_found_listed_and_destroyed(network, admin, bare):
         assert "Network does not exist" in admin.refused(*words)
     admin.ok("network:create", name)
     assert "exists already" in admin.refused("network:create", name)
-    assert admin.ok("network:exists", name) == "Network exists\n" and f"Name:" in admin.ok("network:info", name)
+    assert admin.ok("network:exists", name) == "Network exists\n" and "Name:" in admin.ok("network:info", name)
     assert json.loads(admin.ok("network:info", name, "--format", "json"))["Name"] == name
     assert admin.ok("network:list").startswith("=====> Networks\n") and {"bridge", "dokku", name} <= set(admin.ok("--quiet", "network:list").split())
     managed = [row["Name"] for row in json.loads(admin.ok("network:list", "--dokku-managed", "--format", "json"))]

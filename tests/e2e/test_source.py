@@ -1,5 +1,6 @@
 """What a push may bring: submodules, links, ignored files, tags, forced pushes, several refs; and how it can be broken off."""
 
+import base64
 import os
 import signal
 
@@ -25,10 +26,14 @@ def test_a_submodule_comes_at_its_recorded_commit(switch, git_server):
 
 
 def test_packing_the_repository_anew_ends_with_the_push_and_holds_no_lock(switch):
-    switch.deploy(**{f"a{number}": str(number) for number in range(300)})
-    sh("git", "config", "-f", switch.folder / "repo.git" / "config", "gc.autoPackLimit", "1")
-    switch.deploy(**{f"b{number}": str(number) for number in range(300)})
-    assert sh("pgrep", "-f", f"git.*gc.*{switch.name}|git gc").stdout == ""
+    def chance(letter):
+        return {f"{letter}{number}": base64.b64encode(os.urandom(20_000)).decode() for number in range(150)}  # what no delta makes shorter takes long to pack
+
+    switch.deploy(**chance("a"))
+    for key, value in (("gc.autoPackLimit", "1"), ("pack.window", "300"), ("pack.threads", "1")):
+        sh("git", "config", "-f", switch.folder / "repo.git" / "config", key, value)
+    switch.deploy(**chance("b"))
+    assert sh("pgrep", "-u", "dokku", "-fa", "git (gc|repack|pack-objects|maintenance)").stdout == "" and sh("flock", "-n", switch.folder / "pushes", "true").returncode == 0
     assert len(list((switch.folder / "repo.git" / "objects" / "pack").glob("*.pack"))) == 1
 
 

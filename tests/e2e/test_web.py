@@ -47,6 +47,7 @@ def by_port(app):
 
 SEEN = {
     "access-log-format": ("combined", "access_log /var/log/nginx/{app}-access.log combined;"),
+    "allowed-addresses": ("127.0.0.0/8 ::1", "allow ::1;"),
     "access-log-path": ("/var/log/nginx/other-access.log", "access_log /var/log/nginx/other-access.log;"),
     "bind-address-ipv4": ("127.0.0.1", "listen 127.0.0.1:80;"),
     "bind-address-ipv6": ("::1", "listen [::1]:80;"),
@@ -64,6 +65,9 @@ SEEN = {
     "proxy-keepalive": ("18", "keepalive 18;"),
     "proxy-read-timeout": ("19s", "proxy_read_timeout 19s;"),
     "proxy-send-timeout": ("20s", "proxy_send_timeout 20s;"),
+    "proxy-request-buffering": ("off", "proxy_request_buffering off;"),
+    "rate-limit": ("100r/s", "limit_req_status 429;"),
+    "trusted-proxies": ("192.0.2.1", "set_real_ip_from 192.0.2.1;"),
     "send-timeout": ("21s", "send_timeout 21s;"),
     "underscore-in-headers": ("on", "underscores_in_headers on;"),
     "x-forwarded-for-value": ("$proxy_add_x_forwarded_for", "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"),
@@ -71,7 +75,7 @@ SEEN = {
     "x-forwarded-proto-value": ("$http_x_forwarded_proto", "proxy_set_header X-Forwarded-Proto $http_x_forwarded_proto;"),
     "x-forwarded-ssl": ("on", "proxy_set_header X-Forwarded-Ssl on;"),
 }
-ELSEWHERE = {"allow-template", "disable-custom-config", "nginx-conf-sigil-path"}  # below
+ELSEWHERE = {"proxy-protocol", "rate-burst", "allow-template", "disable-custom-config", "nginx-conf-sigil-path"}  # below, and in test_routing.py
 WITH_TLS = {"hsts", "hsts-include-subdomains", "hsts-max-age", "hsts-preload"}
 
 
@@ -279,7 +283,7 @@ def test_port_maps_are_added_set_removed_and_cleared(live, port):
 
 @pytest.mark.parametrize("words, code, said", [
     ("80", 2, "is not SCHEME:HOST-PORT:CONTAINER-PORT"), ("http:80", 2, "is not SCHEME"), ("ftp:21:21", 2, "is not SCHEME"), ("http:0:80", 2, "is not a port"),
-    ("http:80:70000", 2, "is not a port"), ("http:443:80", 2, "443 for https"), ("https:443:8080", 1, "has no certificate"), ("grpc:50051:50051", 1, "can't be served yet"),
+    ("http:80:70000", 2, "is not a port"), ("http:443:80", 2, "443 for https"), ("https:443:8080", 1, "has no certificate"), ("grpcs:50051:50051", 1, "has no certificate"), ("grpc:80:50051", 2, "port 80 is for http"),
     ("http:22:8080", 1, "22 is used by a program of the user root"), ("'http:80:80;'", 2, "is not a port"), ("-1", 2, "")])
 def test_maps_that_can_not_be(live, words, code, said):
     assert said in live.refused("ports:add", words, code=code)

@@ -57,6 +57,25 @@ def test_every_property_accepts_its_default_and_refuses_injection(noun, key):
             row.parse(hostile)
 
 
+def test_of_two_readings_that_counts_in_which_an_apps_name_stands_for_an_app(tmp_path, monkeypatch):
+    """One dialect links SERVICE APP, the other APP SERVICE."""
+    monkeypatch.setattr(d, "ROOT", tmp_path)
+    (tmp_path / "apps" / "blog").mkdir(parents=True)
+    row = d.Command("db:link", "configure", ("--alias:str service app", "app service"), "apps_exists")
+    assert d.read_words(row, ["data", "blog"]) == {"alias": None, "service": "data", "app": "blog"}
+    assert d.read_words(row, ["blog", "data"]) == {"service": "data", "app": "blog"}
+    assert d.read_words(row, ["nothing", "neither"])["app"] == "neither", "where nothing tells them apart the first reading counts"
+    assert d.read_words(row, ["--alias", "X", "data", "blog"])["alias"] == "X"
+    (tmp_path / "apps" / "data").mkdir()
+    with pytest.raises(d.UsageError, match="both names of apps") as refused:
+        d.read_words(row, ["data", "blog"])
+    assert "dokku --app blog db:link data" in refused.value.hint
+    for words in (["--app", "blog", "data"], ["data", "--app", "blog"]):
+        assert {key: value for key, value in d.read_words(row, words).items() if value} == {"service": "data", "app": "blog"}
+    with pytest.raises(d.UsageError):
+        d.read_words(row, ["a", "b", "c"])
+
+
 def test_a_spelling_may_have_arguments_of_its_own():
     """dokku-alt's access:add takes no name, ssh-keys:add must have one: both are one command."""
     assert d.commands()["access:add"].body is d.commands()["ssh-keys:add"].body

@@ -5,9 +5,12 @@ import builtins
 import inspect
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import dokku_py as d
+import pytest
 
 TEXT = Path(d.__file__).read_text()
 TREE = ast.parse(TEXT)
@@ -65,12 +68,17 @@ def test_no_shell_and_no_eval():
     assert not names & {"eval", "exec", "os.system", "os.popen"} and "shell=" not in TEXT
 
 
+def test_the_security_rules_of_ruff_find_nothing():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "dokku_py.py"], capture_output=True, text=True, cwd=Path(d.__file__).parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_function_says_what_it_promises():
     assert [node.name for node in FUNCTIONS if not ast.get_docstring(node) and node.name not in ("__init__", "declare", "error")] == []
 
 
 def test_every_command_has_a_summary_and_an_access_level():
-    known = {*d.ROLES["admin"], "anyone", "hook", "local"}
+    known = {*d.ROLES["admin"], "anyone", "hook", "local", "view+", "operate+"}
     for row in d.commands().values():
         assert row.doc[0].endswith(".") and row.access in known, row.name
 
@@ -86,5 +94,7 @@ def test_every_row_of_the_table_fits_the_function_that_it_names():
             strangers = passed - set(asked) - ({"style"} if row.call.startswith("print ") else set())
             assert not strangers or code.co_flags & inspect.CO_VARKEYWORDS, (spelling, strangers)
             assert set(asked[:code.co_argcount - len(row.body.__defaults__ or ())]) <= passed | {"caller", "purpose", "noun"}, spelling
+    with pytest.raises(KeyError):
+        d.parser_named("no-such-kind")  # a slip in a table must not take any word
     words = [row[0] for row in d.read_table("commands.tsv") if row[1] != "|"]
     assert sorted(set(words)) == sorted(words)

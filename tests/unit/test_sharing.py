@@ -104,22 +104,22 @@ def test_a_login_with_too_few_or_many_words_is_refused(words):
 
 @pytest.mark.parametrize("word", ["host", "host:5000", "registry.example.com", "registry.example.com:5000/team", "127.0.0.1:5000", "docker.io"])
 def test_registries(word):
-    assert d.parse_registry(word) == word
+    assert d.parser_named("registry")(word) == word
 
 
 @pytest.mark.parametrize("word", ["", "-x", "host:", "host:x", "https://host", "host/", "a b", "host;id", "host/UP", "host/../x", "host\n", "é"])
 def test_registries_refused(word):
     with pytest.raises(d.UsageError):
-        d.parse_registry(word)
+        d.parser_named("registry")(word)
 
 
 @pytest.mark.parametrize("word, good", [("apps/{{ .AppName }}", True), ("{{.AppName}}", True), ("team", True), ("{{ .Other }}", False), ("{{", False), ("a b", False), ("Up/{{ .AppName }}", False)])
 def test_templates_of_image_names(word, good):
     if good:
-        assert d.parse_repo_template(word) == word
+        assert d.parser_named("repo-template")(word) == word
     else:
         with pytest.raises(d.UsageError):
-            d.parse_repo_template(word)
+            d.parser_named("repo-template")(word)
 
 
 def test_a_copy_leaves_out_what_is_named_and_no_branch_of_such_a_name(root):

@@ -6150,15 +6150,6 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Calla
             raise
 
 
-def secret_word(text: str) -> str:
-    """Read a secret: from standard input for -, and for a name of root's; what others wrote came through ssh and stands in no list of processes."""
-    if text in ("-", ""):
-        return parse_line(sys.stdin.readline().rstrip("\n"))
-    if not inherited("SSH_ORIGINAL_COMMAND"):
-        raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
-    return text
-
-
 def bring_up(service: Service) -> None:
     """Write the record of a new service, and wait until its server answers."""
     write_service(service)

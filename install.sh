@@ -73,7 +73,7 @@ missing=
 have dockerd || missing="$missing docker.io"
 have nginx || missing="$missing nginx-light"
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
-for tool in git sudo cron logrotate mmdebstrap curl openssl; do have $tool || missing="$missing $tool"; done
+for tool in git sudo cron logrotate mmdebstrap curl openssl restic; do have $tool || missing="$missing $tool"; done
 have ip || missing="$missing iproute2"
 /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 if [ -n "$missing" ] || ! have lego; then

@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 LIBRARY = Path("/usr/lib/dokku-py")
 AUTHORIZED_KEYS = STATE / ".ssh" / "authorized_keys"
 POLLS_COUNTED = 1  # how often the same chain of doors is killed when it changes nothing
-KEPT = set("ENV DOMAINS SCALE CURRENT LAST CREATED PORT PROBATION FAILED lock pushes minder releases repo.git properties".split())  # of an app
+KEPT = set("ENV LINKS DOMAINS SCALE CURRENT LAST CREATED PORT PROBATION FAILED lock pushes minder releases repo.git properties".split())  # of an app
 FRONT_DOOR = """#!/bin/sh
 # What sshd runs for the key: the front door, counted. The client chooses the point by a file, for it can't hand down an environment.
 case $SSH_ORIGINAL_COMMAND in git-receive-pack*) role=door ;; *) role=command ;; esac
@@ -509,8 +509,164 @@ class Upgrade(Operation):
         assert done.returncode == 0, done.stderr
 
 
+class OnService(Operation):
+    """Something done to a PostgreSQL service with rows in it, beside an app that runs: the rows are those of before or of after, and the next try completes."""
+
+    engine = "postgres"
+
+    def prepare(self, subject):
+        if not hasattr(self, "service"):
+            self.service = f"c-{uuid.uuid4().hex[:8]}"
+            self.home, self.dump = STATE / "services" / self.engine / self.service, subject.bench.folder / "dump"
+            self.ask(subject, "create")
+            self.sql("CREATE TABLE words (word TEXT); INSERT INTO words SELECT 'kept ' || n FROM generate_series(1, 50) n;")
+            subject.bench.before = subject.bench.belongings()
+        self.sql(f"DELETE FROM words WHERE word LIKE 'turn%'; INSERT INTO words VALUES ('turn {subject.turn}');")
+        self.ready(subject)
+
+    def ready(self, subject):
+        """Bring the service to where the operation can be carried out."""
+
+    def ask(self, subject, verb, *words):
+        code, output, _ = subject.bench.ask(f"{self.engine}:{verb}", *words, self.service)
+        assert code == 0, f"{verb} failed:\n{output}"
+        return output
+
+    def sql(self, text):
+        done = sh("dokku", f"{self.engine}:connect", self.service, stdin=text)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def rows(self):
+        """Read what the service holds: how many rows are kept always, and the words of this turn."""
+        return self.sql("\\pset format unaligned\n\\t\nSELECT count(*) FROM words WHERE word LIKE 'kept%'; SELECT word FROM words WHERE word LIKE 'turn%' ORDER BY 1;").split("\n", 2)[-1]
+
+    def facts(self, subject):
+        return self.rows(), subject.read("LINKS"), (self.home / "service.json").read_text()
+
+    def expected(self, subject):
+        """Say which words there may be after a kill, and then which there are once all is done."""
+        return [f"turn {subject.turn}"], [f"turn {subject.turn}"]
+
+    def again(self, subject):
+        """Carry the operation out once more; it must succeed."""
+        code, output, _ = self.act(subject)
+        assert code == 0, output
+
+    def check(self, subject, restore_first):
+        may, must = self.expected(subject)
+        if restore_first:
+            assert sh("dokku", "tick").returncode == 0
+            wait_until(lambda: sh("dokku", f"{self.engine}:connect", self.service, stdin="SELECT 1;").returncode == 0)
+            assert self.rows().splitlines()[0] == "50" and self.rows().splitlines()[1:] in [[word] for word in may], self.rows()
+        self.again(subject)
+        assert self.rows().splitlines() == ["50", *must], self.rows()
+        assert sh("dokku", "tick").returncode == 0
+        subject.bench.quiet()
+        record = json.loads((self.home / "service.json").read_text())
+        folders = {path.name for path in self.home.iterdir() if path.name.startswith(("data", "tmp", "backup"))}
+        assert folders == {record["data"], *record["kept"].split()[:1]}, folders
+        names = docker("ps", "-a", "--filter", f"label=com.dokku.service=dokku.{self.engine}.{self.service}", "--format", "{{.Names}}").split()
+        assert names == [f"dokku.{self.engine}.{self.service}"], names
+        subject.restore()
+
+    def finish(self, bench):
+        if hasattr(self, "service"):
+            done = sh("dokku", f"{self.engine}:destroy", "--force", self.service)
+            assert done.returncode == 0, done.stderr
+            sh("rm", "-rf", STATE / "data" / "backups" / self.engine / self.service)
+
+
+class Link(OnService):
+    """A link between an app and a service."""
+
+    def ready(self, subject):
+        sh("dokku", f"{self.engine}:unlink", self.service, subject.name)
+
+    def act(self, subject, point=""):
+        return subject.bench.ask(f"{self.engine}:link", self.service, subject.name, point=point)
+
+    def again(self, subject):
+        code, output, _ = self.act(subject)
+        assert code == 0 or "Already linked as DATABASE_URL" in output, output
+        assert "DATABASE_URL" in subject.ok("config:show") and subject.read("LINKS") == f"{self.engine} {self.service}\n"
+
+    def finish(self, bench):
+        for app in sh("dokku", f"{self.engine}:links", self.service).stdout.split():
+            sh("dokku", f"{self.engine}:unlink", self.service, app)
+        super().finish(bench)
+
+
+class Import(OnService):
+    """A dump that takes the place of what a service holds."""
+
+    def ready(self, subject):
+        with self.dump.open("w") as file:
+            assert subprocess.run(["dokku", f"{self.engine}:export", self.service], stdout=file, check=False).returncode == 0
+        self.sql("UPDATE words SET word = 'turn over' WHERE word LIKE 'turn%';")
+
+    def act(self, subject, point=""):
+        words = ["ssh", *subject.bench.person.options, "--", "dokku@127.0.0.1", f"{self.engine}:import", self.service]
+        with self.dump.open() as file:
+            return subject.bench.carry_out(words, point, stdin=file)
+
+    def expected(self, subject):
+        return ["turn over", f"turn {subject.turn}"], [f"turn {subject.turn}"]
+
+
+class UpgradeService(OnService):
+    """Another image for a service, whose data is loaded beside it."""
+
+    def ready(self, subject):
+        self.ask(subject, "upgrade", "--confirm")
+        image = json.loads((self.home / "service.json").read_text())["image"]
+        docker("tag", image, f"c-newer/{self.engine}:{subject.turn}")
+        subject.bench.before = subject.bench.belongings()
+
+    def act(self, subject, point=""):
+        return subject.bench.ask(f"{self.engine}:upgrade", "--image", f"c-newer/{self.engine}", "--image-version", str(subject.turn), self.service, point=point)
+
+    def again(self, subject):
+        code, output, _ = self.act(subject)
+        assert code == 0 or "still keeps" in output, output
+
+    def finish(self, bench):
+        super().finish(bench)
+        docker("rmi", *docker("images", f"c-newer/{self.engine}", "--format", "{{.Repository}}:{{.Tag}}").split())
+
+
+class Backup(OnService):
+    """A backup of a service."""
+
+    def act(self, subject, point=""):
+        return subject.bench.ask(f"{self.engine}:backup", self.service, point=point)
+
+    def facts(self, subject):
+        return self.ask(subject, "backup-list")
+
+    def again(self, subject):
+        super().again(subject)
+        assert "1 tables" in self.ask(subject, "backup-verify")
+
+
+class Restore(OnService):
+    """A backup that takes the place of what a service holds."""
+
+    def ready(self, subject):
+        self.ask(subject, "backup")
+        self.sql("UPDATE words SET word = 'turn over' WHERE word LIKE 'turn%';")
+
+    def act(self, subject, point=""):
+        return subject.bench.ask(f"{self.engine}:restore", self.service, point=point)
+
+    def expected(self, subject):
+        return ["turn over", f"turn {subject.turn}"], [f"turn {subject.turn}"]
+
+
 OPERATIONS = {"deploy": Deploy, "config:set": Config, "rollback": Rollback, "scale-up": ScaleUp, "scale-down": ScaleDown, "ps:restart": Restart,
               "domains:set": Domains, "apps:destroy": Destroy, "first-push": First, "upgrade": Upgrade}
+ON_SERVICES = {"link": Link, "import": Import, "upgrade-service": UpgradeService, "backup": Backup, "restore": Restore}
+OPERATIONS |= ON_SERVICES
 
 
 class Run:

@@ -244,8 +244,9 @@ class App:
         return self.person.refused(command, self.name, *words, **options)
 
     def lock_is_free(self):
+        """Say whether the app's lock and the server's are free; that of cron's tick is not of an app's work."""
         locks = [self.folder / "lock", *(STATE / "locks").glob("*")]
-        return all(sh("flock", "-n", lock, "true").returncode == 0 for lock in locks if lock.exists())
+        return all(sh("flock", "-n", lock, "true").returncode == 0 for lock in locks if lock.exists() and lock.name != "tick")
 
     def assert_untouched(self, answer=HELLO_TEXT, dynos=("web.1",)):
         """A failure left the old release serving, no lock held, and nothing half-made."""

@@ -6894,7 +6894,8 @@ def help_command(word: str | None, every: bool) -> None:
     rows = [(name, row) for name in sorted(commands_of(word) if word else commands()) if (row := commands()[name]).access != "hook"]
     if not rows:
         raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
-    say(f"dokku_py {VERSION}")
+    kind = engine_named(word or "")
+    say(f"dokku_py {VERSION}" + (f"   {kind.name}: {kind.unproven}" if kind and kind.unproven else ""))
     return say_lines(f"    {name:24} {row.doc[0]}" for name, row in rows)
 
 

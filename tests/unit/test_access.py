@@ -15,8 +15,9 @@ ROLES = {  # what each role is for, said once more and independently: a change o
     "deploy": {"deploy"},
 }
 CANDIDATES = ["web", "A=1", "A", "x.example.com", "3", "v1", "http:80:5000", "run", "--memory=1g", "/data", "main", "debian", "crt", "https://h.example.com/x", "bash", "chown", "web=2",
-              "192.0.2.1", "host.example.com", "me@example.com"]
+              "192.0.2.1", "host.example.com", "me@example.com", "0 3 * * *", "A=1;", "5432", "latest"]
 NAMES = sorted(name for name, row in d.commands().items() if name == row.name and row.access not in ("hook", "local", "anyone"))
+ENGINES = {found.name for name in NAMES if (found := d.engine_named(name.partition(":")[0]))}
 FOR_NO_APP = {"apps:list", "report", "status", "certs:doctor", "run:list", "run:logs", "run:stop", "doctor"}  # what lists, and lists the own ones only
 
 
@@ -31,18 +32,25 @@ def sample(arg):
 
 def words_for(name, app):
     """Words that a command takes, with such an app in the app's place; and whether there is such a place."""
-    args = [arg for arg in d.commands()[name].args if not arg.flags and not arg.unknown and (arg.many not in ("?", "*") or arg.name == "app")]
-    return [app if arg.name in ("app", "new") else sample(arg) for arg in args], any(arg.name in ("app", "new") for arg in args)
+    args = [arg for arg in d.commands()[name].args if not arg.flags and not arg.unknown and (arg.many not in ("?", "*") or arg.name in ("app", "service"))]
+    service = {"blog": "db", "shop-one": "db", "other": "foreign"}.get(app, app)
+    chosen = {"app": app, "new": service if d.engine_named(name.partition(":")[0]) else app, "service": service}
+    return [chosen.get(arg.name) or sample(arg) for arg in args], any(arg.name in chosen for arg in args)
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Three apps, and a key of each role for all apps, and one for `blog` and those of `shop-*`."""
+    """Three apps, two services of each engine, and a key of each role for all apps, and one for `blog`, those of `shop-*` and services called db."""
     monkeypatch.setattr(d, "ROOT", tmp_path)
     for name in ("blog", "shop-one", "other"):
         (tmp_path / "apps" / name).mkdir(parents=True)
+    for engine in ENGINES:
+        for name in ("db", "foreign"):
+            path = tmp_path / "services" / engine / name / "service.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(d.json.dumps(d.Service(engine, name, "image", "data")._asdict()))  # many times over: without fsync
     for role in ROLES:
-        for kind, apps in (("all", ()), ("some", ("blog", "shop-*"))):
+        for kind, apps in (("all", ()), ("some", ("blog", "shop-*", "*:db"))):
             d.write_json(tmp_path / "keys" / f"{role}.{kind}", d.Key(f"{role}.{kind}", "x", f"SHA256:{role}{kind}", role, apps)._asdict())
     done = []
     monkeypatch.setattr(d, "do_command", lambda row, chosen, caller: done.append(row.name) or 0)

@@ -83,8 +83,8 @@ SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
 
 BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
 TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it something is wrong
-BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildkit/memory.limit_in_bytes"),) if path.parents[2].is_dir()),
-                   Path("/sys/fs/cgroup/docker/buildkit/memory.max"))  # cgroup v1, else v2
+CGROUPS = Path("/sys/fs/cgroup")
+BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGROUPS / "memory").is_dir() else "docker/buildkit/memory.max")  # v1, else v2
 UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
@@ -193,9 +193,9 @@ class ToolFailed(DokkuError):
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
-def say(text: str = "") -> None:
-    """Print one line of data or of a step to standard output, at once, and keep it in the open build log."""
-    print(text, flush=True)
+def say(text: str = "", to: Any = None) -> None:
+    """Print one line of data or of a step to standard output, or another file, at once, and keep it in the open build log."""
+    print(text, file=to, flush=True)
     if log := TRANSCRIPT.get():
         log.write(text + "\n")
         log.flush()
@@ -228,9 +228,7 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print a line that needs attention to standard error, and keep it in the open build log."""
-    print(f" !     {text}", file=sys.stderr, flush=True)
-    if log := TRANSCRIPT.get():
-        log.write(f" !     {text}\n")
+    say(f" !     {text}", sys.stderr)
 
 
 def complain(error: DokkuError) -> None:

@@ -83,8 +83,8 @@ SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
 
 BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
 TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it something is wrong
-CGROUPS = Path("/sys/fs/cgroup")
-BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGROUPS / "memory").is_dir() else "docker/buildkit/memory.max")  # v1, else v2
+CGROUPS = Path("/sys/fs/cgroup")  # version 1 of them has a folder for memory
+BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGROUPS / "memory").is_dir() else "docker/buildkit/memory.max")
 UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
@@ -277,24 +277,29 @@ def say_table(rows: Sequence[Sequence[str]]) -> None:
 # 3 Nouns: what is talked about, and one parser per word. Nothing here has an effect
 # ---------------------------------------------------------------------------------------------------------------------
 
-APP_NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")
-RESERVED_NAMES = frozenset({"tls", "ssl"})
+APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?")
+DOMAIN = re.compile(r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*")
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
-BRANCH = re.compile(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
+SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
+PHASES = ("build", "deploy", "run")
+# Options that stay inside the container or the build; every other reaches the host and is for administrators.
+HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
+    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
+    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
+REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
+                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
+                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
+RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
+WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
 ZERO = "0" * 40
 
 
 class Check(NamedTuple):
-    """How a process shows that it is fit: a path that answers, a port that listens, or staying up.
-
-    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first. Startup and
-    readiness checks decide about a release before it serves, liveness checks about a process that serves.
-    """
+    """How a process shows that it is fit: a path that answers, a port that listens, or staying up. Times are in seconds."""
 
     process: str = "web"
     path: str = ""
@@ -303,10 +308,10 @@ class Check(NamedTuple):
     uptime: float = 0.0
     attempts: float = 0  # 0: as many as fit in START_SECONDS; UNSET: as the properties say
     timeout: float = 5.0
-    wait: float = 0.0  # 0: polls fast, backing off
-    delay: float = 0.0
+    wait: float = 0.0  # the pause between attempts; 0: polls fast, backing off
+    delay: float = 0.0  # the pause before the first
     port: int = 0
-    kind: str = "startup"
+    kind: str = "startup"  # this and readiness decide about a release before it serves, liveness about a process that serves
     scheme: str = "http"
     headers: tuple[tuple[str, str], ...] = ()
     listening: bool = False
@@ -328,20 +333,15 @@ class Job(NamedTuple):
     @property
     def id(self) -> str:
         """Name the job by what it is, so that it keeps its name over deploys."""
-        import hashlib
-        return hashlib.sha256(f"{self.schedule}\0{self.command}".encode()).hexdigest()[:10]
+        return digest_of(f"{self.schedule}\0{self.command}")[:10]
 
 
 class Release(NamedTuple):
-    """One version of an app that ran or may run: an image, a config and how to start them.
-
-    `restart` counts the restarts of the same release; `incarnation` names one set of its containers, and `kept` the older
-    one that a process type stayed in when another was restarted alone.
-    """
+    """One version of an app that ran or may run: an image, a config and how to start them."""
 
     app: str
     number: int
-    restart: int = 0
+    restart: int = 0  # how often this same release was restarted
     image: str = ""
     commit: str = ""
     by: str = ""
@@ -354,7 +354,7 @@ class Release(NamedTuple):
     template: str = ""  # the vhost template of its tree, rendered where that is allowed
     scripts: Mapping[str, str] = {}
     jobs: tuple[Job, ...] = ()
-    kept: Mapping[str, str] = {}
+    kept: Mapping[str, str] = {}  # the older incarnation that a process type stayed in when another was restarted alone
 
     @property
     def name(self) -> str:
@@ -450,19 +450,16 @@ class Mount(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A public key that opens this server. `public` is type and base64 text, without a comment.
-
-    `apps` are names or patterns such as blog-*, empty for all; it opens nothing after the day `until`, nor from elsewhere than `sources`.
-    """
+    """A public key that opens this server."""
 
     name: str
-    public: str
+    public: str  # type and base64 text, without a comment
     fingerprint: str
     role: str = "admin"
-    apps: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()  # names or patterns such as blog-*; empty: all
     added: str = ""
-    until: str = ""
-    sources: str = ""
+    until: str = ""  # it opens nothing after this day
+    sources: str = ""  # nor from elsewhere
 
 
 def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -482,42 +479,27 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 # Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
 OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
+parse_app = matching(APP_NAME, "can't be the name of an app", "use lower-case letters, digits and single . _ - between them, at most 63")
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
-parse_branch = matching(BRANCH, "is not the name of a branch")
+parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
+parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
+parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
+                        give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
+parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number", give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
 parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
+parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}", "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
 
 
-def parse_app(text: str) -> str:
-    """Accept the name of an app."""
-    if not APP_NAME.fullmatch(text) or len(text) > 63 or text in RESERVED_NAMES or text.endswith(".git"):
-        raise UsageError(f"{shown(text)} can't be the name of an app",
-                         "use lower-case letters, digits and single . _ - between them, at most 63")
-    return text
-
-
 def parse_app_or_global(text: str) -> str:
     """Accept an app, or --global."""
     return text if text == "--global" else parse_app(text)
-
-
-def parse_parallel(text: str) -> int:
-    """Accept how many apps to work on at once; -1 is one per processor."""
-    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
-
-
-def parse_domain(text: str) -> str:
-    """Accept a domain, with `*.` in front for a wildcard."""
-    domain = text.lower().rstrip(".") if not text.startswith(".") else text
-    if not DOMAIN.fullmatch(domain) or len(domain) > 253:
-        raise UsageError(f"{shown(text)} is not a domain", "give a name such as blog.example.com or *.example.com")
-    return domain
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -576,10 +558,8 @@ def parse_port_map(text: str) -> PortMap:
 
 
 def refuse_directives(text: str, logs: Iterable[str]) -> str:
-    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed.
-
-    A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
-    """
+    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed."""
+    # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
     if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
                           rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
@@ -602,43 +582,11 @@ def parse_upstream(text: str) -> str:
     return f"{parse_ip(address)}:{parse_port(port)}"
 
 
-def parse_buffers(text: str) -> str:
-    """Accept the number and size of buffers as nginx writes them: 8 16k."""
-    count, _, size = text.partition(" ")
-    return f"{parse_count(count)} {parse_size(size)}"
-
-
-def parse_log_path(text: str) -> str:
-    """Accept where nginx logs to: off, or a file in its own folder of logs."""
-    if text != "off" and (parse_path(text) != text or Path(text).parent != NGINX_LOGS):
-        raise UsageError(f"{shown(text)} is not a place for logs", f"off, or a file in {NGINX_LOGS}")
-    return text
-
-
-def parse_switch(text: str) -> str:
-    """Accept on or off, true or false."""
-    word = {"on": "true", "true": "true", "yes": "true", "off": "false", "false": "false", "no": "false"}.get(text.lower())
-    if not word:
-        raise UsageError(f"{shown(text)} is neither true nor false")
-    return word
-
-
-PHASES = ("build", "deploy", "run")
-# Options that stay inside the container or the build; every other reaches the host and is for administrators.
-HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
-    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
-    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
-REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
-                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
-                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
-
-
 def parse_docker_option(text: str) -> str:
     """Accept one option of docker run or docker build, with its value."""
-    try:
+    words: list[str] = []
+    with contextlib.suppress(ValueError):
         words = shlex.split(text)
-    except ValueError:
-        words = []
     if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
         raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
     if instead := REFUSED_OPTIONS.get(words[0].partition("=")[0]):
@@ -648,13 +596,7 @@ def parse_docker_option(text: str) -> str:
 
 def parse_phases(text: str) -> list[str]:
     """Accept phases, separated by commas: build, deploy, run."""
-    if bad := next((phase for phase in text.split(",") if phase not in PHASES), None):
-        raise UsageError(f"{shown(bad)} is not a phase", f"one or more of: {','.join(PHASES)}")
-    return text.split(",")
-
-
-RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
-WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
+    return [matching("|".join(PHASES), "is not a phase", f"one or more of: {','.join(PHASES)}")(phase) for phase in text.split(",")]
 
 
 def bytes_of(amount: str) -> int:
@@ -664,22 +606,18 @@ def bytes_of(amount: str) -> int:
 
 
 def parse_public_key(text: str) -> tuple[str, str]:
-    """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it.
-
-    Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a
-    line that sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
-    """
+    """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it."""
+    # Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a line that
+    # sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
     import base64
     import hashlib
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = lines[0].split() if len(lines) == 1 else []
     if len(words) < 2 or words[0] not in KEY_TYPES:
         raise UsageError("That is not one OpenSSH public key", "paste the one line of a file such as ~/.ssh/id_ed25519.pub")
-    try:
+    blob, kind = b"", words[0].encode()
+    with contextlib.suppress(ValueError):
         blob = base64.b64decode(words[1], validate=True)
-    except ValueError:
-        blob = b""
-    kind = words[0].encode()
     if blob[:4 + len(kind)] != len(kind).to_bytes(4, "big") + kind or len(blob) < len(kind) + 36:
         raise UsageError("That public key is damaged", "copy the whole line of the .pub file")
     digest = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
@@ -692,12 +630,12 @@ def parse_procfile(text: str) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        process_type, colon, command = line.partition(":")
-        if not colon or not PROCESS_TYPE.fullmatch(process_type.strip()) or not command.strip():
+        process_type, _, command = (word.strip() for word in line.partition(":"))
+        if not PROCESS_TYPE.fullmatch(process_type) or not command:
             raise DokkuError(f"Procfile line {number} is not `type: command`: {shown(line)}", "for example  web: ./server --port $PORT")
-        if process_type.strip() in processes:
-            raise DokkuError(f"Procfile line {number} names {process_type.strip()} a second time")
-        processes[process_type.strip()] = command.strip()
+        if process_type in processes:
+            raise DokkuError(f"Procfile line {number} names {process_type} a second time")
+        processes[process_type] = command
     return processes
 
 
@@ -712,9 +650,9 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
-    """Read one member of a JSON object that a user wrote; a value of another kind is refused by name."""
-    found = value.get(key, default)
+def member(value: Any, key: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
+    """Read one member of a JSON object that a user wrote, its default from anything else; a value of another kind is refused by name."""
+    found = value.get(key, default) if isinstance(value, dict) else default
     if found is not default and (not isinstance(found, kind) or isinstance(found, bool)):
         raise DokkuError(f"{what}: {key} has the wrong kind of value: {shown(json.dumps(found))}")
     return found
@@ -742,29 +680,21 @@ def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
                          "types: startup, readiness, liveness; schemes: http, https")
     if path and not re.fullmatch(r"/[!-~]*", path):
         raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
-    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=parse_check_headers(row),
+    headers = tuple((header.get("name"), header.get("value")) for header in member(row, "httpHeaders", list, what, []) if isinstance(header, dict))
+    if bad := next((pair for pair in headers if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
+        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
                  content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
                  uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
                  wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
                  listening=row.get("listening") is True)
 
 
-def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Read the header fields that a check sends: a list of {name, value}."""
-    found = [(header.get("name"), header.get("value")) for header in member(row, "httpHeaders", list, "app.json healthchecks", []) if isinstance(header, dict)]
-    if bad := next((pair for pair in found if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
-        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
-    return tuple(found)
-
-
-SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
-
-
 def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
     """Read the cron jobs of app.json; a schedule is what crontab(5) takes, five fields or a word such as @daily."""
     jobs = []
     for row in member(app_json, "cron", list, "app.json", []):
-        schedule, command, policy = (member(row if isinstance(row, dict) else {}, key, str, "app.json cron", default).strip()
+        schedule, command, policy = (member(row, key, str, "app.json cron", default).strip()
                                      for key, default in (("schedule", ""), ("command", ""), ("concurrency_policy", "allow")))
         if not SCHEDULE.fullmatch(schedule) or not command or "\n" in command:
             raise DokkuError(f"app.json: {shown(schedule)} {shown(command)} is not a cron job", 'for example  {"schedule": "0 3 * * *", "command": "./clean"}')
@@ -772,26 +702,19 @@ def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
-SCRIPTS = ("predeploy", "postdeploy", "first")
-
-
 def parse_scripts(app_json: Mapping[str, Any]) -> dict[str, str]:
     """Read the commands that app.json wants around a deploy: dokku's own each time, Heroku's postdeploy after the first."""
     scripts = member(app_json, "scripts", dict, "app.json", {})
     own = member(scripts, "dokku", dict, "app.json scripts", {})
-    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in SCRIPTS[:2]}
+    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in ("predeploy", "postdeploy")}
     found["first"] = member(scripts, "postdeploy", str, "app.json scripts", "")
     return {key: command for key, command in found.items() if command}
 
 
 def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
     """Read how many of each process type app.json asks for."""
-    counts = {}
-    for process_type, row in member(app_json, "formation", dict, "app.json", {}).items():
-        row = row if isinstance(row, dict) else {}
-        count = member(row, "quantity", int, f"app.json formation {process_type}", 1)
-        counts.update([parse_scale(f"{process_type}={count}")])
-    return counts
+    rows = member(app_json, "formation", dict, "app.json", {}).items()
+    return dict(parse_scale(f"{kind}={member(row, 'quantity', int, f'app.json formation {kind}', 1)}") for kind, row in rows)
 
 
 def parse_checks_file(text: str) -> tuple[Check, ...]:
@@ -815,13 +738,8 @@ def parse_scale_file(text: str) -> dict[str, int]:
     return dict(parse_scale(line.strip()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
-def quote_value(value: str) -> str:
-    """Write a config value so that it stays on one line and can be repaired with an editor."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def unquote_value(text: str) -> str:
-    """Read a config value as `quote_value` or a shell would have written it."""
+    """Read a config value as `render_environment` or a shell would have written it."""
     if text.startswith('"'):
         with contextlib.suppress(ValueError):
             return str(json.loads(text))
@@ -831,31 +749,27 @@ def unquote_value(text: str) -> str:
 
 
 def parse_environment(text: str) -> dict[str, str]:
-    """Read `KEY=quoted` lines, with or without `export` in front.
-
-    Only a newline ends a line: a value may hold the other characters that Unicode counts as line ends.
-    """
+    """Read `KEY=quoted` lines, with or without `export` in front."""
+    # only a newline ends a line: a value may hold the other characters that Unicode counts as line ends
     pairs = (line.strip().removeprefix("export ").partition("=") for line in text.split("\n") if "=" in line)
     return {key.strip(): unquote_value(value) for key, _, value in pairs if CONFIG_KEY.fullmatch(key.strip())}
 
 
 def render_environment(config: Mapping[str, str]) -> str:
-    """Write a config as `KEY=quoted` lines."""
-    return "".join(f"{key}={quote_value(value)}\n" for key, value in sorted(config.items()))
+    """Write a config as `KEY=quoted` lines: a value stays on one line and can be repaired with an editor."""
+    return "".join(f"{key}={json.dumps(value, ensure_ascii=False)}\n" for key, value in sorted(config.items()))
 
 
 CONFIG_STYLES: dict[str, Callable[[Mapping[str, str]], str]] = {
     "keys": "\n".join,
     "exports": lambda config: "\n".join(f"export {key}={shlex.quote(value)}" for key, value in config.items()),
-    "envfile": lambda config: "\n".join(f"{key}={quote_value(value)}" for key, value in config.items()),
+    "envfile": lambda config: "\n".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in config.items()),
     "docker-args": lambda config: " ".join(f"--env={key}={shlex.quote(value)}" for key, value in config.items()),
     "docker-args-keys": lambda config: " ".join(f"--env={key}" for key in config),
     "shell": lambda config: " ".join(f"{key}={shlex.quote(value)}" for key, value in config.items()),
     "json": lambda config: json.dumps(config, ensure_ascii=False),
     "json-list": lambda config: json.dumps([{"name": key, "value": value} for key, value in config.items()], ensure_ascii=False),
 }
-
-
 parse_config_style = matching("|".join([*CONFIG_STYLES, "pretty"]), "is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
 
 

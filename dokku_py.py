@@ -100,7 +100,6 @@ VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_
 DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
 
-GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
 PAGES_LIMIT = 2**24  # bytes of an app's own pages
@@ -280,7 +279,6 @@ def say_table(rows: Sequence[Sequence[str]]) -> None:
 APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DOMAIN = re.compile(r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*")
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
@@ -483,7 +481,8 @@ parse_app = matching(APP_NAME, "can't be the name of an app", "use lower-case le
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
 parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
-parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
+parse_domain = matching(r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*",
+                        "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
 parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
                         give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
@@ -491,7 +490,8 @@ parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number", give=lambda 
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
 parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
-parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}", "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
+parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}",
+                          "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
@@ -713,8 +713,9 @@ def parse_scripts(app_json: Mapping[str, Any]) -> dict[str, str]:
 
 def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
     """Read how many of each process type app.json asks for."""
-    rows = member(app_json, "formation", dict, "app.json", {}).items()
-    return dict(parse_scale(f"{kind}={member(row, 'quantity', int, f'app.json formation {kind}', 1)}") for kind, row in rows)
+    rows = member(app_json, "formation", dict, "app.json", {})
+    counts = {kind: member(row, "quantity", int, f"app.json formation {kind}", 1) for kind, row in rows.items()}
+    return dict(parse_scale(f"{kind}={count}") for kind, count in counts.items())
 
 
 def parse_checks_file(text: str) -> tuple[Check, ...]:
@@ -827,19 +828,16 @@ def uptime() -> float:
 
 def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
         cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set.
-
-    `timeout` is in seconds; a program that takes longer is killed and counts as failed with 124, as timeout(1) has it.
-    """
+    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set."""
     trace(argv)
     import subprocess
     given = stdin.encode() if isinstance(stdin, str) else stdin
     try:
         done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
-                              env=None if env is None else dict(env), cwd=cwd, check=False, timeout=timeout)
+                              env=env, cwd=cwd, check=False, timeout=timeout)
     except FileNotFoundError:
         raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
-    except subprocess.TimeoutExpired as late:
+    except subprocess.TimeoutExpired as late:  # after so many seconds it was killed, and counts as failed as timeout(1) has it
         done = subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", f"it took longer than {timeout:g} s".encode())
     if check and done.returncode:
         raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
@@ -862,19 +860,16 @@ def output_of(argv: Sequence[str], **options: Any) -> str:
 
 
 def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_line: Callable[[str], None] = detail) -> str:
-    """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed.
-
-    Our own end (an error, TERM, a reader that went away) ends the program too.
-    """
+    """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed."""
     import subprocess
     last: list[str] = []
-    process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None if env is None else dict(env))
+    process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
     try:
         for raw in process.stdout or ():
             line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
             last = [*last[-99:], line]
             say_line(line)
-    except BaseException:
+    except BaseException:  # our own end (an error, TERM, a reader that went away) ends the program too
         process.terminate()
         raise
     finally:
@@ -906,39 +901,31 @@ def become(argv: Sequence[str]) -> NoReturn:
     os.execvp(argv[0], list(argv))  # noqa: S606 - that is what it is for: no shell stands between
 
 
-def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
-    """Run git for an ssh client in a process group of its own, and end the group when the client goes away.
-
-    A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we
-    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` are the
-    descriptors of locks, handed down so that they live until git has moved its refs.
-    """
-    process = begin(argv, env=dict(env), start_new_session=True, pass_fds=keep)
-    try:
-        while process.poll() is None:
-            if reader_left(0.1):
-                leave()
-    except BaseException:
-        end_group(process)
-        raise
-    return process.wait()
-
-
-def attend(argv: Sequence[str]) -> int:
-    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code.
-
-    sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells.
-    """
-    signal.signal(signal.SIGHUP, leave)
-    process = begin(argv)
+def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None]) -> int:
+    """Wait for a program and give its exit code; `end` it when the client goes away, or when we are ended ourselves."""
     try:
         while process.poll() is None:
             if reader_left(0.05):
                 leave()
-    except (KeyboardInterrupt, Cancelled):
-        process.terminate()
+    except BaseException:
+        end(process)
         raise
     return process.wait()
+
+
+def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
+    """Run git for an ssh client in a process group of its own, and end the group when the client goes away."""
+    # A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we stay as parent
+    # and watch our standard output for the error that a closed reader leaves there. `keep` are the descriptors of locks, handed
+    # down so that they live until git has moved its refs.
+    return watch(begin(argv, env=env, start_new_session=True, pass_fds=keep), end_group)
+
+
+def attend(argv: Sequence[str]) -> int:
+    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code."""
+    # sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells
+    signal.signal(signal.SIGHUP, leave)
+    return watch(begin(argv), lambda process: process.terminate())
 
 
 def leave(*_: Any) -> NoReturn:
@@ -955,10 +942,9 @@ def reader_left(seconds: float) -> bool:
 
 def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
     """TERM a process group, and KILL it after the grace (seconds)."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace
     with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
         while time.monotonic() < deadline:  # git ends at once, its hook puts things back first
             process.poll()
             os.killpg(process.pid, 0)
@@ -967,10 +953,7 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
 
 
 def detach(work: Callable[[], None]) -> None:
-    """Do work in a grandchild that holds none of our descriptors and outlives us.
-
-    Our locks live in descriptors, so every one of them is closed before anything else happens there.
-    """
+    """Do work in a grandchild that holds none of our descriptors and outlives us."""
     sys.stdout.flush()
     if child := os.fork():
         os.waitpid(child, 0)
@@ -979,7 +962,7 @@ def detach(work: Callable[[], None]) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)
-        os.closerange(0, 4096)
+        os.closerange(0, 4096)  # our locks live in descriptors, so this comes before anything else
         os.open(os.devnull, os.O_RDWR), os.dup(0), os.dup(0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.nice(5)
@@ -1067,10 +1050,9 @@ def release_folder(app: str, number: int) -> Path:
 
 def read_text(path: Path, default: str = "") -> str:
     """Read a file that may not be there."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return path.read_text(errors="surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return default
+    return default
 
 
 def read_lines(path: Path) -> list[str]:
@@ -1085,15 +1067,12 @@ def read_table(name: str) -> list[list[str]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that we wrote; nothing where there is none."""
-    text = read_text(path)
-    return parse_json_object(text, str(path)) if text else {}
+    return parse_json_object(read_text(path) or "{}", str(path))
 
 
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
-
-    The name beside holds our process id: `dead_writes` knows by it what a killed process left.
-    """
+    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
+    # the name beside holds our process id: `dead_writes` knows by it what a killed process left
     beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -1221,27 +1200,20 @@ def same_file(descriptor: int, path: Path) -> bool:
     return False
 
 
-def take_lock(descriptor: int, purpose: str, who: str, waiting: str) -> None:
-    """Take a lock; says whom it waits for. The holder's words stand in the file for the next one to read."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        detail(f"{waiting}: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{purpose} by {who} since {now()} (process {os.getpid()})\n".encode(), 0)
-
-
 @contextlib.contextmanager
 def locked(app: str, purpose: str) -> Iterator[None]:
-    """Hold the app's lock. Raises NoSuchApp when the app is gone by the time the lock is ours.
-
-    In a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs.
-    """
+    """Hold the app's lock; says whom it waits for. Raises NoSuchApp when the app is gone by the time the lock is ours."""
+    # in a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs
     path, handed = app_folder(require_app(app)) / "lock", inherited("DOKKU_LOCK_FD")
     descriptor = int(handed) if handed else open_lock(path)
     try:
-        take_lock(descriptor, purpose, inherited("DOKKU_CALLER", "root"), f"{app} is busy")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # the holder's words stand in the file
+            detail(f"{app} is busy: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{purpose} by {inherited('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
         if not same_file(descriptor, path):
             raise NoSuchApp(app)
         yield
@@ -1253,25 +1225,20 @@ def locked(app: str, purpose: str) -> Iterator[None]:
 @contextlib.contextmanager
 def server_lock(name: str) -> Iterator[None]:
     """Hold one of the server's own short locks: addresses, nginx, keys."""
-    descriptor = open_lock(make_folder(ROOT / "locks") / name)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with os.fdopen(open_lock(make_folder(ROOT / "locks") / name)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
     """Hold a lock if it is free; says whether it is."""
-    descriptor, free = open_lock(path), False
-    try:
+    free = False
+    with os.fdopen(open_lock(path)) as lock:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = True
         yield free
-    finally:
-        os.close(descriptor)
 
 
 def share_lock(path: Path) -> int:
@@ -1371,9 +1338,9 @@ def release_config(release: Release) -> dict[str, str]:
 def port_of(release: Release) -> int:
     """Give the port a release's web processes listen on: the config var PORT, else what the image says."""
     port = release_config(release).get("PORT", str(release.port))
-    if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
-        raise DokkuError(f"The config var PORT is {shown(port)}, which is not a port", "set it to a number of 1 to 65535, or unset it")
-    return int(port)
+    with contextlib.suppress(UsageError):
+        return parse_port(port)
+    raise DokkuError(f"The config var PORT is {shown(port)}, which is not a port", "set it to a number of 1 to 65535, or unset it")
 
 
 def write_current(release: Release) -> None:
@@ -1441,14 +1408,12 @@ def check_mode(app: str, process_type: str) -> str:
 
 def read_resources(app: str) -> dict[tuple[str, str, str], str]:
     """Read what `resource:limit` and `resource:reserve` set: (limit or reserve, process type, resource) -> amount."""
-    rows = (line.split() for line in read_lines(app_folder(app) / "RESOURCES"))
-    return {(row[0], row[1], row[2]): row[3] for row in rows if len(row) == 4}
+    return {(row[0], row[1], row[2]): row[3] for row in map(str.split, read_lines(app_folder(app) / "RESOURCES")) if len(row) == 4}
 
 
 def read_tags(app: str) -> dict[str, int]:
     """Read the names that `tag:add` gave to releases: name -> number."""
-    rows = (line.split() for line in read_lines(app_folder(app) / "TAGS"))
-    return {row[0]: int(row[1]) for row in rows}
+    return {tag: int(number) for tag, number in map(str.split, read_lines(app_folder(app) / "TAGS"))}
 
 
 def write_tags(app: str, tags: Mapping[str, int]) -> None:
@@ -1579,19 +1544,18 @@ def patterns() -> dict[str, list[str]]:
 
 
 def parser_named(kind: str) -> Callable[[str], Any]:
-    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any.
-
-    A kind that is not there is an error, so that no slip in a table opens a door.
-    """
+    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any."""
     if kind.startswith("{"):
         return one_of(*kind[1:-1].split("/"))
     if row := patterns().get(kind):
         return matching(*row[:3], give=str.lower if row[3:] else str)
+    # a kind that is not there is an error, so that no slip in a table opens a door
     return str if kind == "str" else globals()[f"parse_{kind.replace('-', '_')}"]
 
 
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
               for noun, key, default, words, access, summary in read_table("properties.tsv")}
+NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
 
 
 def property_file(app: str, noun: str, key: str) -> Path:
@@ -1605,9 +1569,6 @@ def property_of(app: str, noun: str, key: str) -> str:
     return own or read_text(property_file("--global", noun, key)).strip() or PROPERTIES[noun, key].default
 
 
-NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
-
-
 def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
     """List the networks that an app's containers are in beside the product's own."""
     return [name for name in dict.fromkeys(" ".join(property_of(app, "network", key) for key in keys).split()) if name != NETWORK]
@@ -1616,12 +1577,11 @@ def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
 def property_rows(app: str, noun: str) -> dict[str, str]:
     """Give the rows that a noun's properties add to its report: the app's own value, the one in effect, the server's."""
     rows = {}
-    for (owner, key), row in PROPERTIES.items():
-        if owner == noun:
-            server = read_text(property_file("--global", noun, key)).strip() or row.default
-            own = {} if app == "--global" else {f"{noun}-{key}": read_text(property_file(app, noun, key)).strip(),
-                                                f"{noun}-computed-{key}": property_of(app, noun, key)}
-            rows.update(own, **{f"{noun}-global-{key}": server})
+    for key in (key for owner, key in PROPERTIES if owner == noun):
+        if app != "--global":
+            rows[f"{noun}-{key}"] = read_text(property_file(app, noun, key)).strip()
+            rows[f"{noun}-computed-{key}"] = property_of(app, noun, key)
+        rows[f"{noun}-global-{key}"] = property_of("--global", noun, key)
     return rows
 
 
@@ -1629,12 +1589,8 @@ def write_property(app: str, noun: str, key: str, value: str) -> None:
     """Set a property, or clear it with an empty value. Raises UsageError for an unknown name or a bad value."""
     row = PROPERTIES.get((noun, key))
     if not row:
-        valid = ", ".join(name for owner, name in sorted(PROPERTIES) if owner == noun)
-        raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {valid}")
-    if value:
-        write_text(property_file(app, noun, key), f"{row.parse(value)}\n")
-    else:
-        remove_file(property_file(app, noun, key))
+        raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {', '.join(name for owner, name in sorted(PROPERTIES) if owner == noun)}")
+    write_lines(property_file(app, noun, key), [row.parse(value)] if value else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1660,13 +1616,11 @@ def repository_of(app: str) -> Path:
 
 
 def git_environment(*, quarantine: bool = False) -> dict[str, str]:
-    """Give git the environment it would have outside a hook.
-
-    git sets GIT_DIR and others for a hook, which mislead every git started from there. Reading a commit that is
-    still in quarantine needs the object directories: those three are kept on demand (githooks(5), git-receive-pack(1)).
-    """
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith("GIT_") or (quarantine and name in GIT_ENVIRONMENT_KEPT)}
+    """Give git the environment it would have outside a hook."""
+    # git sets GIT_DIR and others for a hook, which mislead every git started from there. Reading a commit that is
+    # still in quarantine needs the object directories: those three are kept on demand (githooks(5), git-receive-pack(1)).
+    wanted = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES") if quarantine else ()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in wanted}
     return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", **FLUSHED}
 
 
@@ -1706,7 +1660,7 @@ def checkout(app: str, commit: str) -> Iterator[Path]:
 
 
 def fetch_submodules(app: str, tree: Path, listing: str) -> None:
-    """Fetch the submodules that a tree names, and theirs. `listing` is what `git ls-tree -r -z` printed."""
+    """Fetch the submodules that a tree names, and theirs, by the protocols we allow only. `listing` is what `git ls-tree -r -z` printed."""
     wanted = {path: meta.split()[2] for meta, _, path in (entry.partition("\t") for entry in listing.split("\0")) if meta.startswith("160000")}
     if not wanted:
         return
@@ -1714,22 +1668,18 @@ def fetch_submodules(app: str, tree: Path, listing: str) -> None:
                          env=git_environment(), check=False)
     pairs = dict(entry.partition("\n")[::2] for entry in settings.split("\0") if entry)
     urls = {path: pairs.get(key.removesuffix(".path") + ".url", "") for key, path in pairs.items() if key.endswith(".path")}
-    for path, commit in wanted.items():
-        fetch_submodule(app, tree / path, urls.get(path, ""), commit, path)
-
-
-def fetch_submodule(app: str, folder: Path, url: str, commit: str, path: str) -> None:
-    """Fetch one submodule at its recorded commit, by the protocols we allow only."""
-    if not url or url.startswith(("-", ".", "/")):
-        raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
-                         "give .gitmodules a full https or ssh address")
-    detail(f"Fetching submodule {path}")
     environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS}
-    fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
-    run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
-    listing = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
-    remove_folder(folder / ".git")
-    fetch_submodules(app, folder, listing)
+    for path, commit in wanted.items():
+        url, folder = urls.get(path, ""), tree / path
+        if not url or url.startswith(("-", ".", "/")):
+            raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
+                             "give .gitmodules a full https or ssh address")
+        detail(f"Fetching submodule {path}")
+        fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
+        run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
+        inner = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
+        remove_folder(folder / ".git")
+        fetch_submodules(app, folder, inner)
 
 
 def ssh_key_file(app: str) -> Path:

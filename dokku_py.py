@@ -276,9 +276,10 @@ def say_table(rows: Sequence[Sequence[str]]) -> None:
 # 3 Nouns: what is talked about, and one parser per word. Nothing here has an effect
 # ---------------------------------------------------------------------------------------------------------------------
 
-APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")
+APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")  # not tls nor ssl, not *.git
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+DOMAIN = r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*"
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
@@ -481,12 +482,13 @@ parse_app = matching(APP_NAME, "can't be the name of an app", "use lower-case le
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
 parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
-parse_domain = matching(r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*",
-                        "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
+parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com",
+                        give=lambda text: text.lower().rstrip("."))
 parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
                         give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
-parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number", give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
+parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
+                          give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
 parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
@@ -558,7 +560,7 @@ def parse_port_map(text: str) -> PortMap:
 
 
 def refuse_directives(text: str, logs: Iterable[str]) -> str:
-    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed."""
+    """Give back what a pushed template was rendered to, unless it reads or writes files of the host (other than `logs`) or runs code in nginx."""
     # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
     if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
@@ -660,18 +662,14 @@ def member(value: Any, key: str, kind: type | tuple[type, ...], what: str, defau
 
 def parse_healthchecks(app_json: Mapping[str, Any]) -> tuple[Check, ...]:
     """Read the checks of app.json: `healthchecks: {type: [{...}]}`."""
-    checks = []
-    for process_type, rows in member(app_json, "healthchecks", dict, "app.json", {}).items():
-        parse_process_type(process_type)
-        for row in rows if isinstance(rows, list) else [rows]:
-            if not isinstance(row, dict):
-                raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
-            checks.append(parse_healthcheck(process_type, row))
-    return tuple(checks)
+    found = {parse_process_type(kind): rows for kind, rows in member(app_json, "healthchecks", dict, "app.json", {}).items()}
+    return tuple(parse_healthcheck(kind, row) for kind, rows in found.items() for row in (rows if isinstance(rows, list) else [rows]))
 
 
-def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
+def parse_healthcheck(process_type: str, row: Any) -> Check:
     """Read one check of app.json; the members are those dokku documents."""
+    if not isinstance(row, dict):
+        raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
     what = "app.json healthchecks"
     number = functools.partial(member, row, kind=(int, float), what=what)
     path, kind, scheme = (member(row, key, str, what, default) for key, default in (("path", ""), ("type", "startup"), ("scheme", "http")))
@@ -680,7 +678,7 @@ def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
                          "types: startup, readiness, liveness; schemes: http, https")
     if path and not re.fullmatch(r"/[!-~]*", path):
         raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
-    headers = tuple((header.get("name"), header.get("value")) for header in member(row, "httpHeaders", list, what, []) if isinstance(header, dict))
+    headers = tuple((one.get("name"), one.get("value")) for one in member(row, "httpHeaders", list, what, []) if isinstance(one, dict))
     if bad := next((pair for pair in headers if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
         raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
     return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
@@ -727,8 +725,7 @@ def parse_checks_file(text: str) -> tuple[Check, ...]:
             settings[setting[1]] = float(setting[2])
         elif line.strip() and not line.lstrip().startswith("#"):
             address, _, content = line.strip().partition(" ")
-            parts = re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)
-            if not parts:
+            if not (parts := re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)):
                 raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
             checks.append(Check(path=parts[3] or "/", scheme=parts[1] or "http", content=content.strip(), headers=(("Host", parts[2]),) if parts[2] else ()))
     return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"], wait=settings["WAIT"]) for check in checks)
@@ -828,7 +825,7 @@ def uptime() -> float:
 
 def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
         cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set."""
+    """Run a program to its end, at most `timeout` seconds, and give what it printed. Raises ToolFailed when it fails and `check` is set."""
     trace(argv)
     import subprocess
     given = stdin.encode() if isinstance(stdin, str) else stdin
@@ -837,7 +834,7 @@ def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = 
                               env=env, cwd=cwd, check=False, timeout=timeout)
     except FileNotFoundError:
         raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
-    except subprocess.TimeoutExpired as late:  # after so many seconds it was killed, and counts as failed as timeout(1) has it
+    except subprocess.TimeoutExpired as late:  # it was killed, and counts as failed with what timeout(1) gives
         done = subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", f"it took longer than {timeout:g} s".encode())
     if check and done.returncode:
         raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
@@ -983,8 +980,7 @@ def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -
             name = waiting.pop(0)
             running[fork_work(work, name)] = name
         child, status = os.wait()
-        name = running.pop(child, "")
-        if status and name:
+        if (name := running.pop(child, "")) and status:
             failed.append(name)
     return failed
 
@@ -1241,32 +1237,49 @@ def lock_if_free(path: Path) -> Iterator[bool]:
         yield free
 
 
-def share_lock(path: Path) -> int:
-    """Take a lock together with others who share it; give the descriptor, which holds it until closed here and in every child."""
-    descriptor = open_lock(path)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
-
-
 def is_locked(path: Path) -> bool:
     """Say whether somebody holds a lock, alone or together with others."""
     with lock_if_free(path) as free:
         return not free
 
 
+def repository_of(app: str) -> Path:
+    """Locate the bare repository of an app."""
+    return app_folder(app) / "repo.git"
+
+
+def dead_pushes(app: str) -> list[Path]:
+    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
+    repository = repository_of(app)
+    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+
+
+def remove_dead_pushes(app: str) -> None:
+    """Remove what killed pushes left in the repository of an app; not while any push lives."""
+    with lock_if_free(app_folder(app) / "pushes") as free:
+        remove_all(dead_pushes(app) if free else ())
+
+
+def begin_push(app: str) -> int:
+    """Note that a push lives, by a lock shared with others, until the descriptor that this gives is closed here and in every child."""
+    remove_dead_pushes(app)
+    descriptor = open_lock(app_folder(app) / "pushes")
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
-    folder, told = make_folder(ROOT / "locks"), False
-    while True:
+    folder = make_folder(ROOT / "locks")
+    for attempt in itertools.count():
         for number in range(BUILD_SLOTS):
             with lock_if_free(folder / f"build.{number}") as free:
                 if free:
                     yield
                     return
-        if not told:
+        if not attempt:
             detail(f"{BUILD_SLOTS} build(s) of other apps are running, which is what this server allows; waiting")
-        told = True
         time.sleep(0.1)
 
 
@@ -1292,8 +1305,7 @@ def merged_config(app: str) -> dict[str, str]:
 
 def read_current(app: str) -> Release | None:
     """Read the release that should run; nothing before the first deploy."""
-    words = read_text(app_folder(app) / "CURRENT").split()
-    if not words:
+    if not (words := read_text(app_folder(app) / "CURRENT").split()):
         return None
     number, _, restart = words[0].removeprefix("v").partition(".")
     release = read_release(app, int(number))
@@ -1302,8 +1314,7 @@ def read_current(app: str) -> Release | None:
 
 def read_release(app: str, number: int) -> Release | None:
     """Read the record of a release."""
-    record = read_json(release_folder(app, number) / "release.json")
-    if not record:
+    if not (record := read_json(release_folder(app, number) / "release.json")):
         return None
     checks = tuple(Check(**{**check, "command": tuple(check["command"]), "headers": tuple(map(tuple, check.get("headers", ())))})
                    for check in record.pop("checks"))
@@ -1490,17 +1501,17 @@ def allotted() -> list[tuple[str, str, str, str]]:
 def allot_address(subnet: str, release: Release, dyno: str) -> str:
     """Give a web process an address of the lower half of the subnet; the same again when it already has one."""
     import ipaddress
+    mine = (release.app, release.incarnation_of(dyno), dyno)
     with server_lock("addresses"):
-        taken = allotted()
-        for address, *owner in taken:
-            if owner == [release.app, release.incarnation_of(dyno), dyno]:
+        owners = {address: tuple(owner) for address, *owner in allotted()}
+        for address, owner in owners.items():
+            if owner == mine:
                 return address
-        used = {address for address, *_ in taken}
         lower = next(ipaddress.ip_network(subnet).subnets())
-        free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in used), None)
+        free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in owners), None)
         if not free:
             raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
-        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation_of(dyno)}={dyno}", "")
+        write_text(ROOT / "addresses" / "=".join([free, *mine]), "")
         return free
 
 
@@ -1516,8 +1527,7 @@ def require_disk() -> None:
     import shutil
     for path in (ROOT, DOCKER_DATA):
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            free = shutil.disk_usage(path).free // 2**20
-            if free < MIN_FREE_MB:
+            if (free := shutil.disk_usage(path).free // 2**20) < MIN_FREE_MB:
                 raise DokkuError(f"Only {free} MB are free in {path}; a build needs {MIN_FREE_MB}",
                                  "remove what is not needed (dokku apps:destroy, docker image rm), then push again")
 
@@ -1587,9 +1597,9 @@ def property_rows(app: str, noun: str) -> dict[str, str]:
 
 def write_property(app: str, noun: str, key: str, value: str) -> None:
     """Set a property, or clear it with an empty value. Raises UsageError for an unknown name or a bad value."""
-    row = PROPERTIES.get((noun, key))
-    if not row:
-        raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {', '.join(name for owner, name in sorted(PROPERTIES) if owner == noun)}")
+    if not (row := PROPERTIES.get((noun, key))):
+        valid = ", ".join(name for owner, name in sorted(PROPERTIES) if owner == noun)
+        raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {valid}")
     write_lines(property_file(app, noun, key), [row.parse(value)] if value else [])
 
 
@@ -1609,11 +1619,6 @@ def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0
 # ---------------------------------------------------------------------------------------------------------------------
 # 8 Git: one bare repository per app, and a commit's tree in a folder
 # ---------------------------------------------------------------------------------------------------------------------
-
-def repository_of(app: str) -> Path:
-    """Locate the bare repository of an app."""
-    return app_folder(app) / "repo.git"
-
 
 def git_environment(*, quarantine: bool = False) -> dict[str, str]:
     """Give git the environment it would have outside a hook."""
@@ -1688,10 +1693,9 @@ def ssh_key_file(app: str) -> Path:
 
 
 def pinned(app: str, url: str) -> str:
-    """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for what an administrator trusts: ssh hosts, and private-hosts.
-
-    What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here. Raises DokkuError.
-    """
+    """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for a trusted one. Raises DokkuError."""
+    # What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here: it takes an administrator's word,
+    # in private-hosts or among the hosts that ssh knows.
     import ipaddress
     import socket
     scheme, host, port = (re.match(r"(https?|git)://(?:[^/?#\\@]*@)?(\[[^]/]*\]|[^/?#\\:]*)(?::(\d+))?(?=[/?#]|$)", url) or re.match("()()()", url)).groups()
@@ -1744,24 +1748,6 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
     pipe([str(TEMPLATES / "archive" / "read-archive"), str(path), message, *author, ref_of(app, "HEAD"), "strip" if strip else "", *limits],
          ["git", f"--git-dir={repository_of(app)}", "-c", "core.fsync=committed,reference", "fast-import", "--quiet", "--force", "--date-format=now"])
     return ref_of(app, "INCOMING_HEAD")
-
-
-def begin_push(app: str) -> int:
-    """Note that a push lives, for as long as somebody holds the descriptor that this gives; first remove what killed ones left."""
-    remove_dead_pushes(app)
-    return share_lock(app_folder(app) / "pushes")
-
-
-def dead_pushes(app: str) -> list[Path]:
-    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
-    repository = repository_of(app)
-    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
-
-
-def remove_dead_pushes(app: str) -> None:
-    """Remove what killed pushes left in the repository of an app; not while any push lives."""
-    with lock_if_free(app_folder(app) / "pushes") as free:
-        remove_all(dead_pushes(app) if free else ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -83,8 +83,8 @@ SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
 
 BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
 TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it something is wrong
-BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildkit/memory.limit_in_bytes"),) if path.parents[2].is_dir()),
-                   Path("/sys/fs/cgroup/docker/buildkit/memory.max"))  # cgroup v1, else v2
+CGROUPS = Path("/sys/fs/cgroup")  # version 1 of them has a folder for memory
+BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGROUPS / "memory").is_dir() else "docker/buildkit/memory.max")
 UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
@@ -100,7 +100,6 @@ VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_
 DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
 
-GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
 PAGES_LIMIT = 2**24  # bytes of an app's own pages
@@ -193,9 +192,9 @@ class ToolFailed(DokkuError):
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
-def say(text: str = "") -> None:
-    """Print one line of data or of a step to standard output, at once, and keep it in the open build log."""
-    print(text, flush=True)
+def say(text: str = "", to: Any = None) -> None:
+    """Print one line of data or of a step to standard output, or another file, at once, and keep it in the open build log."""
+    print(text, file=to, flush=True)
     if log := TRANSCRIPT.get():
         log.write(text + "\n")
         log.flush()
@@ -228,9 +227,7 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print a line that needs attention to standard error, and keep it in the open build log."""
-    print(f" !     {text}", file=sys.stderr, flush=True)
-    if log := TRANSCRIPT.get():
-        log.write(f" !     {text}\n")
+    say(f" !     {text}", sys.stderr)
 
 
 def complain(error: DokkuError) -> None:
@@ -279,24 +276,29 @@ def say_table(rows: Sequence[Sequence[str]]) -> None:
 # 3 Nouns: what is talked about, and one parser per word. Nothing here has an effect
 # ---------------------------------------------------------------------------------------------------------------------
 
-APP_NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")
-RESERVED_NAMES = frozenset({"tls", "ssl"})
+APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")  # not tls nor ssl, not *.git
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?")
+DOMAIN = r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*"
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
-BRANCH = re.compile(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
+SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
+PHASES = ("build", "deploy", "run")
+# Options that stay inside the container or the build; every other reaches the host and is for administrators.
+HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
+    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
+    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
+REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
+                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
+                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
+RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
+WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
 ZERO = "0" * 40
 
 
 class Check(NamedTuple):
-    """How a process shows that it is fit: a path that answers, a port that listens, or staying up.
-
-    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first. Startup and
-    readiness checks decide about a release before it serves, liveness checks about a process that serves.
-    """
+    """How a process shows that it is fit: a path that answers, a port that listens, or staying up. Times are in seconds."""
 
     process: str = "web"
     path: str = ""
@@ -305,10 +307,10 @@ class Check(NamedTuple):
     uptime: float = 0.0
     attempts: float = 0  # 0: as many as fit in START_SECONDS; UNSET: as the properties say
     timeout: float = 5.0
-    wait: float = 0.0  # 0: polls fast, backing off
-    delay: float = 0.0
+    wait: float = 0.0  # the pause between attempts; 0: polls fast, backing off
+    delay: float = 0.0  # the pause before the first
     port: int = 0
-    kind: str = "startup"
+    kind: str = "startup"  # this and readiness decide about a release before it serves, liveness about a process that serves
     scheme: str = "http"
     headers: tuple[tuple[str, str], ...] = ()
     listening: bool = False
@@ -330,20 +332,15 @@ class Job(NamedTuple):
     @property
     def id(self) -> str:
         """Name the job by what it is, so that it keeps its name over deploys."""
-        import hashlib
-        return hashlib.sha256(f"{self.schedule}\0{self.command}".encode()).hexdigest()[:10]
+        return digest_of(f"{self.schedule}\0{self.command}")[:10]
 
 
 class Release(NamedTuple):
-    """One version of an app that ran or may run: an image, a config and how to start them.
-
-    `restart` counts the restarts of the same release; `incarnation` names one set of its containers, and `kept` the older
-    one that a process type stayed in when another was restarted alone.
-    """
+    """One version of an app that ran or may run: an image, a config and how to start them."""
 
     app: str
     number: int
-    restart: int = 0
+    restart: int = 0  # how often this same release was restarted
     image: str = ""
     commit: str = ""
     by: str = ""
@@ -356,7 +353,7 @@ class Release(NamedTuple):
     template: str = ""  # the vhost template of its tree, rendered where that is allowed
     scripts: Mapping[str, str] = {}
     jobs: tuple[Job, ...] = ()
-    kept: Mapping[str, str] = {}
+    kept: Mapping[str, str] = {}  # the older incarnation that a process type stayed in when another was restarted alone
 
     @property
     def name(self) -> str:
@@ -452,19 +449,16 @@ class Mount(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A public key that opens this server. `public` is type and base64 text, without a comment.
-
-    `apps` are names or patterns such as blog-*, empty for all; it opens nothing after the day `until`, nor from elsewhere than `sources`.
-    """
+    """A public key that opens this server."""
 
     name: str
-    public: str
+    public: str  # type and base64 text, without a comment
     fingerprint: str
     role: str = "admin"
-    apps: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()  # names or patterns such as blog-*; empty: all
     added: str = ""
-    until: str = ""
-    sources: str = ""
+    until: str = ""  # it opens nothing after this day
+    sources: str = ""  # nor from elsewhere
 
 
 def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -484,42 +478,30 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 # Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
 OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
+parse_app = matching(APP_NAME, "can't be the name of an app", "use lower-case letters, digits and single . _ - between them, at most 63")
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
-parse_branch = matching(BRANCH, "is not the name of a branch")
+parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
+parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com",
+                        give=lambda text: text.lower().rstrip("."))
+parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
+                        give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
+parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
+                          give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
 parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
+parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}",
+                          "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
 
 
-def parse_app(text: str) -> str:
-    """Accept the name of an app."""
-    if not APP_NAME.fullmatch(text) or len(text) > 63 or text in RESERVED_NAMES or text.endswith(".git"):
-        raise UsageError(f"{shown(text)} can't be the name of an app",
-                         "use lower-case letters, digits and single . _ - between them, at most 63")
-    return text
-
-
 def parse_app_or_global(text: str) -> str:
     """Accept an app, or --global."""
     return text if text == "--global" else parse_app(text)
-
-
-def parse_parallel(text: str) -> int:
-    """Accept how many apps to work on at once; -1 is one per processor."""
-    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
-
-
-def parse_domain(text: str) -> str:
-    """Accept a domain, with `*.` in front for a wildcard."""
-    domain = text.lower().rstrip(".") if not text.startswith(".") else text
-    if not DOMAIN.fullmatch(domain) or len(domain) > 253:
-        raise UsageError(f"{shown(text)} is not a domain", "give a name such as blog.example.com or *.example.com")
-    return domain
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -578,10 +560,8 @@ def parse_port_map(text: str) -> PortMap:
 
 
 def refuse_directives(text: str, logs: Iterable[str]) -> str:
-    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed.
-
-    A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
-    """
+    """Give back what a pushed template was rendered to, unless it reads or writes files of the host (other than `logs`) or runs code in nginx."""
+    # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
     if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
                           rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
@@ -604,43 +584,11 @@ def parse_upstream(text: str) -> str:
     return f"{parse_ip(address)}:{parse_port(port)}"
 
 
-def parse_buffers(text: str) -> str:
-    """Accept the number and size of buffers as nginx writes them: 8 16k."""
-    count, _, size = text.partition(" ")
-    return f"{parse_count(count)} {parse_size(size)}"
-
-
-def parse_log_path(text: str) -> str:
-    """Accept where nginx logs to: off, or a file in its own folder of logs."""
-    if text != "off" and (parse_path(text) != text or Path(text).parent != NGINX_LOGS):
-        raise UsageError(f"{shown(text)} is not a place for logs", f"off, or a file in {NGINX_LOGS}")
-    return text
-
-
-def parse_switch(text: str) -> str:
-    """Accept on or off, true or false."""
-    word = {"on": "true", "true": "true", "yes": "true", "off": "false", "false": "false", "no": "false"}.get(text.lower())
-    if not word:
-        raise UsageError(f"{shown(text)} is neither true nor false")
-    return word
-
-
-PHASES = ("build", "deploy", "run")
-# Options that stay inside the container or the build; every other reaches the host and is for administrators.
-HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
-    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
-    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
-REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
-                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
-                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
-
-
 def parse_docker_option(text: str) -> str:
     """Accept one option of docker run or docker build, with its value."""
-    try:
+    words: list[str] = []
+    with contextlib.suppress(ValueError):
         words = shlex.split(text)
-    except ValueError:
-        words = []
     if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
         raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
     if instead := REFUSED_OPTIONS.get(words[0].partition("=")[0]):
@@ -650,13 +598,7 @@ def parse_docker_option(text: str) -> str:
 
 def parse_phases(text: str) -> list[str]:
     """Accept phases, separated by commas: build, deploy, run."""
-    if bad := next((phase for phase in text.split(",") if phase not in PHASES), None):
-        raise UsageError(f"{shown(bad)} is not a phase", f"one or more of: {','.join(PHASES)}")
-    return text.split(",")
-
-
-RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
-WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
+    return [matching("|".join(PHASES), "is not a phase", f"one or more of: {','.join(PHASES)}")(phase) for phase in text.split(",")]
 
 
 def bytes_of(amount: str) -> int:
@@ -666,22 +608,18 @@ def bytes_of(amount: str) -> int:
 
 
 def parse_public_key(text: str) -> tuple[str, str]:
-    """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it.
-
-    Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a
-    line that sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
-    """
+    """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it."""
+    # Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a line that
+    # sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
     import base64
     import hashlib
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = lines[0].split() if len(lines) == 1 else []
     if len(words) < 2 or words[0] not in KEY_TYPES:
         raise UsageError("That is not one OpenSSH public key", "paste the one line of a file such as ~/.ssh/id_ed25519.pub")
-    try:
+    blob, kind = b"", words[0].encode()
+    with contextlib.suppress(ValueError):
         blob = base64.b64decode(words[1], validate=True)
-    except ValueError:
-        blob = b""
-    kind = words[0].encode()
     if blob[:4 + len(kind)] != len(kind).to_bytes(4, "big") + kind or len(blob) < len(kind) + 36:
         raise UsageError("That public key is damaged", "copy the whole line of the .pub file")
     digest = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
@@ -694,12 +632,12 @@ def parse_procfile(text: str) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        process_type, colon, command = line.partition(":")
-        if not colon or not PROCESS_TYPE.fullmatch(process_type.strip()) or not command.strip():
+        process_type, _, command = (word.strip() for word in line.partition(":"))
+        if not PROCESS_TYPE.fullmatch(process_type) or not command:
             raise DokkuError(f"Procfile line {number} is not `type: command`: {shown(line)}", "for example  web: ./server --port $PORT")
-        if process_type.strip() in processes:
-            raise DokkuError(f"Procfile line {number} names {process_type.strip()} a second time")
-        processes[process_type.strip()] = command.strip()
+        if process_type in processes:
+            raise DokkuError(f"Procfile line {number} names {process_type} a second time")
+        processes[process_type] = command
     return processes
 
 
@@ -714,9 +652,9 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
-    """Read one member of a JSON object that a user wrote; a value of another kind is refused by name."""
-    found = value.get(key, default)
+def member(value: Any, key: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
+    """Read one member of a JSON object that a user wrote, its default from anything else; a value of another kind is refused by name."""
+    found = value.get(key, default) if isinstance(value, dict) else default
     if found is not default and (not isinstance(found, kind) or isinstance(found, bool)):
         raise DokkuError(f"{what}: {key} has the wrong kind of value: {shown(json.dumps(found))}")
     return found
@@ -724,18 +662,14 @@ def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], wh
 
 def parse_healthchecks(app_json: Mapping[str, Any]) -> tuple[Check, ...]:
     """Read the checks of app.json: `healthchecks: {type: [{...}]}`."""
-    checks = []
-    for process_type, rows in member(app_json, "healthchecks", dict, "app.json", {}).items():
-        parse_process_type(process_type)
-        for row in rows if isinstance(rows, list) else [rows]:
-            if not isinstance(row, dict):
-                raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
-            checks.append(parse_healthcheck(process_type, row))
-    return tuple(checks)
+    found = {parse_process_type(kind): rows for kind, rows in member(app_json, "healthchecks", dict, "app.json", {}).items()}
+    return tuple(parse_healthcheck(kind, row) for kind, rows in found.items() for row in (rows if isinstance(rows, list) else [rows]))
 
 
-def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
+def parse_healthcheck(process_type: str, row: Any) -> Check:
     """Read one check of app.json; the members are those dokku documents."""
+    if not isinstance(row, dict):
+        raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
     what = "app.json healthchecks"
     number = functools.partial(member, row, kind=(int, float), what=what)
     path, kind, scheme = (member(row, key, str, what, default) for key, default in (("path", ""), ("type", "startup"), ("scheme", "http")))
@@ -744,29 +678,21 @@ def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
                          "types: startup, readiness, liveness; schemes: http, https")
     if path and not re.fullmatch(r"/[!-~]*", path):
         raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
-    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=parse_check_headers(row),
+    headers = tuple((one.get("name"), one.get("value")) for one in member(row, "httpHeaders", list, what, []) if isinstance(one, dict))
+    if bad := next((pair for pair in headers if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
+        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
                  content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
                  uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
                  wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
                  listening=row.get("listening") is True)
 
 
-def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Read the header fields that a check sends: a list of {name, value}."""
-    found = [(header.get("name"), header.get("value")) for header in member(row, "httpHeaders", list, "app.json healthchecks", []) if isinstance(header, dict)]
-    if bad := next((pair for pair in found if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
-        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
-    return tuple(found)
-
-
-SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
-
-
 def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
     """Read the cron jobs of app.json; a schedule is what crontab(5) takes, five fields or a word such as @daily."""
     jobs = []
     for row in member(app_json, "cron", list, "app.json", []):
-        schedule, command, policy = (member(row if isinstance(row, dict) else {}, key, str, "app.json cron", default).strip()
+        schedule, command, policy = (member(row, key, str, "app.json cron", default).strip()
                                      for key, default in (("schedule", ""), ("command", ""), ("concurrency_policy", "allow")))
         if not SCHEDULE.fullmatch(schedule) or not command or "\n" in command:
             raise DokkuError(f"app.json: {shown(schedule)} {shown(command)} is not a cron job", 'for example  {"schedule": "0 3 * * *", "command": "./clean"}')
@@ -774,26 +700,20 @@ def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
-SCRIPTS = ("predeploy", "postdeploy", "first")
-
-
 def parse_scripts(app_json: Mapping[str, Any]) -> dict[str, str]:
     """Read the commands that app.json wants around a deploy: dokku's own each time, Heroku's postdeploy after the first."""
     scripts = member(app_json, "scripts", dict, "app.json", {})
     own = member(scripts, "dokku", dict, "app.json scripts", {})
-    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in SCRIPTS[:2]}
+    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in ("predeploy", "postdeploy")}
     found["first"] = member(scripts, "postdeploy", str, "app.json scripts", "")
     return {key: command for key, command in found.items() if command}
 
 
 def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
     """Read how many of each process type app.json asks for."""
-    counts = {}
-    for process_type, row in member(app_json, "formation", dict, "app.json", {}).items():
-        row = row if isinstance(row, dict) else {}
-        count = member(row, "quantity", int, f"app.json formation {process_type}", 1)
-        counts.update([parse_scale(f"{process_type}={count}")])
-    return counts
+    rows = member(app_json, "formation", dict, "app.json", {})
+    counts = {kind: member(row, "quantity", int, f"app.json formation {kind}", 1) for kind, row in rows.items()}
+    return dict(parse_scale(f"{kind}={count}") for kind, count in counts.items())
 
 
 def parse_checks_file(text: str) -> tuple[Check, ...]:
@@ -805,8 +725,7 @@ def parse_checks_file(text: str) -> tuple[Check, ...]:
             settings[setting[1]] = float(setting[2])
         elif line.strip() and not line.lstrip().startswith("#"):
             address, _, content = line.strip().partition(" ")
-            parts = re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)
-            if not parts:
+            if not (parts := re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)):
                 raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
             checks.append(Check(path=parts[3] or "/", scheme=parts[1] or "http", content=content.strip(), headers=(("Host", parts[2]),) if parts[2] else ()))
     return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"], wait=settings["WAIT"]) for check in checks)
@@ -817,13 +736,8 @@ def parse_scale_file(text: str) -> dict[str, int]:
     return dict(parse_scale(line.strip()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
-def quote_value(value: str) -> str:
-    """Write a config value so that it stays on one line and can be repaired with an editor."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def unquote_value(text: str) -> str:
-    """Read a config value as `quote_value` or a shell would have written it."""
+    """Read a config value as `render_environment` or a shell would have written it."""
     if text.startswith('"'):
         with contextlib.suppress(ValueError):
             return str(json.loads(text))
@@ -833,31 +747,27 @@ def unquote_value(text: str) -> str:
 
 
 def parse_environment(text: str) -> dict[str, str]:
-    """Read `KEY=quoted` lines, with or without `export` in front.
-
-    Only a newline ends a line: a value may hold the other characters that Unicode counts as line ends.
-    """
+    """Read `KEY=quoted` lines, with or without `export` in front."""
+    # only a newline ends a line: a value may hold the other characters that Unicode counts as line ends
     pairs = (line.strip().removeprefix("export ").partition("=") for line in text.split("\n") if "=" in line)
     return {key.strip(): unquote_value(value) for key, _, value in pairs if CONFIG_KEY.fullmatch(key.strip())}
 
 
 def render_environment(config: Mapping[str, str]) -> str:
-    """Write a config as `KEY=quoted` lines."""
-    return "".join(f"{key}={quote_value(value)}\n" for key, value in sorted(config.items()))
+    """Write a config as `KEY=quoted` lines: a value stays on one line and can be repaired with an editor."""
+    return "".join(f"{key}={json.dumps(value, ensure_ascii=False)}\n" for key, value in sorted(config.items()))
 
 
 CONFIG_STYLES: dict[str, Callable[[Mapping[str, str]], str]] = {
     "keys": "\n".join,
     "exports": lambda config: "\n".join(f"export {key}={shlex.quote(value)}" for key, value in config.items()),
-    "envfile": lambda config: "\n".join(f"{key}={quote_value(value)}" for key, value in config.items()),
+    "envfile": lambda config: "\n".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in config.items()),
     "docker-args": lambda config: " ".join(f"--env={key}={shlex.quote(value)}" for key, value in config.items()),
     "docker-args-keys": lambda config: " ".join(f"--env={key}" for key in config),
     "shell": lambda config: " ".join(f"{key}={shlex.quote(value)}" for key, value in config.items()),
     "json": lambda config: json.dumps(config, ensure_ascii=False),
     "json-list": lambda config: json.dumps([{"name": key, "value": value} for key, value in config.items()], ensure_ascii=False),
 }
-
-
 parse_config_style = matching("|".join([*CONFIG_STYLES, "pretty"]), "is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
 
 
@@ -915,19 +825,16 @@ def uptime() -> float:
 
 def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
         cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set.
-
-    `timeout` is in seconds; a program that takes longer is killed and counts as failed with 124, as timeout(1) has it.
-    """
+    """Run a program to its end, at most `timeout` seconds, and give what it printed. Raises ToolFailed when it fails and `check` is set."""
     trace(argv)
     import subprocess
     given = stdin.encode() if isinstance(stdin, str) else stdin
     try:
         done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
-                              env=None if env is None else dict(env), cwd=cwd, check=False, timeout=timeout)
+                              env=env, cwd=cwd, check=False, timeout=timeout)
     except FileNotFoundError:
         raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
-    except subprocess.TimeoutExpired as late:
+    except subprocess.TimeoutExpired as late:  # it was killed, and counts as failed with what timeout(1) gives
         done = subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", f"it took longer than {timeout:g} s".encode())
     if check and done.returncode:
         raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
@@ -950,19 +857,16 @@ def output_of(argv: Sequence[str], **options: Any) -> str:
 
 
 def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_line: Callable[[str], None] = detail) -> str:
-    """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed.
-
-    Our own end (an error, TERM, a reader that went away) ends the program too.
-    """
+    """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed."""
     import subprocess
     last: list[str] = []
-    process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None if env is None else dict(env))
+    process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
     try:
         for raw in process.stdout or ():
             line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
             last = [*last[-99:], line]
             say_line(line)
-    except BaseException:
+    except BaseException:  # our own end (an error, TERM, a reader that went away) ends the program too
         process.terminate()
         raise
     finally:
@@ -994,39 +898,31 @@ def become(argv: Sequence[str]) -> NoReturn:
     os.execvp(argv[0], list(argv))  # noqa: S606 - that is what it is for: no shell stands between
 
 
-def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
-    """Run git for an ssh client in a process group of its own, and end the group when the client goes away.
-
-    A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we
-    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` are the
-    descriptors of locks, handed down so that they live until git has moved its refs.
-    """
-    process = begin(argv, env=dict(env), start_new_session=True, pass_fds=keep)
-    try:
-        while process.poll() is None:
-            if reader_left(0.1):
-                leave()
-    except BaseException:
-        end_group(process)
-        raise
-    return process.wait()
-
-
-def attend(argv: Sequence[str]) -> int:
-    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code.
-
-    sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells.
-    """
-    signal.signal(signal.SIGHUP, leave)
-    process = begin(argv)
+def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None]) -> int:
+    """Wait for a program and give its exit code; `end` it when the client goes away, or when we are ended ourselves."""
     try:
         while process.poll() is None:
             if reader_left(0.05):
                 leave()
-    except (KeyboardInterrupt, Cancelled):
-        process.terminate()
+    except BaseException:
+        end(process)
         raise
     return process.wait()
+
+
+def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
+    """Run git for an ssh client in a process group of its own, and end the group when the client goes away."""
+    # A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we stay as parent
+    # and watch our standard output for the error that a closed reader leaves there. `keep` are the descriptors of locks, handed
+    # down so that they live until git has moved its refs.
+    return watch(begin(argv, env=env, start_new_session=True, pass_fds=keep), end_group)
+
+
+def attend(argv: Sequence[str]) -> int:
+    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code."""
+    # sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells
+    signal.signal(signal.SIGHUP, leave)
+    return watch(begin(argv), lambda process: process.terminate())
 
 
 def leave(*_: Any) -> NoReturn:
@@ -1043,10 +939,9 @@ def reader_left(seconds: float) -> bool:
 
 def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
     """TERM a process group, and KILL it after the grace (seconds)."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace
     with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
         while time.monotonic() < deadline:  # git ends at once, its hook puts things back first
             process.poll()
             os.killpg(process.pid, 0)
@@ -1055,10 +950,7 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
 
 
 def detach(work: Callable[[], None]) -> None:
-    """Do work in a grandchild that holds none of our descriptors and outlives us.
-
-    Our locks live in descriptors, so every one of them is closed before anything else happens there.
-    """
+    """Do work in a grandchild that holds none of our descriptors and outlives us."""
     sys.stdout.flush()
     if child := os.fork():
         os.waitpid(child, 0)
@@ -1067,7 +959,7 @@ def detach(work: Callable[[], None]) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)
-        os.closerange(0, 4096)
+        os.closerange(0, 4096)  # our locks live in descriptors, so this comes before anything else
         os.open(os.devnull, os.O_RDWR), os.dup(0), os.dup(0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.nice(5)
@@ -1088,8 +980,7 @@ def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -
             name = waiting.pop(0)
             running[fork_work(work, name)] = name
         child, status = os.wait()
-        name = running.pop(child, "")
-        if status and name:
+        if (name := running.pop(child, "")) and status:
             failed.append(name)
     return failed
 
@@ -1155,10 +1046,9 @@ def release_folder(app: str, number: int) -> Path:
 
 def read_text(path: Path, default: str = "") -> str:
     """Read a file that may not be there."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return path.read_text(errors="surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return default
+    return default
 
 
 def read_lines(path: Path) -> list[str]:
@@ -1173,15 +1063,12 @@ def read_table(name: str) -> list[list[str]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that we wrote; nothing where there is none."""
-    text = read_text(path)
-    return parse_json_object(text, str(path)) if text else {}
+    return parse_json_object(read_text(path) or "{}", str(path))
 
 
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
-
-    The name beside holds our process id: `dead_writes` knows by it what a killed process left.
-    """
+    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
+    # the name beside holds our process id: `dead_writes` knows by it what a killed process left
     beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -1309,27 +1196,20 @@ def same_file(descriptor: int, path: Path) -> bool:
     return False
 
 
-def take_lock(descriptor: int, purpose: str, who: str, waiting: str) -> None:
-    """Take a lock; says whom it waits for. The holder's words stand in the file for the next one to read."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        detail(f"{waiting}: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{purpose} by {who} since {now()} (process {os.getpid()})\n".encode(), 0)
-
-
 @contextlib.contextmanager
 def locked(app: str, purpose: str) -> Iterator[None]:
-    """Hold the app's lock. Raises NoSuchApp when the app is gone by the time the lock is ours.
-
-    In a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs.
-    """
+    """Hold the app's lock; says whom it waits for. Raises NoSuchApp when the app is gone by the time the lock is ours."""
+    # in a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs
     path, handed = app_folder(require_app(app)) / "lock", inherited("DOKKU_LOCK_FD")
     descriptor = int(handed) if handed else open_lock(path)
     try:
-        take_lock(descriptor, purpose, inherited("DOKKU_CALLER", "root"), f"{app} is busy")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # the holder's words stand in the file
+            detail(f"{app} is busy: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{purpose} by {inherited('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
         if not same_file(descriptor, path):
             raise NoSuchApp(app)
         yield
@@ -1341,32 +1221,20 @@ def locked(app: str, purpose: str) -> Iterator[None]:
 @contextlib.contextmanager
 def server_lock(name: str) -> Iterator[None]:
     """Hold one of the server's own short locks: addresses, nginx, keys."""
-    descriptor = open_lock(make_folder(ROOT / "locks") / name)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with os.fdopen(open_lock(make_folder(ROOT / "locks") / name)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
     """Hold a lock if it is free; says whether it is."""
-    descriptor, free = open_lock(path), False
-    try:
+    free = False
+    with os.fdopen(open_lock(path)) as lock:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = True
         yield free
-    finally:
-        os.close(descriptor)
-
-
-def share_lock(path: Path) -> int:
-    """Take a lock together with others who share it; give the descriptor, which holds it until closed here and in every child."""
-    descriptor = open_lock(path)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
 
 
 def is_locked(path: Path) -> bool:
@@ -1375,19 +1243,43 @@ def is_locked(path: Path) -> bool:
         return not free
 
 
+def repository_of(app: str) -> Path:
+    """Locate the bare repository of an app."""
+    return app_folder(app) / "repo.git"
+
+
+def dead_pushes(app: str) -> list[Path]:
+    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
+    repository = repository_of(app)
+    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+
+
+def remove_dead_pushes(app: str) -> None:
+    """Remove what killed pushes left in the repository of an app; not while any push lives."""
+    with lock_if_free(app_folder(app) / "pushes") as free:
+        remove_all(dead_pushes(app) if free else ())
+
+
+def begin_push(app: str) -> int:
+    """Note that a push lives, by a lock shared with others, until the descriptor that this gives is closed here and in every child."""
+    remove_dead_pushes(app)
+    descriptor = open_lock(app_folder(app) / "pushes")
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
-    folder, told = make_folder(ROOT / "locks"), False
-    while True:
+    folder = make_folder(ROOT / "locks")
+    for attempt in itertools.count():
         for number in range(BUILD_SLOTS):
             with lock_if_free(folder / f"build.{number}") as free:
                 if free:
                     yield
                     return
-        if not told:
+        if not attempt:
             detail(f"{BUILD_SLOTS} build(s) of other apps are running, which is what this server allows; waiting")
-        told = True
         time.sleep(0.1)
 
 
@@ -1413,8 +1305,7 @@ def merged_config(app: str) -> dict[str, str]:
 
 def read_current(app: str) -> Release | None:
     """Read the release that should run; nothing before the first deploy."""
-    words = read_text(app_folder(app) / "CURRENT").split()
-    if not words:
+    if not (words := read_text(app_folder(app) / "CURRENT").split()):
         return None
     number, _, restart = words[0].removeprefix("v").partition(".")
     release = read_release(app, int(number))
@@ -1423,8 +1314,7 @@ def read_current(app: str) -> Release | None:
 
 def read_release(app: str, number: int) -> Release | None:
     """Read the record of a release."""
-    record = read_json(release_folder(app, number) / "release.json")
-    if not record:
+    if not (record := read_json(release_folder(app, number) / "release.json")):
         return None
     checks = tuple(Check(**{**check, "command": tuple(check["command"]), "headers": tuple(map(tuple, check.get("headers", ())))})
                    for check in record.pop("checks"))
@@ -1459,9 +1349,9 @@ def release_config(release: Release) -> dict[str, str]:
 def port_of(release: Release) -> int:
     """Give the port a release's web processes listen on: the config var PORT, else what the image says."""
     port = release_config(release).get("PORT", str(release.port))
-    if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
-        raise DokkuError(f"The config var PORT is {shown(port)}, which is not a port", "set it to a number of 1 to 65535, or unset it")
-    return int(port)
+    with contextlib.suppress(UsageError):
+        return parse_port(port)
+    raise DokkuError(f"The config var PORT is {shown(port)}, which is not a port", "set it to a number of 1 to 65535, or unset it")
 
 
 def write_current(release: Release) -> None:
@@ -1529,14 +1419,12 @@ def check_mode(app: str, process_type: str) -> str:
 
 def read_resources(app: str) -> dict[tuple[str, str, str], str]:
     """Read what `resource:limit` and `resource:reserve` set: (limit or reserve, process type, resource) -> amount."""
-    rows = (line.split() for line in read_lines(app_folder(app) / "RESOURCES"))
-    return {(row[0], row[1], row[2]): row[3] for row in rows if len(row) == 4}
+    return {(row[0], row[1], row[2]): row[3] for row in map(str.split, read_lines(app_folder(app) / "RESOURCES")) if len(row) == 4}
 
 
 def read_tags(app: str) -> dict[str, int]:
     """Read the names that `tag:add` gave to releases: name -> number."""
-    rows = (line.split() for line in read_lines(app_folder(app) / "TAGS"))
-    return {row[0]: int(row[1]) for row in rows}
+    return {tag: int(number) for tag, number in map(str.split, read_lines(app_folder(app) / "TAGS"))}
 
 
 def write_tags(app: str, tags: Mapping[str, int]) -> None:
@@ -1613,17 +1501,17 @@ def allotted() -> list[tuple[str, str, str, str]]:
 def allot_address(subnet: str, release: Release, dyno: str) -> str:
     """Give a web process an address of the lower half of the subnet; the same again when it already has one."""
     import ipaddress
+    mine = (release.app, release.incarnation_of(dyno), dyno)
     with server_lock("addresses"):
-        taken = allotted()
-        for address, *owner in taken:
-            if owner == [release.app, release.incarnation_of(dyno), dyno]:
+        owners = {address: tuple(owner) for address, *owner in allotted()}
+        for address, owner in owners.items():
+            if owner == mine:
                 return address
-        used = {address for address, *_ in taken}
         lower = next(ipaddress.ip_network(subnet).subnets())
-        free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in used), None)
+        free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in owners), None)
         if not free:
             raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
-        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation_of(dyno)}={dyno}", "")
+        write_text(ROOT / "addresses" / "=".join([free, *mine]), "")
         return free
 
 
@@ -1639,8 +1527,7 @@ def require_disk() -> None:
     import shutil
     for path in (ROOT, DOCKER_DATA):
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            free = shutil.disk_usage(path).free // 2**20
-            if free < MIN_FREE_MB:
+            if (free := shutil.disk_usage(path).free // 2**20) < MIN_FREE_MB:
                 raise DokkuError(f"Only {free} MB are free in {path}; a build needs {MIN_FREE_MB}",
                                  "remove what is not needed (dokku apps:destroy, docker image rm), then push again")
 
@@ -1667,19 +1554,18 @@ def patterns() -> dict[str, list[str]]:
 
 
 def parser_named(kind: str) -> Callable[[str], Any]:
-    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any.
-
-    A kind that is not there is an error, so that no slip in a table opens a door.
-    """
+    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any."""
     if kind.startswith("{"):
         return one_of(*kind[1:-1].split("/"))
     if row := patterns().get(kind):
         return matching(*row[:3], give=str.lower if row[3:] else str)
+    # a kind that is not there is an error, so that no slip in a table opens a door
     return str if kind == "str" else globals()[f"parse_{kind.replace('-', '_')}"]
 
 
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
               for noun, key, default, words, access, summary in read_table("properties.tsv")}
+NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
 
 
 def property_file(app: str, noun: str, key: str) -> Path:
@@ -1693,9 +1579,6 @@ def property_of(app: str, noun: str, key: str) -> str:
     return own or read_text(property_file("--global", noun, key)).strip() or PROPERTIES[noun, key].default
 
 
-NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
-
-
 def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
     """List the networks that an app's containers are in beside the product's own."""
     return [name for name in dict.fromkeys(" ".join(property_of(app, "network", key) for key in keys).split()) if name != NETWORK]
@@ -1704,25 +1587,20 @@ def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
 def property_rows(app: str, noun: str) -> dict[str, str]:
     """Give the rows that a noun's properties add to its report: the app's own value, the one in effect, the server's."""
     rows = {}
-    for (owner, key), row in PROPERTIES.items():
-        if owner == noun:
-            server = read_text(property_file("--global", noun, key)).strip() or row.default
-            own = {} if app == "--global" else {f"{noun}-{key}": read_text(property_file(app, noun, key)).strip(),
-                                                f"{noun}-computed-{key}": property_of(app, noun, key)}
-            rows.update(own, **{f"{noun}-global-{key}": server})
+    for key in (key for owner, key in PROPERTIES if owner == noun):
+        if app != "--global":
+            rows[f"{noun}-{key}"] = read_text(property_file(app, noun, key)).strip()
+            rows[f"{noun}-computed-{key}"] = property_of(app, noun, key)
+        rows[f"{noun}-global-{key}"] = property_of("--global", noun, key)
     return rows
 
 
 def write_property(app: str, noun: str, key: str, value: str) -> None:
     """Set a property, or clear it with an empty value. Raises UsageError for an unknown name or a bad value."""
-    row = PROPERTIES.get((noun, key))
-    if not row:
+    if not (row := PROPERTIES.get((noun, key))):
         valid = ", ".join(name for owner, name in sorted(PROPERTIES) if owner == noun)
         raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {valid}")
-    if value:
-        write_text(property_file(app, noun, key), f"{row.parse(value)}\n")
-    else:
-        remove_file(property_file(app, noun, key))
+    write_lines(property_file(app, noun, key), [row.parse(value)] if value else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1742,19 +1620,12 @@ def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0
 # 8 Git: one bare repository per app, and a commit's tree in a folder
 # ---------------------------------------------------------------------------------------------------------------------
 
-def repository_of(app: str) -> Path:
-    """Locate the bare repository of an app."""
-    return app_folder(app) / "repo.git"
-
-
 def git_environment(*, quarantine: bool = False) -> dict[str, str]:
-    """Give git the environment it would have outside a hook.
-
-    git sets GIT_DIR and others for a hook, which mislead every git started from there. Reading a commit that is
-    still in quarantine needs the object directories: those three are kept on demand (githooks(5), git-receive-pack(1)).
-    """
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith("GIT_") or (quarantine and name in GIT_ENVIRONMENT_KEPT)}
+    """Give git the environment it would have outside a hook."""
+    # git sets GIT_DIR and others for a hook, which mislead every git started from there. Reading a commit that is
+    # still in quarantine needs the object directories: those three are kept on demand (githooks(5), git-receive-pack(1)).
+    wanted = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES") if quarantine else ()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in wanted}
     return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", **FLUSHED}
 
 
@@ -1794,7 +1665,7 @@ def checkout(app: str, commit: str) -> Iterator[Path]:
 
 
 def fetch_submodules(app: str, tree: Path, listing: str) -> None:
-    """Fetch the submodules that a tree names, and theirs. `listing` is what `git ls-tree -r -z` printed."""
+    """Fetch the submodules that a tree names, and theirs, by the protocols we allow only. `listing` is what `git ls-tree -r -z` printed."""
     wanted = {path: meta.split()[2] for meta, _, path in (entry.partition("\t") for entry in listing.split("\0")) if meta.startswith("160000")}
     if not wanted:
         return
@@ -1802,22 +1673,18 @@ def fetch_submodules(app: str, tree: Path, listing: str) -> None:
                          env=git_environment(), check=False)
     pairs = dict(entry.partition("\n")[::2] for entry in settings.split("\0") if entry)
     urls = {path: pairs.get(key.removesuffix(".path") + ".url", "") for key, path in pairs.items() if key.endswith(".path")}
-    for path, commit in wanted.items():
-        fetch_submodule(app, tree / path, urls.get(path, ""), commit, path)
-
-
-def fetch_submodule(app: str, folder: Path, url: str, commit: str, path: str) -> None:
-    """Fetch one submodule at its recorded commit, by the protocols we allow only."""
-    if not url or url.startswith(("-", ".", "/")):
-        raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
-                         "give .gitmodules a full https or ssh address")
-    detail(f"Fetching submodule {path}")
     environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS}
-    fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
-    run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
-    listing = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
-    remove_folder(folder / ".git")
-    fetch_submodules(app, folder, listing)
+    for path, commit in wanted.items():
+        url, folder = urls.get(path, ""), tree / path
+        if not url or url.startswith(("-", ".", "/")):
+            raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
+                             "give .gitmodules a full https or ssh address")
+        detail(f"Fetching submodule {path}")
+        fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
+        run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
+        inner = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
+        remove_folder(folder / ".git")
+        fetch_submodules(app, folder, inner)
 
 
 def ssh_key_file(app: str) -> Path:
@@ -1826,10 +1693,9 @@ def ssh_key_file(app: str) -> Path:
 
 
 def pinned(app: str, url: str) -> str:
-    """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for what an administrator trusts: ssh hosts, and private-hosts.
-
-    What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here. Raises DokkuError.
-    """
+    """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for a trusted one. Raises DokkuError."""
+    # What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here: it takes an administrator's word,
+    # in private-hosts or among the hosts that ssh knows.
     import ipaddress
     import socket
     scheme, host, port = (re.match(r"(https?|git)://(?:[^/?#\\@]*@)?(\[[^]/]*\]|[^/?#\\:]*)(?::(\d+))?(?=[/?#]|$)", url) or re.match("()()()", url)).groups()
@@ -1882,24 +1748,6 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
     pipe([str(TEMPLATES / "archive" / "read-archive"), str(path), message, *author, ref_of(app, "HEAD"), "strip" if strip else "", *limits],
          ["git", f"--git-dir={repository_of(app)}", "-c", "core.fsync=committed,reference", "fast-import", "--quiet", "--force", "--date-format=now"])
     return ref_of(app, "INCOMING_HEAD")
-
-
-def begin_push(app: str) -> int:
-    """Note that a push lives, for as long as somebody holds the descriptor that this gives; first remove what killed ones left."""
-    remove_dead_pushes(app)
-    return share_lock(app_folder(app) / "pushes")
-
-
-def dead_pushes(app: str) -> list[Path]:
-    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
-    repository = repository_of(app)
-    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
-
-
-def remove_dead_pushes(app: str) -> None:
-    """Remove what killed pushes left in the repository of an app; not while any push lives."""
-    with lock_if_free(app_folder(app) / "pushes") as free:
-        remove_all(dead_pushes(app) if free else ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

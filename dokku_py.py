@@ -1906,6 +1906,10 @@ def remove_dead_pushes(app: str) -> None:
 # 9 Docker: images, containers, the network. `docker` is imported on first use (80 ms)
 # ---------------------------------------------------------------------------------------------------------------------
 
+OURS = {"com.dokku.managed-by": "dokku_py"}
+EMPTY_IMAGE = "dokku/empty:latest"
+
+
 @functools.cache
 def engine() -> Any:
     """Give the connection to the Docker Engine. Raises DokkuError when it does not answer."""
@@ -1934,46 +1938,34 @@ def whatever_comes(error: str = "APIError") -> contextlib.AbstractContextManager
 
 
 def ensure_network() -> str:
-    """Make the product's network when it is missing; give its subnet.
-
-    Its lower half is ours to allot, its upper half Docker's; containers on it can't reach each other, nginx on the
-    host reaches them all (enable_icc=false).
-    """
-    if subnet := our_subnet():
-        return subnet
-    with server_lock("network"):
-        return our_subnet() or make_network(SUBNET or free_subnet())
+    """Make the product's network when it is missing; give its subnet, of which the lower half is ours to allot, the upper half Docker's."""
+    import ipaddress
+    if found := our_subnet():
+        return found
+    types = importlib.import_module("docker").types
+    with server_lock("network"), engine_errors(f"The network {NETWORK} can't be made"):
+        if not our_subnet():
+            subnet = ipaddress.ip_network(SUBNET or free_subnet())
+            pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
+            # Without icc containers on it can't reach each other; nginx on the host reaches them all.
+            engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
+                                    options={"com.docker.network.bridge.enable_icc": "false"})
+        return our_subnet()
 
 
 def our_subnet() -> str:
     """Give the subnet of the product's network, when it is there."""
-    found = (network for network in engine().networks(names=[NETWORK]) if network["Name"] == NETWORK)
-    return next((network["IPAM"]["Config"][0]["Subnet"] for network in found), "")
-
-
-def make_network(text: str) -> str:
-    """Make the product's network on a subnet, and give that back."""
-    import ipaddress
-    subnet = ipaddress.ip_network(text)
-    types = importlib.import_module("docker").types
-    pool = types.IPAMPool(subnet=text, iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
-    with engine_errors(f"The network {NETWORK} can't be made"):
-        engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
-                                options={"com.docker.network.bridge.enable_icc": "false"})
-    return text
+    return next((row["IPAM"]["Config"][0]["Subnet"] for row in engine().networks(names=[NETWORK]) if row["Name"] == NETWORK), "")
 
 
 def free_subnet(prefix: int = 16) -> str:
     """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
     import ipaddress
     words = output_of(["ip", "-4", "route"], check=False).split()
-    pools = [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
-    used = []
-    for word in [*words, *pools]:
-        with contextlib.suppress(ValueError):
-            used.append(ipaddress.ip_network(word, strict=False))
+    words += [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
+    used = [ipaddress.ip_network(word, strict=False) for word in words if re.fullmatch(r"(?:\d+\.){3}\d+(?:/\d+)?", word)]
     subnets = (subnet for text in SUBNETS for subnet in ipaddress.ip_network(text).subnets(new_prefix=prefix))
-    return next((str(subnet) for subnet in subnets if not any(net.version == 4 and net.overlaps(subnet) for net in used)), SUBNETS[0])
+    return next((str(subnet) for subnet in subnets if not any(map(subnet.overlaps, used))), SUBNETS[0])
 
 
 def shared_networks() -> list[str]:
@@ -2014,14 +2006,6 @@ def logins_of(app: str) -> Iterator[dict[str, str]]:
     with scratch_folder(app_folder(app), "tree.") as folder:
         write_text(folder / "config.json", json.dumps({**server, "auths": {**server.get("auths", {}), **own.get("auths", {})}}), secret=True)
         yield {**build_environment(), "DOCKER_CONFIG": str(folder)}
-
-
-OURS = {"com.dokku.managed-by": "dokku_py"}
-
-
-def log_config(app: str) -> dict[str, Any]:
-    """Bound the log of a container: three files of the app's size."""
-    return {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(app, "logs", "max-size")}}
 
 
 def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[str, str]:
@@ -2082,12 +2066,13 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     client, phase = engine(), "run" if kind in ("run", "cron") else "deploy"
     words = [*docker_options_of(release.app, phase, dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
-    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
-                                            **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
+    log = {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(release.app, "logs", "max-size")}}
+    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true",
+                                            log_config=log, **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
     bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
              for row in mounts_of(release.app) if phase in row.phases]  # one that is missing is an error: Docker makes none
     host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
-    endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
+    endpoint = client.create_endpoint_config(ipv4_address=address)
     environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
@@ -2213,9 +2198,8 @@ def tag_as(identity: str, reference: str) -> None:
 
 def pull_image(reference: str) -> bool:
     """Pull an image; say whether a registry gave it."""
-    name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
     with whatever_comes():
-        engine().pull(name, tag=tag)
+        engine().pull(reference)
     return bool(inspect_image(reference))
 
 
@@ -2245,12 +2229,9 @@ def exposed_port(image: Mapping[str, Any]) -> int:
 
 
 def build_environment() -> dict[str, str]:
-    """Choose the builder: BuildKit where this client can, the classic one otherwise.
-
-    A client of 23 or later needs the buildx plugin and fails with DOCKER_BUILDKIT=1 without it.
-    """
+    """Choose the builder: BuildKit where this client can, the classic one otherwise."""
     major = re.search(r"version (\d+)", output_of([docker_command(), "--version"], check=False))
-    modern = bool(major) and int(major[1]) >= 23
+    modern = bool(major) and int(major[1]) >= 23  # those need the buildx plugin, and fail with DOCKER_BUILDKIT=1 without it
     base = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DOCKER_", "SSH_"))}
     return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
 
@@ -2268,11 +2249,9 @@ EMPTY_IMAGE = "dokku/empty:latest"
 
 @functools.cache
 def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError.
-
-    A container is created with and without them, never started, and the two are compared: so every option means what
-    it means to Docker, and a wrong one is refused in Docker's own words.
-    """
+    """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError."""
+    # A container is created with and without them, never started, and the two are compared: so every option means what
+    # it means to Docker, and a wrong one is refused in Docker's own words.
     if not inspect_image(EMPTY_IMAGE):
         run([docker_command(), "import", "-", EMPTY_IMAGE], stdin=b"\0" * 1024)  # two blocks of zeros: an empty tar
     plain, wanted = created_with(()), created_with(options)

@@ -2037,14 +2037,6 @@ def process_environment(release: Release, config: Mapping[str, str], dyno: str) 
     return {"PORT": str(release.port), "DYNO": dyno, "DOKKU_APP_NAME": release.app, "DOKKU_RELEASE": release.name, **revision, **config}
 
 
-def process_command(release: Release, process_type: str) -> list[str] | None:
-    """Give the command of a process type; None is the image's own."""
-    command = release.procfile.get(process_type)
-    if process_type == "web" and not command:
-        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
-    return shell_command(release.app, command) if command else None
-
-
 def shell_command(app: str, command: str) -> list[str]:
     """Give the words that run a line in a container of the app."""
     return [property_of(app, "scheduler", "shell"), "-c", command]
@@ -2635,13 +2627,20 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
 # 12 Schedulers: the processes of a release
 # ---------------------------------------------------------------------------------------------------------------------
 
-def start_process(release: Release, dyno: str, subnet: str) -> Container:
-    """Create and start one process of a release; web gets an address that it keeps over restarts and reboots."""
+def start_process(release: Release, dyno: str, subnet: str, ended: Container | None) -> Container:
+    """Start a process: its container when that has ended, else a new one; web has an address that it keeps over restarts and reboots."""
+    if ended:
+        start_container(ended.id)
+        return ended._replace(running=True)
     process_type = dyno.rpartition(".")[0]
+    command = release.procfile.get(process_type)
+    if process_type == "web" and not command:
+        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
     published = published_ports(release) if dyno == "web.1" else []
-    identity = create_container(release, dyno, config=release_config(release), address=address, command=process_command(release, process_type),
+    words = shell_command(release.app, command) if command else None  # the image's own
+    identity = create_container(release, dyno, config=release_config(release), address=address, command=words,
                                 labels={"com.dokku.published": " ".join(published)}, published=published,
                                 restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
@@ -2653,18 +2652,11 @@ def start_missing(release: Release) -> list[Container]:
     """Start what should run and does not: containers that ended are started again, missing ones created."""
     subnet = ensure_network()
     have = {container.dyno: container for container in containers_of(release.app) if release.has(container)}
-
-    def start(dyno: str) -> Container:
-        """Start one of them."""
-        if container := have.get(dyno):
-            start_container(container.id)
-            return container._replace(running=True)
-        return start_process(release, dyno, subnet)
-
     missing = [dyno for dyno in wanted_dynos(release) if dyno not in have or not have[dyno].running]
     for dyno in missing:
         detail(f"Starting {dyno} of {release.name}")
-    return at_once(start, missing, int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8))
+    count = int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8)
+    return at_once(lambda dyno: start_process(release, dyno, subnet, have.get(dyno)), missing, count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

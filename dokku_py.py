@@ -2214,29 +2214,12 @@ def drop_images(app: str, number: int) -> None:
         untag_image(image["Id"])
 
 
-def exposed_port(image: Mapping[str, Any]) -> int:
-    """Give the first TCP port that an image exposes, else 5000."""
-    ports = sorted(int(port.partition("/")[0]) for port in (image["Config"].get("ExposedPorts") or {}) if not port.endswith("/udp"))
-    return ports[0] if ports else DEFAULT_PORT
-
-
 def build_environment() -> dict[str, str]:
     """Choose the builder: BuildKit where this client can, the classic one otherwise."""
     major = re.search(r"version (\d+)", output_of([docker_command(), "--version"], check=False))
     modern = bool(major) and int(major[1]) >= 23  # those need the buildx plugin, and fail with DOCKER_BUILDKIT=1 without it
     base = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DOCKER_", "SSH_"))}
     return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
-
-
-def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
-    with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
-        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
-        stream(argv, env=environment)
-        return read_text(folder / "id").strip()
-
-
-EMPTY_IMAGE = "dokku/empty:latest"
 
 
 @functools.cache
@@ -2668,30 +2651,20 @@ class Language(NamedTuple):
 
     title: str
     version: str
-    marks: list[str]
-    versions: list[Sequence[str]]
-    serving: list[Sequence[str]]
+    marks: list[list[str]]
+    versions: list[list[str]]
+    serving: list[list[str]]
 
 
 @functools.cache
 def languages() -> dict[str, Language]:
     """Read the languages, in the order in which they are looked for."""
-    found: dict[str, Language] = {}
-    for name, kind, *words in read_table("build/languages.tsv"):
-        if kind == "language":
-            found[name] = Language(*words, [], [], [])
-        else:
-            getattr(found[name], kind).append(words[0] if kind == "marks" else words)
-    return found
+    rows = read_table("build/languages.tsv")
+    return {name: Language(*words, *([row[2:] for row in rows if row[:2] == [name, part]] for part in Language._fields[2:]))
+            for name, kind, *words in rows if kind == "language"}
 
 
-IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image made of this host's packages says its version
-    "go": ("golang:{}", "go version"), "java": ("maven:3-eclipse-temurin-{}", "java --version"), "java-run": ("eclipse-temurin:{}-jre", "java --version"),
-    "nginx": ("nginx:stable", "nginx -v"), "node": ("node:{}-slim", "node --version"), "php": ("php:{}-apache", "php --version"),
-    "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
-}
-SECRETS = (("ca", "/etc/ssl/certs/ca-certificates.crt"), ("java", "/etc/ssl/certs/java/cacerts"), ("uv", "/etc/uv/uv.toml"), ("pip", "/etc/pip.conf"),
-           ("pip", "~/.config/pip/pip.conf"), ("npm", "/etc/npmrc"), ("npm", "~/.npmrc"))  # settings of this host that builds may use; of two the later
+IMAGES = {name: words for name, *words in read_table("build/images.tsv")}
 
 
 def likely_cause(output: str) -> str:
@@ -2706,18 +2679,8 @@ def own_base_images() -> tuple[str, str]:
     return name, f"{name}-slim"
 
 
-def ensure_base_images(dockerfile: str) -> None:
-    """Make the base image that a Dockerfile starts from (its reference, FROM) when neither this host nor a registry has it, and we can."""
-    named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", dockerfile, re.MULTILINE | re.IGNORECASE)  # build arguments are not expanded
-    if set(named) & set(own_base_images()):
-        make_base_image()
-
-
 def make_base_image(anew: bool = False) -> None:
-    """Make sure that the base image of this host's release is there: found, else pulled, else built; `anew` builds it.
-
-    Nobody else builds it at the same time.
-    """
+    """Make sure that the base image of this host's release is there: found, else pulled, else built; `anew` builds it. One at a time."""
     full, slim = own_base_images()
     with server_lock("images"):
         if anew or not all(inspect_image(name) or (property_of("--global", "images", "source") != "debian" and pull_image(name)) for name in (full, slim)):
@@ -2773,7 +2736,8 @@ def files_image() -> str:
 
 def lent_settings(secrets: bool = True) -> list[str]:
     """Give the options that lend a build this host's proxy, and its trust and registries as secrets: none of it stays in the image."""
-    files = {name: path for name, place in SECRETS if secrets and os.access(path := os.path.expanduser(place), os.R_OK)}
+    places = read_table("build/secrets.tsv") if secrets else []
+    files = {name: path for name, place in places if os.access(path := os.path.expanduser(place), os.R_OK)}
     return [*(f"--build-arg={name}" for name in build_environment() if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")),
             *(f"--secret=id={name},src={path}" for name, path in files.items())]
 
@@ -2824,7 +2788,7 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
     chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
     if chosen in ("", "dockerfile") and peek(tree, dockerfile):
         return "", dockerfile
-    marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for mark in row.marks]
+    marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for (mark,) in row.marks]
     if row := next((row for row in marks if (tree / row[1]).is_file()), None):
         return row
     raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
@@ -2861,10 +2825,13 @@ def build_folder(app: str, tree: Path) -> Path:
     return folder.resolve()
 
 
-def explained(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree; give the image's id. When it fails, its last words are said again at the end, with what most likely is wrong. Raises DokkuError."""
+def build_tree(app: str, tree: Path, options: Sequence[str]) -> str:
+    """Build a tree, saying each line as it comes; give the image's id. Raises DokkuError with the last lines and a likely cause."""
     try:
-        return build_with_dockerfile(app, tree, options)
+        with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
+            argv = [docker_command(), "build", f"--iidfile={folder / 'id'}", f"--label=com.dokku.app-name={app}", *options, "--", str(tree)]
+            stream(argv, env=environment)
+            return read_text(folder / "id").strip()
     except ToolFailed as error:
         lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
         raise DokkuError("\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])]), likely_cause(error.output)) from None
@@ -2882,10 +2849,14 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
             write_text(beside / "Dockerfile", text)
         else:
             step(f"Building {release.app} {release.name} from its Dockerfile")
-            ensure_base_images(read_tree_file(tree, mark))
-        image = explained(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
+            named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", read_tree_file(tree, mark), re.MULTILINE | re.IGNORECASE)
+            if set(named) & set(own_base_images()):  # build arguments are not expanded
+                make_base_image()
+        image = build_tree(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
     remove_file(purged)
-    return release._replace(image=image, port=DEFAULT_PORT if language else exposed_port(inspect_image(image)))
+    exposed = {} if language else inspect_image(image)["Config"].get("ExposedPorts") or {}
+    first = min((int(port.partition("/")[0]) for port in exposed if not port.endswith("/udp")), default=DEFAULT_PORT)
+    return release._replace(image=image, port=first)
 
 
 def read_tree_file(tree: Path, name: str) -> str:

@@ -2294,10 +2294,7 @@ def openssl(*words: str, stdin: str) -> str:
 
 
 def checked_certificate(text: str) -> str:
-    """Give the file of a certificate from the PEM blocks in a text: key, certificate, then its chain in order. Raises DokkuError with what is wrong.
-
-    What browsers will hardly trust is told: a chain that does not lead to an authority of this host.
-    """
+    """Make a certificate's file of PEM blocks: key, certificate, chain in order; warns of what browsers may distrust. Raises DokkuError."""
     blocks, key = CERTIFICATE.findall(text), PRIVATE_KEY.search(text)
     if not blocks or not key:
         raise UsageError(f"There is no {'private key without a passphrase' if blocks else 'certificate'} in it", "send both in PEM, in a tar or one after the other")
@@ -2379,8 +2376,7 @@ def detected_maps(app: str, container: int) -> list[PortMap]:
 
 def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
     """List the port maps in effect: https needs a certificate. Port 80 is shared by name: an app without one has a port of its own in its place."""
-    rows = own_maps(app) or detected_maps(app, container)
-    rows = [row for row in rows if row.scheme in ("http", "grpc") or certificate_of(app)]
+    rows = [row for row in own_maps(app) or detected_maps(app, container) if row.scheme in ("http", "grpc") or certificate_of(app)]
     return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
 
 
@@ -2502,18 +2498,14 @@ def worker_accepts(worker: Worker) -> bool:
 
 
 def reload_nginx() -> list[Worker]:
-    """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
-
-    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down. Workers that
-    an earlier reload told so are among those given: they may be serving a request that began before it.
-    """
-    old = worker_processes()
+    """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers."""
+    old = worker_processes()  # with those that an earlier reload told to leave: they may be serving a request that began before it
     if not any(map(worker_accepts, old)):
         run(as_root(["/usr/sbin/service", "nginx", "start"]))
         return []
     run(as_root(["/usr/sbin/nginx", "-s", "reload"]))
     deadline = time.monotonic() + RELOAD_SECONDS
-    while any(map(worker_accepts, old)):
+    while any(map(worker_accepts, old)):  # the reload is asynchronous: they accept until the master has told them to shut down
         if time.monotonic() > deadline:
             raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
@@ -2539,22 +2531,17 @@ def test_candidate(name: str, text: str) -> None:
 
 
 def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
-    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers.
-
-    A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
-    UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
-    One that is served already is left alone, unless `anew`: what it includes may have changed.
-    """
+    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers."""
     folder = ROOT / "nginx"
     target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
         clear_candidates()
         old = read_text(target)
-        if old == text and not anew and not unseen.exists():
+        if old == text and not anew and not unseen.exists():  # anew: what it includes may have changed
             return []
         if text:
-            test_candidate(name, text)
-        append_line(unseen, name)
+            test_candidate(name, text)  # what nginx refuses never replaces the old file
+        append_line(unseen, name)  # until nginx has the file: killed in between, the next one reloads
         if moves_address(old, text):
             remove_file(target)
             serve_vhosts()
@@ -2589,10 +2576,7 @@ def serve_vhosts() -> list[Worker]:
 
 
 def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
-    """Name the vhosts that nginx refuses, each tested alone, and move them out of its way unless told not to; say how many. Only under nginx's lock.
-
-    So one app never keeps the others from serving.
-    """
+    """Name and count the vhosts that nginx refuses, each tested alone; `clean` moves them out of its way. Only under nginx's lock."""
     refused = 0
     for path in sorted((ROOT / "nginx").glob(f"{app}.conf")):
         clear_candidates()
@@ -2601,7 +2585,7 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
         except DokkuError as error:
             refused += 1
             complain(error)
-            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None
+            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None  # one app never keeps others from serving
     clear_candidates()
     return refused
 

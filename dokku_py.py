@@ -2138,18 +2138,6 @@ def inspect_container(identity: str) -> dict[str, Any]:
     return {}
 
 
-def last_exit_code(identity: str) -> str:
-    """Give the exit code with which a container ended last, also when Docker has started it again since; else nothing."""
-    ended = engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters={"container": identity, "event": "die"}, decode=True)
-    return next((event["Actor"]["Attributes"].get("exitCode", "") for event in reversed(list(ended))), "")
-
-
-def address_of(identity: str) -> str:
-    """Give the address that Docker gave a container on our network."""
-    networks = inspect_container(identity).get("NetworkSettings", {}).get("Networks", {})
-    return (networks.get(NETWORK) or {}).get("IPAddress", "")
-
-
 def inspect_image(reference: str) -> dict[str, Any]:
     """Give what Docker knows of an image; nothing when it is not there."""
     with whatever_comes("NotFound"):
@@ -2892,20 +2880,16 @@ def ask_port(address: str, port: int, timeout: float) -> str:
         return f"nothing listens on port {port} ({error.strerror or error})"
 
 
-def ask_command(container: Container, check: Check) -> str:
-    """Run a check's command in a process' container; give what is wrong, or nothing."""
-    done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
-    printed = (done.stdout + done.stderr).decode(errors="replace").strip()
-    return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else ""
-
-
 def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
     """Ask once what a check asks for; give what is wrong, or nothing, and whether there was somebody to ask yet."""
     if check.command:
-        return ask_command(container, check), True
+        done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
+        printed = (done.stdout + done.stderr).decode(errors="replace").strip()
+        return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else "", True
     if check.process != container.process_type or (check.process != "web" and not check.path and not check.listening):
         return "", True
-    address = container.address or address_of(container.id)
+    networks = {} if container.address else inspect_container(container.id).get("NetworkSettings", {}).get("Networks", {})
+    address = container.address or (networks.get(NETWORK) or {}).get("IPAddress", "")
     silence = ask_port(address, check.port or port, check.timeout)
     return (silence, False) if silence or not check.path else (ask_path(address, check.port or port, check), True)
 
@@ -2918,8 +2902,11 @@ def process_trouble(container: Container) -> str:
     state = facts["State"]
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
         return ""
-    killed = ", out of memory" if state["OOMKilled"] else ""
-    return f"it ended with exit code {last_exit_code(container.id) or state['ExitCode']}{killed}"
+    # The last event of its end has the exit code, also when Docker has started it again since.
+    filters = {"container": container.id, "event": "die"}
+    ended = list(engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters=filters, decode=True))
+    code = next((event["Actor"]["Attributes"].get("exitCode") for event in reversed(ended)), "") or state["ExitCode"]
+    return f"it ended with exit code {code}{', out of memory' if state['OOMKilled'] else ''}"
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
@@ -2928,36 +2915,30 @@ def checks_for(release: Release, container: Container) -> list[Check]:
     if check_mode(release.app, container.process_type) != "enabled":
         return [Check(process="", uptime=float(property_of(release.app, "checks", "default-wait")))]
     own = [check.settled(defaults) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
-    if own:
-        return own
-    return [Check()] if container.process_type == "web" else [Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
+    return own or [Check() if container.process_type == "web" else Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
 
 
 def wait_until_healthy(release: Release, container: Container) -> None:
     """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
+    port, unfit = port_of(release), f"{container.dyno} of {release.name} is not fit"
     for check in checks_for(release, container):
         time.sleep(check.delay)
-        wait_for_check(release, container, check)
-
-
-def wait_for_check(release: Release, container: Container, check: Check) -> None:
-    """Wait until a process passes one check. A port that does not listen yet is polled fast and costs no attempt."""
-    port, began, asked, pause = port_of(release), time.monotonic(), 0, 0.005
-    patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
-    while True:
-        time.sleep(check.uptime)
-        if trouble := process_trouble(container):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
-        wrong, answered = ask_once(container, port, check)
-        if not wrong:
-            return
-        asked += answered
-        spent = time.monotonic() - began
-        if spent > patience or (check.attempts and asked >= check.attempts):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
-                             "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
-        time.sleep(check.wait if answered else pause)
-        pause = min(pause * 1.5, 1.0)
+        began, asked, pause = time.monotonic(), 0, 0.005
+        patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
+        while True:
+            time.sleep(check.uptime)
+            if trouble := process_trouble(container):
+                raise DokkuError(f"{unfit}: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
+            wrong, answered = ask_once(container, port, check)
+            if not wrong:
+                break
+            asked += answered  # a port that does not listen yet costs no attempt, and is polled fast
+            spent = time.monotonic() - began
+            if spent > patience or (check.attempts and asked >= check.attempts):
+                raise DokkuError(f"{unfit} after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
+                                 "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
+            time.sleep(check.wait if answered else pause)
+            pause = min(pause * 1.5, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2870,18 +2870,9 @@ def ask_path(address: str, port: int, check: Check) -> str:
     return "" if check.content in body else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
 
 
-def ask_port(address: str, port: int, timeout: float) -> str:
-    """Try once to connect; give what is wrong, or nothing."""
-    import socket
-    try:
-        socket.create_connection((address, port), timeout).close()
-        return ""
-    except OSError as error:
-        return f"nothing listens on port {port} ({error.strerror or error})"
-
-
 def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
     """Ask once what a check asks for; give what is wrong, or nothing, and whether there was somebody to ask yet."""
+    import socket
     if check.command:
         done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
         printed = (done.stdout + done.stderr).decode(errors="replace").strip()
@@ -2890,8 +2881,12 @@ def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
         return "", True
     networks = {} if container.address else inspect_container(container.id).get("NetworkSettings", {}).get("Networks", {})
     address = container.address or (networks.get(NETWORK) or {}).get("IPAddress", "")
-    silence = ask_port(address, check.port or port, check.timeout)
-    return (silence, False) if silence or not check.path else (ask_path(address, check.port or port, check), True)
+    port = check.port or port
+    try:
+        socket.create_connection((address, port), check.timeout).close()
+    except OSError as error:
+        return f"nothing listens on port {port} ({error.strerror or error})", False
+    return ask_path(address, port, check) if check.path else "", True
 
 
 def process_trouble(container: Container) -> str:

@@ -1754,6 +1754,10 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
 # 9 Docker: images, containers, the network. `docker` is imported on first use (80 ms)
 # ---------------------------------------------------------------------------------------------------------------------
 
+OURS = {"com.dokku.managed-by": "dokku_py"}
+EMPTY_IMAGE = "dokku/empty:latest"
+
+
 @functools.cache
 def engine() -> Any:
     """Give the connection to the Docker Engine. Raises DokkuError when it does not answer."""
@@ -1782,46 +1786,34 @@ def whatever_comes(error: str = "APIError") -> contextlib.AbstractContextManager
 
 
 def ensure_network() -> str:
-    """Make the product's network when it is missing; give its subnet.
-
-    Its lower half is ours to allot, its upper half Docker's; containers on it can't reach each other, nginx on the
-    host reaches them all (enable_icc=false).
-    """
-    if subnet := our_subnet():
-        return subnet
-    with server_lock("network"):
-        return our_subnet() or make_network(SUBNET or free_subnet())
+    """Make the product's network when it is missing; give its subnet, of which the lower half is ours to allot, the upper half Docker's."""
+    import ipaddress
+    if found := our_subnet():
+        return found
+    types = importlib.import_module("docker").types
+    with server_lock("network"), engine_errors(f"The network {NETWORK} can't be made"):
+        if not our_subnet():
+            subnet = ipaddress.ip_network(SUBNET or free_subnet())
+            pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
+            # Without icc containers on it can't reach each other; nginx on the host reaches them all.
+            engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
+                                    options={"com.docker.network.bridge.enable_icc": "false"})
+        return our_subnet()
 
 
 def our_subnet() -> str:
     """Give the subnet of the product's network, when it is there."""
-    found = (network for network in engine().networks(names=[NETWORK]) if network["Name"] == NETWORK)
-    return next((network["IPAM"]["Config"][0]["Subnet"] for network in found), "")
-
-
-def make_network(text: str) -> str:
-    """Make the product's network on a subnet, and give that back."""
-    import ipaddress
-    subnet = ipaddress.ip_network(text)
-    types = importlib.import_module("docker").types
-    pool = types.IPAMPool(subnet=text, iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
-    with engine_errors(f"The network {NETWORK} can't be made"):
-        engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
-                                options={"com.docker.network.bridge.enable_icc": "false"})
-    return text
+    return next((row["IPAM"]["Config"][0]["Subnet"] for row in engine().networks(names=[NETWORK]) if row["Name"] == NETWORK), "")
 
 
 def free_subnet(prefix: int = 16) -> str:
     """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
     import ipaddress
     words = output_of(["ip", "-4", "route"], check=False).split()
-    pools = [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
-    used = []
-    for word in [*words, *pools]:
-        with contextlib.suppress(ValueError):
-            used.append(ipaddress.ip_network(word, strict=False))
+    words += [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
+    used = [ipaddress.ip_network(word, strict=False) for word in words if re.fullmatch(r"(?:\d+\.){3}\d+(?:/\d+)?", word)]
     subnets = (subnet for text in SUBNETS for subnet in ipaddress.ip_network(text).subnets(new_prefix=prefix))
-    return next((str(subnet) for subnet in subnets if not any(net.version == 4 and net.overlaps(subnet) for net in used)), SUBNETS[0])
+    return next((str(subnet) for subnet in subnets if not any(map(subnet.overlaps, used))), SUBNETS[0])
 
 
 def shared_networks() -> list[str]:
@@ -1864,14 +1856,6 @@ def logins_of(app: str) -> Iterator[dict[str, str]]:
         yield {**build_environment(), "DOCKER_CONFIG": str(folder)}
 
 
-OURS = {"com.dokku.managed-by": "dokku_py"}
-
-
-def log_config(app: str) -> dict[str, Any]:
-    """Bound the log of a container: three files of the app's size."""
-    return {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(app, "logs", "max-size")}}
-
-
 def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[str, str]:
     """Give the labels that identify a container; nothing else does."""
     alias = property_of(release.app, "logs", "app-label-alias")
@@ -1901,14 +1885,6 @@ def process_environment(release: Release, config: Mapping[str, str], dyno: str) 
     return {"PORT": str(release.port), "DYNO": dyno, "DOKKU_APP_NAME": release.app, "DOKKU_RELEASE": release.name, **revision, **config}
 
 
-def process_command(release: Release, process_type: str) -> list[str] | None:
-    """Give the command of a process type; None is the image's own."""
-    command = release.procfile.get(process_type)
-    if process_type == "web" and not command:
-        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
-    return shell_command(release.app, command) if command else None
-
-
 def shell_command(app: str, command: str) -> list[str]:
     """Give the words that run a line in a container of the app."""
     return [property_of(app, "scheduler", "shell"), "-c", command]
@@ -1930,12 +1906,13 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     client, phase = engine(), "run" if kind in ("run", "cron") else "deploy"
     words = [*docker_options_of(release.app, phase, dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
-    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
-                                            **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
+    log = {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(release.app, "logs", "max-size")}}
+    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true",
+                                            log_config=log, **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
     bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
              for row in mounts_of(release.app) if phase in row.phases]  # one that is missing is an error: Docker makes none
     host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
-    endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
+    endpoint = client.create_endpoint_config(ipv4_address=address)
     environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
@@ -2009,18 +1986,6 @@ def inspect_container(identity: str) -> dict[str, Any]:
     return {}
 
 
-def last_exit_code(identity: str) -> str:
-    """Give the exit code with which a container ended last, also when Docker has started it again since; else nothing."""
-    ended = engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters={"container": identity, "event": "die"}, decode=True)
-    return next((event["Actor"]["Attributes"].get("exitCode", "") for event in reversed(list(ended))), "")
-
-
-def address_of(identity: str) -> str:
-    """Give the address that Docker gave a container on our network."""
-    networks = inspect_container(identity).get("NetworkSettings", {}).get("Networks", {})
-    return (networks.get(NETWORK) or {}).get("IPAddress", "")
-
-
 def inspect_image(reference: str) -> dict[str, Any]:
     """Give what Docker knows of an image; nothing when it is not there."""
     with whatever_comes("NotFound"):
@@ -2061,9 +2026,8 @@ def tag_as(identity: str, reference: str) -> None:
 
 def pull_image(reference: str) -> bool:
     """Pull an image; say whether a registry gave it."""
-    name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
     with whatever_comes():
-        engine().pull(name, tag=tag)
+        engine().pull(reference)
     return bool(inspect_image(reference))
 
 
@@ -2086,41 +2050,19 @@ def drop_images(app: str, number: int) -> None:
         untag_image(image["Id"])
 
 
-def exposed_port(image: Mapping[str, Any]) -> int:
-    """Give the first TCP port that an image exposes, else 5000."""
-    ports = sorted(int(port.partition("/")[0]) for port in (image["Config"].get("ExposedPorts") or {}) if not port.endswith("/udp"))
-    return ports[0] if ports else DEFAULT_PORT
-
-
 def build_environment() -> dict[str, str]:
-    """Choose the builder: BuildKit where this client can, the classic one otherwise.
-
-    A client of 23 or later needs the buildx plugin and fails with DOCKER_BUILDKIT=1 without it.
-    """
+    """Choose the builder: BuildKit where this client can, the classic one otherwise."""
     major = re.search(r"version (\d+)", output_of([docker_command(), "--version"], check=False))
-    modern = bool(major) and int(major[1]) >= 23
+    modern = bool(major) and int(major[1]) >= 23  # those need the buildx plugin, and fail with DOCKER_BUILDKIT=1 without it
     base = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DOCKER_", "SSH_"))}
     return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
 
 
-def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
-    with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
-        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
-        stream(argv, env=environment)
-        return read_text(folder / "id").strip()
-
-
-EMPTY_IMAGE = "dokku/empty:latest"
-
-
 @functools.cache
 def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError.
-
-    A container is created with and without them, never started, and the two are compared: so every option means what
-    it means to Docker, and a wrong one is refused in Docker's own words.
-    """
+    """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError."""
+    # A container is created with and without them, never started, and the two are compared: so every option means what
+    # it means to Docker, and a wrong one is refused in Docker's own words.
     if not inspect_image(EMPTY_IMAGE):
         run([docker_command(), "import", "-", EMPTY_IMAGE], stdin=b"\0" * 1024)  # two blocks of zeros: an empty tar
     plain, wanted = created_with(()), created_with(options)
@@ -2188,10 +2130,7 @@ def openssl(*words: str, stdin: str) -> str:
 
 
 def checked_certificate(text: str) -> str:
-    """Give the file of a certificate from the PEM blocks in a text: key, certificate, then its chain in order. Raises DokkuError with what is wrong.
-
-    What browsers will hardly trust is told: a chain that does not lead to an authority of this host.
-    """
+    """Make a certificate's file of PEM blocks: key, certificate, chain in order; warns of what browsers may distrust. Raises DokkuError."""
     blocks, key = CERTIFICATE.findall(text), PRIVATE_KEY.search(text)
     if not blocks or not key:
         raise UsageError(f"There is no {'private key without a passphrase' if blocks else 'certificate'} in it", "send both in PEM, in a tar or one after the other")
@@ -2273,8 +2212,7 @@ def detected_maps(app: str, container: int) -> list[PortMap]:
 
 def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
     """List the port maps in effect: https needs a certificate. Port 80 is shared by name: an app without one has a port of its own in its place."""
-    rows = own_maps(app) or detected_maps(app, container)
-    rows = [row for row in rows if row.scheme in ("http", "grpc") or certificate_of(app)]
+    rows = [row for row in own_maps(app) or detected_maps(app, container) if row.scheme in ("http", "grpc") or certificate_of(app)]
     return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
 
 
@@ -2396,18 +2334,14 @@ def worker_accepts(worker: Worker) -> bool:
 
 
 def reload_nginx() -> list[Worker]:
-    """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
-
-    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down. Workers that
-    an earlier reload told so are among those given: they may be serving a request that began before it.
-    """
-    old = worker_processes()
+    """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers."""
+    old = worker_processes()  # with those that an earlier reload told to leave: they may be serving a request that began before it
     if not any(map(worker_accepts, old)):
         run(as_root(["/usr/sbin/service", "nginx", "start"]))
         return []
     run(as_root(["/usr/sbin/nginx", "-s", "reload"]))
     deadline = time.monotonic() + RELOAD_SECONDS
-    while any(map(worker_accepts, old)):
+    while any(map(worker_accepts, old)):  # the reload is asynchronous: they accept until the master has told them to shut down
         if time.monotonic() > deadline:
             raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
@@ -2433,22 +2367,17 @@ def test_candidate(name: str, text: str) -> None:
 
 
 def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
-    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers.
-
-    A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
-    UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
-    One that is served already is left alone, unless `anew`: what it includes may have changed.
-    """
+    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers."""
     folder = ROOT / "nginx"
     target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
         clear_candidates()
         old = read_text(target)
-        if old == text and not anew and not unseen.exists():
+        if old == text and not anew and not unseen.exists():  # anew: what it includes may have changed
             return []
         if text:
-            test_candidate(name, text)
-        append_line(unseen, name)
+            test_candidate(name, text)  # what nginx refuses never replaces the old file
+        append_line(unseen, name)  # until nginx has the file: killed in between, the next one reloads
         if moves_address(old, text):
             remove_file(target)
             serve_vhosts()
@@ -2483,10 +2412,7 @@ def serve_vhosts() -> list[Worker]:
 
 
 def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
-    """Name the vhosts that nginx refuses, each tested alone, and move them out of its way unless told not to; say how many. Only under nginx's lock.
-
-    So one app never keeps the others from serving.
-    """
+    """Name and count the vhosts that nginx refuses, each tested alone; `clean` moves them out of its way. Only under nginx's lock."""
     refused = 0
     for path in sorted((ROOT / "nginx").glob(f"{app}.conf")):
         clear_candidates()
@@ -2495,7 +2421,7 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
         except DokkuError as error:
             refused += 1
             complain(error)
-            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None
+            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None  # one app never keeps others from serving
     clear_candidates()
     return refused
 
@@ -2504,13 +2430,20 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
 # 12 Schedulers: the processes of a release
 # ---------------------------------------------------------------------------------------------------------------------
 
-def start_process(release: Release, dyno: str, subnet: str) -> Container:
-    """Create and start one process of a release; web gets an address that it keeps over restarts and reboots."""
+def start_process(release: Release, dyno: str, subnet: str, ended: Container | None) -> Container:
+    """Start a process: its container when that has ended, else a new one; web has an address that it keeps over restarts and reboots."""
+    if ended:
+        start_container(ended.id)
+        return ended._replace(running=True)
     process_type = dyno.rpartition(".")[0]
+    command = release.procfile.get(process_type)
+    if process_type == "web" and not command:
+        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
     published = published_ports(release) if dyno == "web.1" else []
-    identity = create_container(release, dyno, config=release_config(release), address=address, command=process_command(release, process_type),
+    words = shell_command(release.app, command) if command else None  # the image's own
+    identity = create_container(release, dyno, config=release_config(release), address=address, command=words,
                                 labels={"com.dokku.published": " ".join(published)}, published=published,
                                 restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
@@ -2522,18 +2455,11 @@ def start_missing(release: Release) -> list[Container]:
     """Start what should run and does not: containers that ended are started again, missing ones created."""
     subnet = ensure_network()
     have = {container.dyno: container for container in containers_of(release.app) if release.has(container)}
-
-    def start(dyno: str) -> Container:
-        """Start one of them."""
-        if container := have.get(dyno):
-            start_container(container.id)
-            return container._replace(running=True)
-        return start_process(release, dyno, subnet)
-
     missing = [dyno for dyno in wanted_dynos(release) if dyno not in have or not have[dyno].running]
     for dyno in missing:
         detail(f"Starting {dyno} of {release.name}")
-    return at_once(start, missing, int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8))
+    count = int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8)
+    return at_once(lambda dyno: start_process(release, dyno, subnet, have.get(dyno)), missing, count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2545,30 +2471,20 @@ class Language(NamedTuple):
 
     title: str
     version: str
-    marks: list[str]
-    versions: list[Sequence[str]]
-    serving: list[Sequence[str]]
+    marks: list[list[str]]
+    versions: list[list[str]]
+    serving: list[list[str]]
 
 
 @functools.cache
 def languages() -> dict[str, Language]:
     """Read the languages, in the order in which they are looked for."""
-    found: dict[str, Language] = {}
-    for name, kind, *words in read_table("build/languages.tsv"):
-        if kind == "language":
-            found[name] = Language(*words, [], [], [])
-        else:
-            getattr(found[name], kind).append(words[0] if kind == "marks" else words)
-    return found
+    rows = read_table("build/languages.tsv")
+    return {name: Language(*words, *([row[2:] for row in rows if row[:2] == [name, part]] for part in Language._fields[2:]))
+            for name, kind, *words in rows if kind == "language"}
 
 
-IMAGES = {  # what templates stand on: the name on Docker Hub, and how an image made of this host's packages says its version
-    "go": ("golang:{}", "go version"), "java": ("maven:3-eclipse-temurin-{}", "java --version"), "java-run": ("eclipse-temurin:{}-jre", "java --version"),
-    "nginx": ("nginx:stable", "nginx -v"), "node": ("node:{}-slim", "node --version"), "php": ("php:{}-apache", "php --version"),
-    "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
-}
-SECRETS = (("ca", "/etc/ssl/certs/ca-certificates.crt"), ("java", "/etc/ssl/certs/java/cacerts"), ("uv", "/etc/uv/uv.toml"), ("pip", "/etc/pip.conf"),
-           ("pip", "~/.config/pip/pip.conf"), ("npm", "/etc/npmrc"), ("npm", "~/.npmrc"))  # settings of this host that builds may use; of two the later
+IMAGES = {name: words for name, *words in read_table("build/images.tsv")}
 
 
 def likely_cause(output: str) -> str:
@@ -2583,18 +2499,8 @@ def own_base_images() -> tuple[str, str]:
     return name, f"{name}-slim"
 
 
-def ensure_base_images(dockerfile: str) -> None:
-    """Make the base image that a Dockerfile starts from (its reference, FROM) when neither this host nor a registry has it, and we can."""
-    named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", dockerfile, re.MULTILINE | re.IGNORECASE)  # build arguments are not expanded
-    if set(named) & set(own_base_images()):
-        make_base_image()
-
-
 def make_base_image(anew: bool = False) -> None:
-    """Make sure that the base image of this host's release is there: found, else pulled, else built; `anew` builds it.
-
-    Nobody else builds it at the same time.
-    """
+    """Make sure that the base image of this host's release is there: found, else pulled, else built; `anew` builds it. One at a time."""
     full, slim = own_base_images()
     with server_lock("images"):
         if anew or not all(inspect_image(name) or (property_of("--global", "images", "source") != "debian" and pull_image(name)) for name in (full, slim)):
@@ -2650,7 +2556,8 @@ def files_image() -> str:
 
 def lent_settings(secrets: bool = True) -> list[str]:
     """Give the options that lend a build this host's proxy, and its trust and registries as secrets: none of it stays in the image."""
-    files = {name: path for name, place in SECRETS if secrets and os.access(path := os.path.expanduser(place), os.R_OK)}
+    places = read_table("build/secrets.tsv") if secrets else []
+    files = {name: path for name, place in places if os.access(path := os.path.expanduser(place), os.R_OK)}
     return [*(f"--build-arg={name}" for name in build_environment() if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")),
             *(f"--secret=id={name},src={path}" for name, path in files.items())]
 
@@ -2701,7 +2608,7 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
     chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
     if chosen in ("", "dockerfile") and peek(tree, dockerfile):
         return "", dockerfile
-    marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for mark in row.marks]
+    marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for (mark,) in row.marks]
     if row := next((row for row in marks if (tree / row[1]).is_file()), None):
         return row
     raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
@@ -2738,10 +2645,13 @@ def build_folder(app: str, tree: Path) -> Path:
     return folder.resolve()
 
 
-def explained(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree; give the image's id. When it fails, its last words are said again at the end, with what most likely is wrong. Raises DokkuError."""
+def build_tree(app: str, tree: Path, options: Sequence[str]) -> str:
+    """Build a tree, saying each line as it comes; give the image's id. Raises DokkuError with the last lines and a likely cause."""
     try:
-        return build_with_dockerfile(app, tree, options)
+        with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
+            argv = [docker_command(), "build", f"--iidfile={folder / 'id'}", f"--label=com.dokku.app-name={app}", *options, "--", str(tree)]
+            stream(argv, env=environment)
+            return read_text(folder / "id").strip()
     except ToolFailed as error:
         lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
         raise DokkuError("\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])]), likely_cause(error.output)) from None
@@ -2759,10 +2669,14 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
             write_text(beside / "Dockerfile", text)
         else:
             step(f"Building {release.app} {release.name} from its Dockerfile")
-            ensure_base_images(read_tree_file(tree, mark))
-        image = explained(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
+            named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", read_tree_file(tree, mark), re.MULTILINE | re.IGNORECASE)
+            if set(named) & set(own_base_images()):  # build arguments are not expanded
+                make_base_image()
+        image = build_tree(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
     remove_file(purged)
-    return release._replace(image=image, port=DEFAULT_PORT if language else exposed_port(inspect_image(image)))
+    exposed = {} if language else inspect_image(image)["Config"].get("ExposedPorts") or {}
+    first = min((int(port.partition("/")[0]) for port in exposed if not port.endswith("/udp")), default=DEFAULT_PORT)
+    return release._replace(image=image, port=first)
 
 
 def read_tree_file(tree: Path, name: str) -> str:
@@ -2804,32 +2718,23 @@ def ask_path(address: str, port: int, check: Check) -> str:
     return "" if check.content in body else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
 
 
-def ask_port(address: str, port: int, timeout: float) -> str:
-    """Try once to connect; give what is wrong, or nothing."""
-    import socket
-    try:
-        socket.create_connection((address, port), timeout).close()
-        return ""
-    except OSError as error:
-        return f"nothing listens on port {port} ({error.strerror or error})"
-
-
-def ask_command(container: Container, check: Check) -> str:
-    """Run a check's command in a process' container; give what is wrong, or nothing."""
-    done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
-    printed = (done.stdout + done.stderr).decode(errors="replace").strip()
-    return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else ""
-
-
 def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
     """Ask once what a check asks for; give what is wrong, or nothing, and whether there was somebody to ask yet."""
+    import socket
     if check.command:
-        return ask_command(container, check), True
+        done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
+        printed = (done.stdout + done.stderr).decode(errors="replace").strip()
+        return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else "", True
     if check.process != container.process_type or (check.process != "web" and not check.path and not check.listening):
         return "", True
-    address = container.address or address_of(container.id)
-    silence = ask_port(address, check.port or port, check.timeout)
-    return (silence, False) if silence or not check.path else (ask_path(address, check.port or port, check), True)
+    networks = {} if container.address else inspect_container(container.id).get("NetworkSettings", {}).get("Networks", {})
+    address = container.address or (networks.get(NETWORK) or {}).get("IPAddress", "")
+    port = check.port or port
+    try:
+        socket.create_connection((address, port), check.timeout).close()
+    except OSError as error:
+        return f"nothing listens on port {port} ({error.strerror or error})", False
+    return ask_path(address, port, check) if check.path else "", True
 
 
 def process_trouble(container: Container) -> str:
@@ -2840,8 +2745,11 @@ def process_trouble(container: Container) -> str:
     state = facts["State"]
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
         return ""
-    killed = ", out of memory" if state["OOMKilled"] else ""
-    return f"it ended with exit code {last_exit_code(container.id) or state['ExitCode']}{killed}"
+    # The last event of its end has the exit code, also when Docker has started it again since.
+    filters = {"container": container.id, "event": "die"}
+    ended = list(engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters=filters, decode=True))
+    code = next((event["Actor"]["Attributes"].get("exitCode") for event in reversed(ended)), "") or state["ExitCode"]
+    return f"it ended with exit code {code}{', out of memory' if state['OOMKilled'] else ''}"
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
@@ -2850,36 +2758,30 @@ def checks_for(release: Release, container: Container) -> list[Check]:
     if check_mode(release.app, container.process_type) != "enabled":
         return [Check(process="", uptime=float(property_of(release.app, "checks", "default-wait")))]
     own = [check.settled(defaults) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
-    if own:
-        return own
-    return [Check()] if container.process_type == "web" else [Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
+    return own or [Check() if container.process_type == "web" else Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
 
 
 def wait_until_healthy(release: Release, container: Container) -> None:
     """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
+    port, unfit = port_of(release), f"{container.dyno} of {release.name} is not fit"
     for check in checks_for(release, container):
         time.sleep(check.delay)
-        wait_for_check(release, container, check)
-
-
-def wait_for_check(release: Release, container: Container, check: Check) -> None:
-    """Wait until a process passes one check. A port that does not listen yet is polled fast and costs no attempt."""
-    port, began, asked, pause = port_of(release), time.monotonic(), 0, 0.005
-    patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
-    while True:
-        time.sleep(check.uptime)
-        if trouble := process_trouble(container):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
-        wrong, answered = ask_once(container, port, check)
-        if not wrong:
-            return
-        asked += answered
-        spent = time.monotonic() - began
-        if spent > patience or (check.attempts and asked >= check.attempts):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
-                             "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
-        time.sleep(check.wait if answered else pause)
-        pause = min(pause * 1.5, 1.0)
+        began, asked, pause = time.monotonic(), 0, 0.005
+        patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
+        while True:
+            time.sleep(check.uptime)
+            if trouble := process_trouble(container):
+                raise DokkuError(f"{unfit}: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
+            wrong, answered = ask_once(container, port, check)
+            if not wrong:
+                break
+            asked += answered  # a port that does not listen yet costs no attempt, and is polled fast
+            spent = time.monotonic() - began
+            if spent > patience or (check.attempts and asked >= check.attempts):
+                raise DokkuError(f"{unfit} after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
+                                 "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
+            time.sleep(check.wait if answered else pause)
+            pause = min(pause * 1.5, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4080,18 +4080,12 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
-LABELS = {"apps": "app", "certs": "ssl"}  # nouns whose rows carry another prefix
-
-
-def report_rows(noun: str, app: str) -> dict[str, str]:
-    """Give the rows of a noun's report, what NOUN_facts says of the app and its properties: flag -> value."""
-    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
-    return {**(facts(app) if facts else {}), **property_rows(app, noun)}
 
 
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
-    """Print a noun's report: as text, one bare value for a flag, or JSON whose keys lack the noun."""
-    rows, prefix = report_rows(noun, app), LABELS.get(noun, noun)
+    """Print what NOUN_facts says of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
+    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
+    rows, prefix = {**(facts(app) if facts else {}), **property_rows(app, noun)}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
     if flag and flag.removeprefix("--") not in rows:
         raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
     if flag:
@@ -4099,20 +4093,18 @@ def say_report(noun: str, app: str, flag: str, style: str) -> None:
     if style == "json":
         return say_json({name.removeprefix(f"{prefix}-"): value for name, value in rows.items()})
     milestone(f"{app.removeprefix('--')} {prefix} information")
-    for name, value in rows.items():
-        detail(f"{name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip())
-    return None
+    return say_lines(f"       {name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip() for name, value in rows.items())
 
 
-def report(noun: str, app: str | None, flags: list[str], style: str, caller: Caller) -> None:
-    """Print the report of one app, of the server with --global, or of every app the caller may see."""
+def report(noun: str, app: str | None, caller: Caller, flags: Sequence[str] = (), style: str = "text") -> None:
+    """Print the report of one app, of the server with --global, or of every app the caller may see; `report` itself those of all nouns."""
     if len(flags) > 1:
         raise UsageError(f"{noun}:report takes one flag, not {' '.join(flags)}")
-    found = [app] if app else visible_apps(caller)
-    if not found:
+    if not (found := [app] if app else visible_apps(caller)):
         warn("You haven't deployed any applications yet")
     for name in found:
-        say_report(noun, name, "".join(flags), style)
+        for one in nouns_named("REPORT") if noun == "report" else [noun]:
+            say_report(one, name, "".join(flags), style)
 
 
 def secret_word(text: str) -> str:
@@ -4189,13 +4181,6 @@ def apps_facts(app: str) -> dict[str, str]:
             "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
 
 
-def report_command(app: str | None, caller: Caller) -> None:
-    """Print every report, of one app or all."""
-    for name in [require_app(app)] if app else visible_apps(caller):
-        for noun in nouns_named("REPORT"):
-            say_report(noun, name, "", "text")
-
-
 def apps_create(new: str) -> None:
     """Make an app, before its first push."""
     require_free_name(new)
@@ -4214,27 +4199,16 @@ def create_app(app: str) -> None:
             render_vhost(app)
 
 
-def apps_list(style: str, caller: Caller) -> None:
+def apps_list(style: str, caller: Caller) -> list[str]:
     """List the apps."""
     found = visible_apps(caller)
-    if style == "json":
-        return say_json(found)
-    if not found:
-        return warn("You haven't deployed any applications yet")
-    milestone("My Apps")
-    return say_lines(found)
-
-
-def apps_exists(app: str) -> None:
-    """Say by the exit code whether an app exists: 0 or 20."""
-    require_app(app)
+    if style != "json":
+        milestone("My Apps") if found else warn("You haven't deployed any applications yet")
+    return found
 
 
 def apps_destroy(app: str, force: bool) -> None:
-    """Remove an app: its processes, images, repository, config and releases.
-
-    Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
-    """
+    """Remove an app and say what is kept of it; first asks for its name on standard input, unless --force."""
     kept = mounts_of(app)
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
@@ -4269,27 +4243,22 @@ def require_free_name(app: str) -> None:
         raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
 
 
-def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str]) -> None:
-    """Make a second app of one: its repository, config, settings, releases and images; running unless told not to."""
-    with locked(old, "copying"):
-        copy_app(old, new, leave_out)
-    with locked(new, "copying"):
-        if skip_deploy:
-            remove_file(app_folder(new) / "CURRENT")
-        current = read_current(new)
-        for number in release_numbers(new):
-            if (record := read_release(new, number)) and record.image and inspect_image(record.image):
-                for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
-                    tag_as(record.image, f"dokku/{new}:{tag}")
-        render_vhost(new)
-        if current and not is_stopped(new):
-            switch_to(current)
-
-
-def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
-    """Make a second app of one, or leave no trace of it."""
+def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
+    """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to."""
     try:
-        duplicate_app(old, new, skip_deploy, leave_out)
+        with locked(old, "copying"):
+            copy_app(old, new, leave_out)
+        with locked(new, "copying"):
+            if skip_deploy:
+                remove_file(app_folder(new) / "CURRENT")
+            current = read_current(new)
+            for number in release_numbers(new):
+                if (record := read_release(new, number)) and record.image and inspect_image(record.image):
+                    for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
+                        tag_as(record.image, f"dokku/{new}:{tag}")
+            render_vhost(new)
+            if current and not is_stopped(new):
+                switch_to(current)
     except BaseException:
         if app_exists(new):
             destroy_app(new)
@@ -4297,15 +4266,11 @@ def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Seque
 
 
 def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
-    """Make a second app with the repository, config, settings and release of the first, under its own default domain.
-
-    --skip-deploy starts nothing; --ignore-existing is content when the new name is taken.
-    """
+    """Make a second app of one, without what two can't share and without secrets that were given by hand."""
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"]  # two can't share the first, and secrets are given by hand
-    duplicate_or_nothing(app, new, skip_deploy, alone)
+    duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4315,26 +4280,19 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     require_free_name(new)
-    duplicate_or_nothing(app, new, skip_deploy)
-    for key in read_keys():
-        if app in key.apps:
-            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
+    duplicate_app(app, new, skip_deploy)
+    for key in [key for key in read_keys() if app in key.apps]:
+        write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
     if acme_folder(app).is_dir():
         rename_file(acme_folder(app), acme_folder(new))
     destroy_app(app)
     step(f"Renamed {app} to {new}")
 
 
-def apps_lock(app: str, caller: Caller) -> None:
-    """Keep deploys of an app out until apps:unlock."""
-    write_text(lock_file(app), f"{caller.name} since {now()}\n")
-    step("Deploy lock created")
-
-
-def apps_unlock(app: str) -> None:
-    """Let deploys of an app in again."""
-    remove_file(lock_file(app))
-    step("Deploy lock removed")
+def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
+    """Keep deploys of an app out, or let them in again."""
+    remove_file(lock_file(app)) if off else write_text(lock_file(app), f"{caller.name} since {now()}\n")
+    step(f"Deploy lock {'removed' if off else 'created'}")
 
 
 def apps_locked(app: str) -> None:
@@ -4376,10 +4334,7 @@ def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], 
 
 
 def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository: str, ref: str | None, caller: Caller) -> None:
-    """Fetch a branch, a tag or a commit from another server as the deploy branch; without one, the branch of that name or its default.
-
-    --build deploys it, --build-if-changes only if it is another commit. A commit that can't be deployed is not kept.
-    """
+    """Fetch a branch, a tag or a commit from another server as the deploy branch, and deploy it if asked to."""
     def bring(_: Path) -> tuple[str, str]:
         """Fetch it."""
         name = ref or property_of(app, "git", "deploy-branch") or "HEAD"
@@ -4410,7 +4365,7 @@ def git_from_archive(kind: str | None, app: str, source: str, name: str, email: 
     take_source(app, "git:from-archive", caller, bring)
 
 
-def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
+def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller, load: str = "") -> None:
     """Deploy an image: the commit is a Dockerfile that starts from it, and the files of --build-dir, which only root may name."""
     def bring(folder: Path) -> tuple[str, str]:
         """Make a commit of them."""
@@ -4420,37 +4375,24 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
         return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
     if build_dir and not caller.local:
         raise UsageError("--build-dir is a folder of the server, and for root there")
+    if load and (attend([docker_command(), "load"]) or not inspect_image(image)):
+        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
     take_source(app, "git:from-image", caller, bring, image=image)
 
 
-def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
-    """Load what `docker save` wrote from standard input, and deploy the image of that name."""
-    if attend([docker_command(), "load"]) or not inspect_image(image):
-        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
-    git_from_image(build_dir, app, image, name, email, caller)
-
-
-def netrc_line(host: str, user: str | None, password: str | None) -> str:
-    """Write what netrc holds of a host; the password - is read from standard input. What is refused is not said again."""
+def git_auth(host: str, user: str | None, password: str | None, ask: str = "") -> None:
+    """Keep the name and password for what is fetched from a host, or say whether they are kept. What is refused is not said again."""
     given = sys.stdin.readline().strip() if password == "-" else password or ""  # noqa: S105 - it means standard input
     if user and not all(re.fullmatch(r"[!$-~][!-~]*", word) for word in (user, given)):
         raise UsageError('A name comes with a password, both without blanks, and without " or # in front', "write - to send it on standard input")
-    return f"machine {host} login {user} password {given}" if user else f"machine {host}"
-
-
-def git_auth(host: str, user: str | None, password: str | None) -> None:
-    """Keep the name and password for what is fetched from a host; - reads the password from standard input, no name forgets both."""
-    entry = netrc_line(host, user, password)
+    entry = f"machine {host} login {user} password {given}" if user else f"machine {host}"
     with server_lock("keys"):
-        kept = [line for line in read_lines(ROOT / ".netrc") if not line.startswith(f"machine {host} ")]
-        write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
-
-
-def git_auth_status(host: str, user: str | None, password: str | None) -> None:
-    """Say by the exit code whether a name and password are kept for a host, and whether they are those given."""
-    wanted = netrc_line(host, user, password) + " "
-    if not any(f"{line} ".startswith(wanted) for line in read_lines(ROOT / ".netrc")):
-        raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
+        lines = read_lines(ROOT / ".netrc")
+        if not ask:
+            kept = [line for line in lines if not line.startswith(f"machine {host} ")]
+            write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
+        elif not any(f"{line} ".startswith(f"{entry} ") for line in lines):
+            raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
 
 
 def git_allow_host(address: str) -> None:
@@ -4463,16 +4405,11 @@ def git_allow_host(address: str) -> None:
         write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
 
 
-def git_generate_deploy_key() -> None:
-    """Make an ssh key for the server, unless it has one, and print its public half."""
-    if not ssh_key_file("--global").exists():
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(ssh_key_file("--global"))])
-    ssh_public(None)
-
-
-def ssh_public(app: str | None, about: str | None = None) -> None:
+def ssh_public(app: str | None = None, about: str | None = None, make: str = "") -> None:
     """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
     key = ssh_key_file(app or "--global")
+    if make and not key.exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(key)])
     if not key.exists():
         raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))

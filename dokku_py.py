@@ -3830,18 +3830,12 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
-LABELS = {"apps": "app", "certs": "ssl"}  # nouns whose rows carry another prefix
-
-
-def report_rows(noun: str, app: str) -> dict[str, str]:
-    """Give the rows of a noun's report, what NOUN_facts says of the app and its properties: flag -> value."""
-    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
-    return {**(facts(app) if facts else {}), **property_rows(app, noun)}
 
 
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
-    """Print a noun's report: as text, one bare value for a flag, or JSON whose keys lack the noun."""
-    rows, prefix = report_rows(noun, app), LABELS.get(noun, noun)
+    """Print what NOUN_facts says of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
+    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
+    rows, prefix = {**(facts(app) if facts else {}), **property_rows(app, noun)}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
     if flag and flag.removeprefix("--") not in rows:
         raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
     if flag:
@@ -3849,20 +3843,18 @@ def say_report(noun: str, app: str, flag: str, style: str) -> None:
     if style == "json":
         return say_json({name.removeprefix(f"{prefix}-"): value for name, value in rows.items()})
     milestone(f"{app.removeprefix('--')} {prefix} information")
-    for name, value in rows.items():
-        detail(f"{name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip())
-    return None
+    return say_lines(f"       {name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip() for name, value in rows.items())
 
 
-def report(noun: str, app: str | None, flags: list[str], style: str, caller: Caller) -> None:
-    """Print the report of one app, of the server with --global, or of every app the caller may see."""
+def report(noun: str, app: str | None, caller: Caller, flags: Sequence[str] = (), style: str = "text") -> None:
+    """Print the report of one app, of the server with --global, or of every app the caller may see; `report` itself those of all nouns."""
     if len(flags) > 1:
         raise UsageError(f"{noun}:report takes one flag, not {' '.join(flags)}")
-    found = [app] if app else visible_apps(caller)
-    if not found:
+    if not (found := [app] if app else visible_apps(caller)):
         warn("You haven't deployed any applications yet")
     for name in found:
-        say_report(noun, name, "".join(flags), style)
+        for one in nouns_named("REPORT") if noun == "report" else [noun]:
+            say_report(one, name, "".join(flags), style)
 
 
 def secret_word(text: str) -> str:
@@ -3939,13 +3931,6 @@ def apps_facts(app: str) -> dict[str, str]:
             "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
 
 
-def report_command(app: str | None, caller: Caller) -> None:
-    """Print every report, of one app or all."""
-    for name in [require_app(app)] if app else visible_apps(caller):
-        for noun in nouns_named("REPORT"):
-            say_report(noun, name, "", "text")
-
-
 def apps_create(new: str) -> None:
     """Make an app, before its first push."""
     require_free_name(new)
@@ -3964,27 +3949,16 @@ def create_app(app: str) -> None:
             render_vhost(app)
 
 
-def apps_list(style: str, caller: Caller) -> None:
+def apps_list(style: str, caller: Caller) -> list[str]:
     """List the apps."""
     found = visible_apps(caller)
-    if style == "json":
-        return say_json(found)
-    if not found:
-        return warn("You haven't deployed any applications yet")
-    milestone("My Apps")
-    return say_lines(found)
-
-
-def apps_exists(app: str) -> None:
-    """Say by the exit code whether an app exists: 0 or 20."""
-    require_app(app)
+    if style != "json":
+        milestone("My Apps") if found else warn("You haven't deployed any applications yet")
+    return found
 
 
 def apps_destroy(app: str, force: bool) -> None:
-    """Remove an app: its processes, images, repository, config and releases.
-
-    Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
-    """
+    """Remove an app and say what is kept of it; first asks for its name on standard input, unless --force."""
     kept = mounts_of(app)
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
@@ -4019,27 +3993,22 @@ def require_free_name(app: str) -> None:
         raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
 
 
-def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str]) -> None:
-    """Make a second app of one: its repository, config, settings, releases and images; running unless told not to."""
-    with locked(old, "copying"):
-        copy_app(old, new, leave_out)
-    with locked(new, "copying"):
-        if skip_deploy:
-            remove_file(app_folder(new) / "CURRENT")
-        current = read_current(new)
-        for number in release_numbers(new):
-            if (record := read_release(new, number)) and record.image and inspect_image(record.image):
-                for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
-                    tag_as(record.image, f"dokku/{new}:{tag}")
-        render_vhost(new)
-        if current and not is_stopped(new):
-            switch_to(current)
-
-
-def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
-    """Make a second app of one, or leave no trace of it."""
+def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
+    """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to."""
     try:
-        duplicate_app(old, new, skip_deploy, leave_out)
+        with locked(old, "copying"):
+            copy_app(old, new, leave_out)
+        with locked(new, "copying"):
+            if skip_deploy:
+                remove_file(app_folder(new) / "CURRENT")
+            current = read_current(new)
+            for number in release_numbers(new):
+                if (record := read_release(new, number)) and record.image and inspect_image(record.image):
+                    for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
+                        tag_as(record.image, f"dokku/{new}:{tag}")
+            render_vhost(new)
+            if current and not is_stopped(new):
+                switch_to(current)
     except BaseException:
         if app_exists(new):
             destroy_app(new)
@@ -4047,15 +4016,11 @@ def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Seque
 
 
 def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
-    """Make a second app with the repository, config, settings and release of the first, under its own default domain.
-
-    --skip-deploy starts nothing; --ignore-existing is content when the new name is taken.
-    """
+    """Make a second app of one, without what two can't share and without secrets that were given by hand."""
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"]  # two can't share the first, and secrets are given by hand
-    duplicate_or_nothing(app, new, skip_deploy, alone)
+    duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4065,26 +4030,19 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     require_free_name(new)
-    duplicate_or_nothing(app, new, skip_deploy)
-    for key in read_keys():
-        if app in key.apps:
-            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
+    duplicate_app(app, new, skip_deploy)
+    for key in [key for key in read_keys() if app in key.apps]:
+        write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
     if acme_folder(app).is_dir():
         rename_file(acme_folder(app), acme_folder(new))
     destroy_app(app)
     step(f"Renamed {app} to {new}")
 
 
-def apps_lock(app: str, caller: Caller) -> None:
-    """Keep deploys of an app out until apps:unlock."""
-    write_text(lock_file(app), f"{caller.name} since {now()}\n")
-    step("Deploy lock created")
-
-
-def apps_unlock(app: str) -> None:
-    """Let deploys of an app in again."""
-    remove_file(lock_file(app))
-    step("Deploy lock removed")
+def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
+    """Keep deploys of an app out, or let them in again."""
+    remove_file(lock_file(app)) if off else write_text(lock_file(app), f"{caller.name} since {now()}\n")
+    step(f"Deploy lock {'removed' if off else 'created'}")
 
 
 def apps_locked(app: str) -> None:
@@ -4126,10 +4084,7 @@ def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], 
 
 
 def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository: str, ref: str | None, caller: Caller) -> None:
-    """Fetch a branch, a tag or a commit from another server as the deploy branch; without one, the branch of that name or its default.
-
-    --build deploys it, --build-if-changes only if it is another commit. A commit that can't be deployed is not kept.
-    """
+    """Fetch a branch, a tag or a commit from another server as the deploy branch, and deploy it if asked to."""
     def bring(_: Path) -> tuple[str, str]:
         """Fetch it."""
         name = ref or property_of(app, "git", "deploy-branch") or "HEAD"
@@ -4160,7 +4115,7 @@ def git_from_archive(kind: str | None, app: str, source: str, name: str, email: 
     take_source(app, "git:from-archive", caller, bring)
 
 
-def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
+def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller, load: str = "") -> None:
     """Deploy an image: the commit is a Dockerfile that starts from it, and the files of --build-dir, which only root may name."""
     def bring(folder: Path) -> tuple[str, str]:
         """Make a commit of them."""
@@ -4170,37 +4125,24 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
         return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
     if build_dir and not caller.local:
         raise UsageError("--build-dir is a folder of the server, and for root there")
+    if load and (attend([docker_command(), "load"]) or not inspect_image(image)):
+        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
     take_source(app, "git:from-image", caller, bring, image=image)
 
 
-def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
-    """Load what `docker save` wrote from standard input, and deploy the image of that name."""
-    if attend([docker_command(), "load"]) or not inspect_image(image):
-        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
-    git_from_image(build_dir, app, image, name, email, caller)
-
-
-def netrc_line(host: str, user: str | None, password: str | None) -> str:
-    """Write what netrc holds of a host; the password - is read from standard input. What is refused is not said again."""
+def git_auth(host: str, user: str | None, password: str | None, ask: str = "") -> None:
+    """Keep the name and password for what is fetched from a host, or say whether they are kept. What is refused is not said again."""
     given = sys.stdin.readline().strip() if password == "-" else password or ""  # noqa: S105 - it means standard input
     if user and not all(re.fullmatch(r"[!$-~][!-~]*", word) for word in (user, given)):
         raise UsageError('A name comes with a password, both without blanks, and without " or # in front', "write - to send it on standard input")
-    return f"machine {host} login {user} password {given}" if user else f"machine {host}"
-
-
-def git_auth(host: str, user: str | None, password: str | None) -> None:
-    """Keep the name and password for what is fetched from a host; - reads the password from standard input, no name forgets both."""
-    entry = netrc_line(host, user, password)
+    entry = f"machine {host} login {user} password {given}" if user else f"machine {host}"
     with server_lock("keys"):
-        kept = [line for line in read_lines(ROOT / ".netrc") if not line.startswith(f"machine {host} ")]
-        write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
-
-
-def git_auth_status(host: str, user: str | None, password: str | None) -> None:
-    """Say by the exit code whether a name and password are kept for a host, and whether they are those given."""
-    wanted = netrc_line(host, user, password) + " "
-    if not any(f"{line} ".startswith(wanted) for line in read_lines(ROOT / ".netrc")):
-        raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
+        lines = read_lines(ROOT / ".netrc")
+        if not ask:
+            kept = [line for line in lines if not line.startswith(f"machine {host} ")]
+            write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
+        elif not any(f"{line} ".startswith(f"{entry} ") for line in lines):
+            raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
 
 
 def git_allow_host(address: str) -> None:
@@ -4213,16 +4155,11 @@ def git_allow_host(address: str) -> None:
         write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
 
 
-def git_generate_deploy_key() -> None:
-    """Make an ssh key for the server, unless it has one, and print its public half."""
-    if not ssh_key_file("--global").exists():
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(ssh_key_file("--global"))])
-    ssh_public(None)
-
-
-def ssh_public(app: str | None, about: str | None = None) -> None:
+def ssh_public(app: str | None = None, about: str | None = None, make: str = "") -> None:
     """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
     key = ssh_key_file(app or "--global")
+    if make and not key.exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(key)])
     if not key.exists():
         raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
@@ -4239,35 +4176,22 @@ def ssh_install(app: str) -> None:
 
 # --- config ---
 
-def config_show(merged: bool, app: str) -> None:
-    """Print the config vars of an app, or of the server with --global."""
-    milestone(f"{app} env vars")
-    config = chosen_config(app, merged)
-    if config:
-        say_table([[f"{key}:", value] for key, value in sorted(config.items())])
-
-
-def chosen_config(app: str, merged: bool) -> dict[str, str]:
-    """Read the config vars of an app or of the server; with `merged`, those of the server under those of the app."""
-    return merged_config(app) if merged and app != "--global" else read_config(app)
-
-
 def config_get(quoted: bool, app: str, key: str) -> None:
     """Print the value of one config var."""
-    config = chosen_config(app, False)
+    config = read_config(app)
     if key not in config:
         raise NotFound(f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
     say(shlex.quote(config[key]) if quoted else config[key])
 
 
-def config_export(merged: bool, style: str, app: str) -> None:
+def config_export(merged: bool, style: str, app: str, heading: str = "") -> None:
     """Print the config vars in a form that a shell, Docker or a program reads; --format names it."""
-    config = dict(sorted(chosen_config(app, merged).items()))
+    milestone(f"{app} env vars") if heading else None
+    config = dict(sorted((merged_config if merged else read_config)(app).items()))
     if style == "pretty":
-        say_table([[f"{key}:", value] for key, value in config.items()])
-    else:
-        text = CONFIG_STYLES[style](config)
-        say(text) if text else None
+        return say_table([[f"{key}:", value] for key, value in config.items()])
+    text = CONFIG_STYLES[style](config)
+    return say(text) if text else None
 
 
 def config_bundle(merged: bool, app: str) -> None:
@@ -4275,7 +4199,7 @@ def config_bundle(merged: bool, app: str) -> None:
     import io
     import tarfile
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as bundle:
-        for key, value in sorted(chosen_config(app, merged).items()):
+        for key, value in sorted((merged_config if merged else read_config)(app).items()):
             raw = value.encode(errors="surrogateescape")
             member = tarfile.TarInfo(key)
             member.size, member.mode = len(raw), 0o600
@@ -4283,10 +4207,7 @@ def config_bundle(merged: bool, app: str) -> None:
 
 
 def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str, str]], caller: Caller) -> None:
-    """Set config vars and bring the app up with them, without a build and without dropping a request.
-
-    When the app does not come up with the new values, the old ones stay. With --encoded the values are base64.
-    """
+    """Set config vars and bring the app up with them; when it does not come up, the old ones stay."""
     pairs = [(key, parse_config_value(key, decode_value(key, value))) for key, value in pairs] if encoded else pairs
     change_config(app, lambda config: {**config, **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
 
@@ -4342,12 +4263,16 @@ def changed(old: Sequence[Any], verb: str, words: Sequence[Any]) -> list[Any]:
 
 
 def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
-    """Change an app's domains and have nginx serve them; a domain of another app is refused by name."""
+    """Change an app's domains, or the global ones, and have nginx serve who lives by them; a domain of another app is refused by name."""
+    if app == "--global":
+        with server_lock("domains"):
+            write_lines(ROOT / "VHOST", dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)))
+        return each_app(None, True, render_vhost, purpose="domains")
     with locked(app, "domains"), server_lock("domains"):
         domains = changed(named_domains(app), verb, domains)
         refuse_claimed(app, [*domains, *redirects_of(app)])
         with served_with(app, app_folder(app) / "DOMAINS"):
-            write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
+            return write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
 def refuse_claimed(app: str, domains: Sequence[str]) -> None:
@@ -4355,19 +4280,23 @@ def refuse_claimed(app: str, domains: Sequence[str]) -> None:
     if twice := [domain for domain in redirects_of(app) if domains.count(domain) > 1]:
         raise DokkuError(f"{twice[0]} is sent elsewhere", f"dokku redirect:unset {app} {twice[0]}   ends that")
     new = set(domains) - set(named_domains(app))
-    for other in apps():
-        names = named_domains(other) if other != app else []
-        if both := set(domains) & {*names, *(redirects_of(other) if other != app else ())}:
+    for other in [other for other in apps() if other != app]:
+        names = named_domains(other)
+        if both := set(domains) & {*names, *redirects_of(other)}:
             raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   (or redirect:unset) frees it")
         for domain in sorted(domain for domain in new if not domain.startswith("*.") and covers(names, domain)):
             detail(f"{other} answers for *.{domain.partition('.')[2]}; for {domain} it is {app} from now on")
 
 
-def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, str]]) -> None:
-    """Change where an app's further domains are sent, and have nginx do so."""
+def change_redirects(app: str, verb: str, source: str = "", target: str = "", code: str = "", domains: Sequence[str] = ()) -> None:
+    """Have nginx send a domain's requests to another, or nowhere any more, or those for these domains and no others to the app's first."""
     with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
-        rows = change(redirects_of(app))
-        if rows and not domains_of(app):
+        old, own = redirects_of(app), domains_of(app)
+        if verb == "unset" and source not in old:
+            raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
+        rows = {"set": {**old, source: f"{target} {code}"}, "unset": {domain: old[domain] for domain in old if domain != source},
+                "only": dict.fromkeys(domains, f"{''.join(own[:1])} 301")}[verb]
+        if rows and not own:
             raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
         write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
         refuse_claimed(app, [*named_domains(app), *redirects_of(app)])
@@ -4376,23 +4305,6 @@ def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, s
 def redirect_list(app: str) -> list[str]:
     """List the domains that are sent elsewhere, where to and with which status."""
     return [" ".join(row) for row in redirects_of(app).items()]
-
-
-def redirect_set(app: str, source: str, target: str, code: str) -> None:
-    """Send the requests for a domain to another, each to the same path."""
-    change_redirects(app, lambda old: {**old, source: f"{target} {code}"})
-
-
-def redirect_unset(app: str, source: str) -> None:
-    """Send the requests for a domain nowhere any more."""
-    if source not in redirects_of(app):
-        raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
-    change_redirects(app, lambda old: {domain: target for domain, target in old.items() if domain != source})
-
-
-def redirect_to_first(app: str, domains: Sequence[str]) -> None:
-    """Send the requests for these domains, and for no others, to the first domain of the app."""
-    change_redirects(app, lambda old: dict.fromkeys(domains, f"{''.join(domains_of(app)[:1])} 301"))
 
 
 def http_auth_facts(app: str) -> dict[str, str]:
@@ -4407,34 +4319,23 @@ def require_proxied(app: str) -> None:
         raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
 
 
-def keep_user(app: str, user: str, password: str | None) -> None:
-    """Let somebody in by a password, which comes from standard input unless it is given; kept as SHA-512 crypt (crypt(5))."""
-    digest = openssl("passwd", "-6", "-stdin", stdin=secret_word(password or ""))
-    kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
-    write_lines(users_file(app), [*kept, f"{user}:{digest}"])
+def change_users(app: str, user: str, password: str | None = None, remove: str = "") -> None:
+    """Let somebody in by a password, from standard input unless it is given and kept as SHA-512 crypt (crypt(5)), or in no more."""
+    row = [] if remove else [f"{user}:{openssl('passwd', '-6', '-stdin', stdin=secret_word(password or ''))}"]
+    with locked(app, "http-auth"):
+        old = read_lines(users_file(app))
+        kept = [line for line in old if line.partition(":")[0] != user]
+        if remove and kept == old:
+            raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
+        write_lines(users_file(app), [*kept, *row])
 
 
 def http_auth_enable(app: str, user: str | None, password: str | None) -> None:
     """Ask for a name and a password at an app, and let that one in."""
     require_proxied(app)
+    change_users(app, user, password) if user else None
     with locked(app, "http-auth"), served_with(app, app_folder(app) / "HTTP_AUTH"):
-        keep_user(app, user, password) if user else None
         write_text(app_folder(app) / "HTTP_AUTH", now() + "\n")
-
-
-def http_auth_add_user(app: str, user: str, password: str | None) -> None:
-    """Let one more in by a password, once http-auth:enable asks for it."""
-    with locked(app, "http-auth"):
-        keep_user(app, user, password)
-
-
-def http_auth_remove_user(app: str, user: str) -> None:
-    """Let somebody in no more."""
-    with locked(app, "http-auth"):
-        kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
-        if kept == read_lines(users_file(app)):
-            raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
-        write_lines(users_file(app), kept)
 
 
 def change_guests(app: str, address: str, verb: str) -> None:
@@ -4491,13 +4392,6 @@ def serve_by(file: str, app: str | None, everything: bool = False, parallel: int
     each_app(app, everything, one, parallel)
 
 
-def change_global_domains(verb: str, domains: Sequence[str] = ()) -> None:
-    """Change the global domains, and have nginx serve every app that lives by them."""
-    with server_lock("domains"):
-        write_lines(ROOT / "VHOST", dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)))
-    each_app(None, True, under_lock("domains", render_vhost))
-
-
 # --- ports, proxy, nginx ---
 
 def ports_facts(app: str) -> dict[str, str]:
@@ -4532,8 +4426,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
 
 def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
-    rows = own_maps(app)
-    if not rows:
+    if not (rows := own_maps(app)):
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
     if not inherited("DOKKU_QUIET_OUTPUT"):
@@ -4549,7 +4442,7 @@ def proxy_facts(app: str) -> dict[str, str]:
 
 def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1) -> None:
     """Do some work for one app, or for all, with its lock held."""
-    each_app(app, bool(everything), under_lock(purpose, globals()[work]), parallel)
+    each_app(app, bool(everything), globals()[work], parallel, purpose)
 
 
 def show_vhost(app: str) -> None:
@@ -4598,8 +4491,7 @@ def nginx_stop() -> None:
 
 def nginx_logs(kind: str, tail: bool, app: str) -> int:
     """Print what nginx logged of an app last; -t goes on until you leave."""
-    path = log_of(app, kind)
-    if not Path(path).is_file():
+    if not Path(path := log_of(app, kind)).is_file():
         raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
     return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
 
@@ -4618,20 +4510,14 @@ def certs_facts(app: str) -> dict[str, str]:
 
 def keep_certificate(app: str, text: str = "") -> None:
     """Serve an app, or those of the server whose domains it is for, with a certificate from now on; without one for an empty text."""
-    path = certificate_file(app)
-
-    def keep() -> None:
-        """Replace the file."""
+    path, own, nothing = certificate_file(app), app != "--global", contextlib.nullcontext()
+    with locked(app, "certs") if own else nothing, served_with(app, path) if own else nothing:
         write_text(path, text, secret=True) if text else remove_file(path)
-    if app == "--global":
-        keep()
-        return each_app(None, True, under_lock("certs", render_vhost))
-    with locked(app, "certs"), served_with(app, path):
-        keep()
-    for domain in domains_of(app) if text else ():
+    if not own:
+        each_app(None, True, render_vhost, purpose="certs")
+    for domain in domains_of(app) if own and text else ():
         if not covers(names_of_certificate(app), domain):
             warn(f"The certificate is not for {domain}, which {app} answers to: browsers will refuse it there")
-    return None
 
 
 def given_certificate(crt: str | None, key: str | None, caller: Caller) -> str:
@@ -4646,26 +4532,17 @@ def given_certificate(crt: str | None, key: str | None, caller: Caller) -> str:
     return raw.decode(errors="replace")
 
 
-def certs_add(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
-    """Serve an app by https with a certificate, from now on: a tar of certificate, chain and key on standard input, or two files when root asks.
-
-    With --global it is for every app without one of its own whose domains it names.
-    """
+def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update: str = "") -> None:
+    """Serve an app, or with --global all whose domains it names and that have no other, by https with a certificate from now on."""
+    if update and not certificate_file(app).exists():
+        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     keep_certificate(app, checked_certificate(given_certificate(crt, key, caller)))
     step("Certificate installed")
 
 
-def certs_update(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
-    """Replace a certificate by another; no request is dropped."""
-    if not certificate_file(app).exists():
-        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
-    certs_add(app, crt, key, caller)
-
-
 def certs_generate(app: str, domain: str | None) -> None:
     """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
-    names = [domain] if domain else domains_of(app)
-    if not names:
+    if not (names := [domain] if domain else domains_of(app)):
         raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
     text, request = self_signed(names)
     keep_certificate(app, text)
@@ -4674,8 +4551,7 @@ def certs_generate(app: str, domain: str | None) -> None:
 
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
-    text = read_text(certificate_file(app))
-    if not text:
+    if not (text := read_text(certificate_file(app))):
         raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
 
@@ -4687,7 +4563,6 @@ def ssl_certificate(app: str) -> None:
 
 
 # --- letsencrypt: certificates of an authority that speaks ACME (RFC 8555), by lego ---
-
 
 AUTHORITIES = {"default": "https://acme-v02.api.letsencrypt.org/directory", "staging": "https://acme-staging-v02.api.letsencrypt.org/directory"}
 
@@ -4725,21 +4600,8 @@ def require_reachable(domain: str) -> None:
 
 
 def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
-    """Get a certificate for all domains of an app from its authority, or renew it when it ends within the graceperiod; asked again, it asks nobody.
-
-    --force asks in any case, and without looking first whether the domains lead here. Without an app, and with --all, it is for each app that has one; cron does that once a day.
-    """
-    failed = 0
-    for name in [require_app(app)] if app else [name for name in apps() if acme_folder(name).is_dir()]:
-        try:
-            certify(name, force)
-        except DokkuError as error:  # one app's trouble keeps no other from its renewal
-            if app:
-                raise
-            complain(error)
-            failed += 1
-    if failed:
-        raise DokkuError(f"{failed} certificates could not be renewed")
+    """Get or renew the certificate of an app or, where one's trouble keeps no other from its renewal, of each that has one."""
+    each_app(app, not app, lambda name: certify(name, force) if app or acme_folder(name).is_dir() else None)
 
 
 def certify(app: str, force: bool) -> None:
@@ -4751,7 +4613,7 @@ def certify(app: str, force: bool) -> None:
     fresh = not acme_folder(app).is_dir()
     make_folder(acme_folder(app), 0o700)
     try:
-        under_lock("letsencrypt", render_vhost)(app)
+        under_lock("letsencrypt", render_vhost, app)
         made = acme_folder(app) / "certificates" / f"{domains[0].replace('*', '_')}.crt"
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
         if renews and not force and not ends_within(made, property_of(app, "letsencrypt", "graceperiod")):
@@ -4763,31 +4625,26 @@ def certify(app: str, force: bool) -> None:
     except BaseException:
         if fresh:
             remove_folder(acme_folder(app))
-            under_lock("letsencrypt", render_vhost)(app)
+            under_lock("letsencrypt", render_vhost, app)
         raise
     render_crontab()
     return milestone(f"{app} answers by https: {', '.join(domains)}")
 
 
-def require_certified(app: str) -> None:
-    """Refuse an app that no authority certifies."""
-    if not acme_folder(require_app(app)).is_dir():
+def require_certified(app: str) -> str:
+    """Refuse an app that no authority certifies; for others give what letsencrypt:active prints."""
+    if not acme_folder(app).is_dir():
         raise NotFound(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
+    return "true"
 
 
-def letsencrypt_disable(app: str) -> None:
-    """Serve an app without the authority's certificate again, and renew it no more."""
+def letsencrypt_disable(app: str, revoke: str = "") -> None:
+    """Serve an app without the authority's certificate again, revoked if asked for, and renew it no more."""
     require_certified(app)
+    lego(app, domains_of(app)[:1], "revoke") if revoke else None
     remove_folder(acme_folder(app))
-    keep_certificate(app, "")
+    keep_certificate(app)
     render_crontab()
-
-
-def letsencrypt_revoke(app: str) -> None:
-    """Have the authority revoke the certificate of an app, and serve it without one."""
-    require_certified(app)
-    lego(app, domains_of(app)[:1], "revoke")
-    letsencrypt_disable(app)
 
 
 def certs_doctor(app: str | None, caller: Caller) -> list[dict[str, str]]:
@@ -4815,12 +4672,6 @@ def letsencrypt_cleanup(app: str) -> None:
     """Remove what lego keeps of certificates that are no more."""
     require_certified(app)
     remove_folder(acme_folder(app) / "archives")
-
-
-def letsencrypt_active(app: str) -> str:
-    """Say by the exit code whether an authority certifies an app."""
-    require_certified(app)
-    return "true"
 
 
 def letsencrypt_list() -> list[str]:
@@ -4876,10 +4727,11 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
             raise
 
 
-def each_app(app: str | None, everything: bool, work: Callable[[str], None], parallel: int = 1) -> None:
-    """Do work for one app, or for all with --all; one app's failure does not keep it from the others."""
+def each_app(app: str | None, everything: bool, work: Callable[[str], Any], parallel: int = 1, purpose: str = "") -> None:
+    """Do work for one app, or for all with --all, under its lock for a purpose; one app's failure does not keep it from the others."""
     if bool(app) == everything:
         raise UsageError("Name one app, or give --all")
+    work = functools.partial(under_lock, purpose, work) if purpose else work
     if app:
         return work(require_app(app))
 
@@ -4891,29 +4743,22 @@ def each_app(app: str | None, everything: bool, work: Callable[[str], None], par
         except NoSuchApp:
             if app_exists(name):
                 raise
-    failed = in_parallel(apps(), apart, parallel)
-    if failed:
+    if failed := in_parallel(apps(), apart, parallel):
         raise DokkuError(f"Failed for: {', '.join(failed)}")
     return None
 
 
-def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], None]:
-    """Give work that holds the app's lock and begins from a clean state."""
-    def held(app: str) -> None:
-        """Do the work with the lock held."""
-        with locked(app, purpose):
-            remove_strays(app)
-            work(app)
-    return held
+def under_lock(purpose: str, work: Callable[[str], Any], app: str) -> None:
+    """Do work for an app with its lock held, from a clean state."""
+    with locked(app, purpose):
+        remove_strays(app)
+        work(app)
 
 
 def ps_restart(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
-    """Replace an app's processes by new ones without dropping a request.
-
-    Of one process type only its own; of a type other than web, the containers themselves are restarted, one after the other.
-    """
+    """Replace an app's processes, or its web ones, by new ones; of another type, restart the containers themselves, one after the other."""
     if process in (None, "web"):
-        return each_app(app, everything, under_lock("ps:restart", functools.partial(restart, process=process or "")), parallel)
+        return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
     with locked(require_app(str(app)), "ps:restart"):
         for container in require_processes(str(app), process):
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
@@ -4927,19 +4772,15 @@ def require_processes(app: str, process: str | None) -> list[Container]:
     raise NotFound(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
 
 
-def change_stopped(app: str | None, process: str, purpose: str, stop: str) -> None:
-    """Stop or start one process type of an app, and keep it so over deploys."""
-    path = app_folder(require_app(str(app))) / "STOPPED_TYPES"
-    if process not in (known := scale_of(str(app), read_current(str(app)) or Release(str(app), 0))):
-        raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
-    change_processes(str(app), purpose, path,
-                     lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
-
-
 def stop_or_start(everything: bool, parallel: int, app: str | None, process: str | None, purpose: str, stop: str = "") -> None:
-    """Stop an app or one of its process types, or start it again; what runs is left alone."""
-    work = stop_app if stop else start_app
-    change_stopped(app, process, purpose, stop) if process else each_app(app, everything, under_lock(purpose, work), parallel)
+    """Stop an app or, over deploys too, one of its process types, or start it again; what runs is left alone."""
+    if not process:
+        return each_app(app, everything, stop_app if stop else start_app, parallel, purpose)
+    app = str(app)  # it stands before the process type
+    if process not in (known := scale_of(app, read_current(app) or Release(app, 0))):
+        raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
+    return change_processes(app, purpose, app_folder(app) / "STOPPED_TYPES",
+                            lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
 
 
 def rebuild(caller: Caller, app: str | None = None, everything: bool | str = False, parallel: int = 1, ref: str | None = None, anew: str = "") -> None:
@@ -4950,15 +4791,14 @@ def rebuild(caller: Caller, app: str | None = None, everything: bool | str = Fal
         if commit == ZERO:
             raise NotFound(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
         deploy(name, commit, caller.name, "rebuild", bool(anew))
-    each_app(app, bool(everything), under_lock("ps:rebuild", rebuild_one), parallel)
+    each_app(app, bool(everything), rebuild_one, parallel, "ps:rebuild")
 
 
-def status(app: str | None, caller: Caller) -> None:
+def status(app: str | None, caller: Caller) -> list[dict[str, str]]:
     """Say of an app, or of all, whether it runs."""
-    rows = [(name, ps_facts(name)) for name in ([require_app(app)] if app else visible_apps(caller))]
+    rows = [(name, ps_facts(name)) for name in ([app] if app else visible_apps(caller))]
     said = {"true": "running", "mixed": "partly running", "false": "not running"}
-    if rows:
-        say_table([[name, said[facts["running"]] if facts["deployed"] == "true" else "not deployed"] for name, facts in rows])
+    return [{"app": name, "status": said[facts["running"]] if facts["deployed"] == "true" else "not deployed"} for name, facts in rows]
 
 
 def top(app: str, words: list[str]) -> None:
@@ -4991,22 +4831,16 @@ def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, s
 
 def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
-    release = read_release(app, number)
-    if not release:
+    if not (release := read_release(app, number)):
         raise NotFound(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
     return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
             "commit": release.commit, "image": release.image, "config": " ".join(sorted(release_config(release))),
             **{f"process {kind}": words for kind, words in sorted(release.procfile.items())}}
 
 
-def release_named(app: str, word: str) -> int:
-    """Find a release by its name, or by a tag that tag:add gave it."""
-    return read_tags(app).get(word) or parse_release_name(word)
-
-
 def rollback_command(app: str, word: str | None, caller: Caller) -> None:
-    """Go back to an earlier release, or to a tag: its image and its config, without a build."""
-    number = release_named(app, word) if word else None
+    """Go back to an earlier release, or to a tag of tag:add: its image and its config, without a build."""
+    number = (read_tags(app).get(word) or parse_release_name(word)) if word else None
     with locked(app, "rollback"):
         remove_strays(app)
         current = read_current(app)
@@ -5022,8 +4856,7 @@ def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
     numbers = release_numbers(app)
     number = numbers[-1] if numbers and word in (None, "current") else parse_release_name(word or "")
-    log = release_folder(app, number) / "build.log"
-    if not log.exists():
+    if not (log := release_folder(app, number) / "build.log").exists():
         raise NotFound(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
     pid = lock_holder(app) if word == "current" else 0
     return attend(["tail", "--lines=+1", "--follow", f"--pid={pid}", str(log)]) if pid else say(read_text(log).rstrip("\n")) or 0
@@ -5031,9 +4864,8 @@ def builds_output(app: str, word: str | None) -> int:
 
 def lock_holder(app: str) -> int:
     """Give the id of the process that is changing an app right now; 0 when none is."""
-    held = is_locked(app_folder(app) / "lock")
-    found = re.search(r"\(process (\d+)\)", read_text(app_folder(app) / "lock"))
-    return int(found[1]) if held and found else 0
+    path = app_folder(app) / "lock"
+    return int(found[1]) if is_locked(path) and (found := re.search(r"\(process (\d+)\)", read_text(path))) else 0
 
 
 def builds_cancel(app: str) -> None:
@@ -5051,10 +4883,9 @@ def cleanup(app: str | None) -> None:
         """Do it for one app."""
         keep_images(name)
         drop_images(name, 0)
-        for container in one_offs(name):
-            if not container.running:
-                remove_container(container.id)
-    each_app(app, not app, under_lock("cleanup", clean))
+        for container in [row for row in one_offs(name) if not row.running]:
+            remove_container(container.id)
+    each_app(app, not app, clean, purpose="cleanup")
 
 
 def repo_gc(app: str) -> None:

@@ -5351,8 +5351,7 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
         raise Busy(f"{going[0].name} still runs, and the job's concurrency policy is forbid", f"dokku run:stop --container {going[0].name}   ends it")
     for container in going if job.concurrency == "replace" else []:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-    make_folder(app_folder(app) / "cron")
-    write_text(app_folder(app) / "cron" / id, f"{now()}\n")
+    write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")
     name = create_one_off(app, {}, shell_command(app, job.command), seconds, kind="cron", dyno=f"cron.{id}")
     if detach:
         return start_container(name) or say(name) or 0
@@ -5372,7 +5371,7 @@ def change_suspended(app: str, id: str, suspend: str = "") -> None:
 
 def checks_facts(app: str) -> dict[str, str]:
     """Say for which process types checks are off."""
-    modes = {} if app == "--global" else read_check_modes(app)
+    modes = read_check_modes(app)
     return {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none" for mode in ("disabled", "skipped")}
 
 
@@ -5401,33 +5400,23 @@ def checks_run(app: str, types: list[str]) -> None:
 
 # --- resources ---
 
-def change_resources(kind: str, app: str, process: str | None, **amounts: str | None) -> None:
+def change_resources(kind: str, app: str, process: str | None, clear: str = "", **amounts: str | None) -> None:
     """Set the amounts of cpu and memory of a process type, or of all, from the next deploy or restart on; without amounts, print them."""
     given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
-    if not given:
+    if not given and not clear:
         return say_report("resource", app, "", "text")
     for name in set(given) & set(WITHOUT_EFFECT):
         warn(f"{name} is kept, and has no effect with this scheduler")
     new = {(kind, process or "_default_", name): amount for name, amount in given.items()}
-    return write_resources(app, lambda rows: {**rows, **new})
-
-
-def clear_resources(kind: str, app: str, process: str | None) -> None:
-    """Take such amounts away, of a process type or of all."""
-    write_resources(app, lambda rows: {key: amount for key, amount in rows.items() if key[0] != kind or (process and key[1] != process)})
-
-
-def write_resources(app: str, change: Callable[[Any], Mapping[tuple[str, str, str], str]]) -> None:
-    """Change the resources of an app."""
     with locked(app, "resource"):
-        rows = change(read_resources(app))
-        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted(rows.items())])
-    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+        kept = {key: amount for key, amount in read_resources(app).items() if not clear or key[0] != kind or process not in (None, key[1])}
+        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted({**kept, **new}.items())])
+    return step(f"Kept; dokku ps:restart {app}   makes it take effect now")
 
 
 def resource_facts(app: str) -> dict[str, str]:
     """Say what every process type may use."""
-    rows = {} if app == "--global" else read_resources(app)
+    rows = read_resources(app)
     kinds = sorted({process for _, process, _ in rows} | {"_default_"})
     return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
 

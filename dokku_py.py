@@ -5673,24 +5673,19 @@ def tag_rm(app: str, tag: str) -> None:
 
 # --- logs ---
 
-
-COLOURS = (36, 33, 32, 35, 31, 34)
-
-
 def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> None:
     """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave.
 
     -p names a process type (web) or one process (web.1); -q leaves the times and names out.
     """
-    found = select_processes(app, process)
-    if not found and not tail:
+    if tail:
+        return follow_logs(app, process, lines, quiet)
+    if not (found := select_processes(app, process)):
         raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
-    if not tail:
-        rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
-        for row in rows[-lines:] if lines else []:
-            say_log(quiet, *row)
-        return
-    follow_logs(app, process, lines, functools.partial(say_log, quiet))
+    rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
+    for row in rows[-lines:] if lines else []:
+        say_log(quiet, *row)
+    return None
 
 
 def select_processes(app: str, process: str | None) -> list[Container]:
@@ -5702,28 +5697,27 @@ def say_log(quiet: bool, at: str, dyno: str, text: str) -> None:
     """Print one line of a process, coloured by process on a terminal."""
     prefix = f"{at[:19]}Z app[{dyno}]:"
     if sys.stdout.isatty():
-        prefix = f"\x1b[{COLOURS[sum(dyno.encode()) % len(COLOURS)]}m{prefix}\x1b[0m"
+        prefix = f"\x1b[{(36, 33, 32, 35, 31, 34)[sum(dyno.encode()) % 6]}m{prefix}\x1b[0m"
     say(text if quiet else f"{prefix} {text}")
 
 
-def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[str, str, str], None]) -> None:
+def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
     """Print lines as they come, those of processes that start later too, until the reader leaves or the app is gone."""
     import threading
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
         with contextlib.suppress(OSError, DokkuError), whatever_comes():
             for at, text in log_stream(container.id, tail, follow=True):
-                say_line(at, container.dyno, text)
+                say_log(quiet, at, container.dyno, text)
 
     known: set[str] = set()
-    first = True
-    while True:
+    while app_exists(app):
         for container in select_processes(app, process):
             if container.id not in known and container.running:
-                threading.Thread(target=follow, args=(container, lines if first else VALUE_LIMIT), daemon=True).start()
+                threading.Thread(target=follow, args=(container, lines), daemon=True).start()
                 known.add(container.id)
-        first = False
-        if reader_left(0.5) or not app_exists(app):
+        lines = VALUE_LIMIT  # all that a process said which starts from now on
+        if reader_left(0.5):
             return
 
 

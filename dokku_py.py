@@ -5584,7 +5584,7 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             storage_create("false", what.entry, None, caller)
         if not dry:
             storage_mount(None, False, phase, name, what, caller)
-            docker_options_remove(None, name, [phase], shlex.split(option), caller)
+            docker_options_remove(None, name, [phase], shlex.split(option))
 
 
 # --- networks: apps meet in those that they share, and nowhere else ---
@@ -5728,40 +5728,36 @@ def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[
     return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
 
 
-def change_docker_options(app: str, change: Callable[[list[tuple[str, str]]], list[tuple[str, str]]], caller: Caller) -> None:
-    """Change an app's options, after Docker has read those that are new; what reaches the host needs an administrator."""
-    with locked(app, "docker-options"):
-        old = read_docker_options(app)
-        rows = list(dict.fromkeys(change(old)))
-        new = [row for row in rows if row not in old]
-        if {option.split()[0].partition("=")[0] for _, option in new} - HARMLESS_OPTIONS and not may(caller, "admin"):
-            raise AccessDenied
-        for name, option in new:
-            if not name.startswith("build"):
-                translate_options(tuple(shlex.split(option)))
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", [f"{name} {option}" for name, option in rows])
-
-
 def docker_options_add(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
     """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
     option = parse_docker_option(" ".join(words))
-    added = [(name, option) for name in phase_names(phases, processes)]
-    change_docker_options(app, lambda rows: [*rows, *added], caller)
+    with locked(app, "docker-options"):
+        old = read_docker_options(app)
+        new = [row for name in phase_names(phases, processes) if (row := (name, option)) not in old]
+        if new and option.split()[0].partition("=")[0] not in HARMLESS_OPTIONS and not may(caller, "admin"):
+            raise AccessDenied  # it reaches the host
+        if not all(name.startswith("build") for name, _ in new):
+            translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, dict.fromkeys([*old, *new])))
 
 
-def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
+def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str]) -> None:
     """Take an option away."""
     option = parse_docker_option(" ".join(words))
     gone = {(name, option) for name in phase_names(phases, processes)}
-    if not gone & set(read_docker_options(app)):
-        raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
-    change_docker_options(app, lambda rows: [row for row in rows if row not in gone], caller)
+    with locked(app, "docker-options"):
+        old = read_docker_options(app)
+        if gone.isdisjoint(old):
+            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", [" ".join(row) for row in old if row not in gone])
 
 
-def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None, caller: Caller) -> None:
+def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None) -> None:
     """Take every option away, or those of some phases."""
     gone = phase_names(phases or PHASES, processes)
-    change_docker_options(app, lambda rows: [row for row in rows if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)], caller)
+    with locked(app, "docker-options"):
+        kept = [row for row in read_docker_options(app) if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)]
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, kept))
 
 
 def docker_options_list(app: str, process: str | None, phase: list[str]) -> list[str]:
@@ -5779,24 +5775,20 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 # --- one-offs ---
 
-def run_one_off(pairs: list[tuple[str, str]], no_tty: bool, force_tty: bool, seconds: int, app: str, words: list[str]) -> int:
+def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str],
+                no_tty: bool = False, detach: str = "") -> int:
     """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards.
 
     A single word that the Procfile names runs that entry; a single word with blanks goes to a shell.
     """
-    tty = force_tty or (sys.stdin.isatty() and not no_tty)
-    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=True)
+    tty = force_tty or (sys.stdin.isatty() and not no_tty and not detach)
+    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=not detach)
+    if detach:
+        return start_container(name) or say(name) or 0
     try:
         return attend([docker_command(), "start", "--attach", "--interactive", name])
     finally:
         remove_container(name)
-
-
-def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str]) -> None:
-    """Run a command in a new container without waiting for it; prints the container's name."""
-    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=force_tty, stdin_open=False)
-    start_container(name)
-    say(name)
 
 
 def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, kind: str = "run", dyno: str = "", **terminal: bool) -> str:
@@ -5858,34 +5850,26 @@ def remove_expired() -> None:
             remove_container(row["Id"])
 
 
-def enter(container: str | None, app: str, process: str | None, words: list[str]) -> int:
+def enter(app: str, words: list[str], purpose: str, container: str | None = None, process: str | None = None) -> int:
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
-    found = sorted(select_processes(app, process), key=lambda row: row.dyno)
-    chosen = [row for row in found if row.running and (not container or row.id.startswith(container) or row.name == container)]
+    if purpose == "exec" and not words:
+        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
+    chosen = [row for row in select_processes(app, process)
+              if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
-    best = next((row for row in chosen if row.process_type == "web"), chosen[0])
-    tty = ["--tty"] if sys.stdin.isatty() else []
+    best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
     shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash || exec sh"]
-    return attend([docker_command(), "exec", "--interactive", *tty, best.id, *(words or shell)])
-
-
-def exec_command(app: str, words: list[str]) -> int:
-    """Run a command in the app's first web process."""
-    if not words:
-        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
-    return enter(None, app, None, words)
+    return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
 
 
 def logs_failed(everything: bool, app: str | None) -> None:
     """Print the last words of the processes that did not come up."""
+    def say_failed(name: str) -> None:
+        """Print those of one app."""
+        for path in sorted((app_folder(name) / "FAILED").glob("*")):
+            say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
     each_app(app, everything, say_failed)
-
-
-def say_failed(app: str) -> None:
-    """Print the last words of an app's processes that did not come up."""
-    for path in sorted((app_folder(require_app(app)) / "FAILED").glob("*")):
-        say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
 
 
 # --- keys ---

@@ -6008,14 +6008,10 @@ def events_list() -> list[str]:
     return sorted({row.name for row in commands().values() if row.access.removesuffix("+") not in QUIET_ACCESS})
 
 
-def mark(file: str, app: str = "") -> None:
-    """Note something of an app, or of the server, by a file that is there."""
-    write_text((app_folder(app) if app else ROOT) / file, now() + "\n")
-
-
-def unmark(file: str, app: str = "") -> None:
-    """Take such a note back."""
-    remove_file((app_folder(app) if app else ROOT) / file)
+def mark(file: str, app: str = "", off: str = "") -> None:
+    """Note something of an app, or of the server, by a file that is there; `off` takes such a note back."""
+    path = (app_folder(app) if app else ROOT) / file
+    remove_file(path) if off else write_text(path, now() + "\n")
 
 
 # --- the server ---
@@ -6045,9 +6041,7 @@ def document(kind: str) -> None:
                rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
 
 
-def parse_image_name(text: str) -> str:
-    """Accept the name of an image that this host can make."""
-    return one_of("debian", *IMAGES)(text)
+parse_image_name = one_of("debian", *IMAGES)  # those that this host can make
 
 
 def images_build(force: bool, name: str) -> None:
@@ -6059,9 +6053,7 @@ def images_list() -> None:
     """List the images this product made: base images and the releases of apps, with their sizes."""
     found = {row["Id"]: row for filters in ({"label": [f"{key}={value}" for key, value in OURS.items()]}, {"reference": "dokku/*"})
              for row in engine().images(filters=filters)}
-    rows = sorted((tag, f"{row['Size'] // 2**20} MB") for row in found.values() for tag in row["RepoTags"] or ())
-    if rows:
-        say_table(rows)
+    say_table(sorted((tag, f"{row['Size'] // 2**20} MB") for row in found.values() for tag in row["RepoTags"] or ()))
 
 
 def setup() -> None:
@@ -6077,36 +6069,17 @@ def setup() -> None:
 
 
 def prepare_as_root() -> None:
-    """Do the part that only root may, once, and give root up."""
-    if os.geteuid() == 0:
-        write_test_configuration()
-        fence_builds()
-        become_owner(ROOT)
-
-
-def write_test_configuration() -> None:
-    """Write, as root, the configuration that `nginx -t` reads for a candidate: the host's own, with ours replaced."""
-    text = read_text(Path("/etc/nginx/nginx.conf"))
-    include = "include /etc/nginx/conf.d/*.conf;"
+    """Do the part that only root may, once, and give root up: what `nginx -t` reads for a candidate, and the fence of all builds."""
+    if os.geteuid() != 0:
+        return
     ours = f"include /etc/nginx/conf.d/[!d]*.conf; include /etc/nginx/conf.d/d[!o]*.conf; include {ROOT}/nginx/candidate/*.conf;"
-    write_text(NGINX_TEST_CONF, text.replace(include, ours))
-
-
-def fence_builds() -> None:
-    """Limit, as root, the memory of all builds together, so that none starves the apps: on the engine's own cgroup for builds.
-
-    BuildKit of engine 20.10 ignores a limit given to the build (tried); cgroup v1 and v2 name the file differently.
-    """
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    write_text(NGINX_TEST_CONF, read_text(Path("/etc/nginx/nginx.conf")).replace("include /etc/nginx/conf.d/*.conf;", ours))
+    # No build may starve the apps: on the engine's own cgroup for builds, as BuildKit of engine 20.10 ignores a limit of a build (tried).
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError):
         BUILD_FENCE.parent.mkdir(parents=True, exist_ok=True)  # a kernel's file system, where flushing a folder fails
-        BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
-
-
-def remove_orphans() -> None:
-    """Remove the containers of apps that are no more."""
-    for container in orphans():
-        remove_container(container.id)
+        BUILD_FENCE.write_text(str(int(memory * BUILD_MEMORY_SHARE)))
+    become_owner(ROOT)
 
 
 def orphans() -> list[Container]:
@@ -6123,7 +6096,8 @@ def server_disagreements() -> Iterator[Disagreement]:
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
     if lost := orphans():
-        yield Disagreement("server", f"containers of apps that are no more: {', '.join(row.name for row in lost)}", remove_orphans)
+        names = ", ".join(row.name for row in lost)
+        yield Disagreement("server", f"containers of apps that are no more: {names}", lambda: [remove_container(row.id) for row in lost])
     if not 0 <= uptime() - float(read_text(ROOT / "TICKED", "-1e9")) <= TICK_SECONDS:
         yield found(what="tick has not run for minutes, so nothing is retired late or rolled back: start cron (service cron start)")
     limit = read_text(BUILD_FENCE).strip()
@@ -6169,7 +6143,8 @@ def tick() -> None:
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
     remove_all(dead_writes(ROOT))
     remove_expired()
-    remove_orphans()
+    for container in orphans():
+        remove_container(container.id)
     mind_all()
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
         for work in (revive, restart_unfit) if free else ():  # the one before may still be asking
@@ -6212,25 +6187,20 @@ def git_upload_pack(app: str) -> NoReturn:
 
 
 def git_hook() -> None:
-    """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
+    """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this, with the refs on standard input."""
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
     signal.signal(signal.SIGTERM, leave)
     import_ahead("docker")
     try:
-        receive(app, by)
+        with locked(app, "push"):
+            remove_strays(app)
+            for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
+                if ref_of(app, ref) != old:
+                    raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
+                receive_ref(app, new, ref, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
         remove_folder(Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")))
         raise
-
-
-def receive(app: str, by: str) -> None:
-    """Receive the refs that git names on standard input, one after the other."""
-    with locked(app, "push"):
-        remove_strays(app)
-        for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
-            if ref_of(app, ref) != old:
-                raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
-            receive_ref(app, new, ref, by)
 
 
 def receive_ref(app: str, new: str, ref: str, by: str) -> None:

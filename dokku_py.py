@@ -6246,8 +6246,7 @@ def caller_of(name: str) -> Caller:
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     """Call the function of a command with what it asks for; give the exit code."""
-    given = {**chosen, **row.fixed, "caller": caller, "purpose": row.name}
-    given.setdefault("noun", row.name.partition(":")[0])
+    given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
     rest = {*chosen} - {"style"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
@@ -6296,11 +6295,10 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     return code
 
 
-def main(argv: Sequence[str]) -> int:
+def main(words: list[str]) -> int:
     """Run one command and give its exit code; the one place where errors are caught."""
     import tempfile
     try:
-        words = list(argv)
         if words[:1] == ["--as"]:
             become_owner(ROOT)
             return run_command(words_of_ssh(inherited("SSH_ORIGINAL_COMMAND")), caller_of(words[1]))

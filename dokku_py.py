@@ -4932,8 +4932,7 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
         raise Busy(f"{going[0].name} still runs, and the job's concurrency policy is forbid", f"dokku run:stop --container {going[0].name}   ends it")
     for container in going if job.concurrency == "replace" else []:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-    make_folder(app_folder(app) / "cron")
-    write_text(app_folder(app) / "cron" / id, f"{now()}\n")
+    write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")
     name = create_one_off(app, {}, shell_command(app, job.command), seconds, kind="cron", dyno=f"cron.{id}")
     if detach:
         return start_container(name) or say(name) or 0
@@ -4953,7 +4952,7 @@ def change_suspended(app: str, id: str, suspend: str = "") -> None:
 
 def checks_facts(app: str) -> dict[str, str]:
     """Say for which process types checks are off."""
-    modes = {} if app == "--global" else read_check_modes(app)
+    modes = read_check_modes(app)
     return {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none" for mode in ("disabled", "skipped")}
 
 
@@ -4982,33 +4981,23 @@ def checks_run(app: str, types: list[str]) -> None:
 
 # --- resources ---
 
-def change_resources(kind: str, app: str, process: str | None, **amounts: str | None) -> None:
+def change_resources(kind: str, app: str, process: str | None, clear: str = "", **amounts: str | None) -> None:
     """Set the amounts of cpu and memory of a process type, or of all, from the next deploy or restart on; without amounts, print them."""
     given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
-    if not given:
+    if not given and not clear:
         return say_report("resource", app, "", "text")
     for name in set(given) & set(WITHOUT_EFFECT):
         warn(f"{name} is kept, and has no effect with this scheduler")
     new = {(kind, process or "_default_", name): amount for name, amount in given.items()}
-    return write_resources(app, lambda rows: {**rows, **new})
-
-
-def clear_resources(kind: str, app: str, process: str | None) -> None:
-    """Take such amounts away, of a process type or of all."""
-    write_resources(app, lambda rows: {key: amount for key, amount in rows.items() if key[0] != kind or (process and key[1] != process)})
-
-
-def write_resources(app: str, change: Callable[[Any], Mapping[tuple[str, str, str], str]]) -> None:
-    """Change the resources of an app."""
     with locked(app, "resource"):
-        rows = change(read_resources(app))
-        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted(rows.items())])
-    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+        kept = {key: amount for key, amount in read_resources(app).items() if not clear or key[0] != kind or process not in (None, key[1])}
+        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted({**kept, **new}.items())])
+    return step(f"Kept; dokku ps:restart {app}   makes it take effect now")
 
 
 def resource_facts(app: str) -> dict[str, str]:
     """Say what every process type may use."""
-    rows = {} if app == "--global" else read_resources(app)
+    rows = read_resources(app)
     kinds = sorted({process for _, process, _ in rows} | {"_default_"})
     return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
 
@@ -5176,7 +5165,7 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             storage_create("false", what.entry, None, caller)
         if not dry:
             storage_mount(None, False, phase, name, what, caller)
-            docker_options_remove(None, name, [phase], shlex.split(option), caller)
+            docker_options_remove(None, name, [phase], shlex.split(option))
 
 
 # --- networks: apps meet in those that they share, and nowhere else ---
@@ -5265,24 +5254,19 @@ def tag_rm(app: str, tag: str) -> None:
 
 # --- logs ---
 
-
-COLOURS = (36, 33, 32, 35, 31, 34)
-
-
 def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> None:
     """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave.
 
     -p names a process type (web) or one process (web.1); -q leaves the times and names out.
     """
-    found = select_processes(app, process)
-    if not found and not tail:
+    if tail:
+        return follow_logs(app, process, lines, quiet)
+    if not (found := select_processes(app, process)):
         raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
-    if not tail:
-        rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
-        for row in rows[-lines:] if lines else []:
-            say_log(quiet, *row)
-        return
-    follow_logs(app, process, lines, functools.partial(say_log, quiet))
+    rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
+    for row in rows[-lines:] if lines else []:
+        say_log(quiet, *row)
+    return None
 
 
 def select_processes(app: str, process: str | None) -> list[Container]:
@@ -5294,28 +5278,27 @@ def say_log(quiet: bool, at: str, dyno: str, text: str) -> None:
     """Print one line of a process, coloured by process on a terminal."""
     prefix = f"{at[:19]}Z app[{dyno}]:"
     if sys.stdout.isatty():
-        prefix = f"\x1b[{COLOURS[sum(dyno.encode()) % len(COLOURS)]}m{prefix}\x1b[0m"
+        prefix = f"\x1b[{(36, 33, 32, 35, 31, 34)[sum(dyno.encode()) % 6]}m{prefix}\x1b[0m"
     say(text if quiet else f"{prefix} {text}")
 
 
-def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[str, str, str], None]) -> None:
+def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
     """Print lines as they come, those of processes that start later too, until the reader leaves or the app is gone."""
     import threading
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
         with contextlib.suppress(OSError, DokkuError), whatever_comes():
             for at, text in log_stream(container.id, tail, follow=True):
-                say_line(at, container.dyno, text)
+                say_log(quiet, at, container.dyno, text)
 
     known: set[str] = set()
-    first = True
-    while True:
+    while app_exists(app):
         for container in select_processes(app, process):
             if container.id not in known and container.running:
-                threading.Thread(target=follow, args=(container, lines if first else VALUE_LIMIT), daemon=True).start()
+                threading.Thread(target=follow, args=(container, lines), daemon=True).start()
                 known.add(container.id)
-        first = False
-        if reader_left(0.5) or not app_exists(app):
+        lines = VALUE_LIMIT  # all that a process said which starts from now on
+        if reader_left(0.5):
             return
 
 
@@ -5326,40 +5309,36 @@ def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[
     return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
 
 
-def change_docker_options(app: str, change: Callable[[list[tuple[str, str]]], list[tuple[str, str]]], caller: Caller) -> None:
-    """Change an app's options, after Docker has read those that are new; what reaches the host needs an administrator."""
-    with locked(app, "docker-options"):
-        old = read_docker_options(app)
-        rows = list(dict.fromkeys(change(old)))
-        new = [row for row in rows if row not in old]
-        if {option.split()[0].partition("=")[0] for _, option in new} - HARMLESS_OPTIONS and not may(caller, "admin"):
-            raise AccessDenied
-        for name, option in new:
-            if not name.startswith("build"):
-                translate_options(tuple(shlex.split(option)))
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", [f"{name} {option}" for name, option in rows])
-
-
 def docker_options_add(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
     """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
     option = parse_docker_option(" ".join(words))
-    added = [(name, option) for name in phase_names(phases, processes)]
-    change_docker_options(app, lambda rows: [*rows, *added], caller)
+    with locked(app, "docker-options"):
+        old = read_docker_options(app)
+        new = [row for name in phase_names(phases, processes) if (row := (name, option)) not in old]
+        if new and option.split()[0].partition("=")[0] not in HARMLESS_OPTIONS and not may(caller, "admin"):
+            raise AccessDenied  # it reaches the host
+        if not all(name.startswith("build") for name, _ in new):
+            translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, dict.fromkeys([*old, *new])))
 
 
-def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
+def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str]) -> None:
     """Take an option away."""
     option = parse_docker_option(" ".join(words))
     gone = {(name, option) for name in phase_names(phases, processes)}
-    if not gone & set(read_docker_options(app)):
-        raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
-    change_docker_options(app, lambda rows: [row for row in rows if row not in gone], caller)
+    with locked(app, "docker-options"):
+        old = read_docker_options(app)
+        if gone.isdisjoint(old):
+            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", [" ".join(row) for row in old if row not in gone])
 
 
-def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None, caller: Caller) -> None:
+def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None) -> None:
     """Take every option away, or those of some phases."""
     gone = phase_names(phases or PHASES, processes)
-    change_docker_options(app, lambda rows: [row for row in rows if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)], caller)
+    with locked(app, "docker-options"):
+        kept = [row for row in read_docker_options(app) if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)]
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, kept))
 
 
 def docker_options_list(app: str, process: str | None, phase: list[str]) -> list[str]:
@@ -5377,24 +5356,20 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 # --- one-offs ---
 
-def run_one_off(pairs: list[tuple[str, str]], no_tty: bool, force_tty: bool, seconds: int, app: str, words: list[str]) -> int:
+def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str],
+                no_tty: bool = False, detach: str = "") -> int:
     """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards.
 
     A single word that the Procfile names runs that entry; a single word with blanks goes to a shell.
     """
-    tty = force_tty or (sys.stdin.isatty() and not no_tty)
-    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=True)
+    tty = force_tty or (sys.stdin.isatty() and not no_tty and not detach)
+    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=not detach)
+    if detach:
+        return start_container(name) or say(name) or 0
     try:
         return attend([docker_command(), "start", "--attach", "--interactive", name])
     finally:
         remove_container(name)
-
-
-def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str]) -> None:
-    """Run a command in a new container without waiting for it; prints the container's name."""
-    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=force_tty, stdin_open=False)
-    start_container(name)
-    say(name)
 
 
 def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, kind: str = "run", dyno: str = "", **terminal: bool) -> str:
@@ -5456,34 +5431,26 @@ def remove_expired() -> None:
             remove_container(row["Id"])
 
 
-def enter(container: str | None, app: str, process: str | None, words: list[str]) -> int:
+def enter(app: str, words: list[str], purpose: str, container: str | None = None, process: str | None = None) -> int:
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
-    found = sorted(select_processes(app, process), key=lambda row: row.dyno)
-    chosen = [row for row in found if row.running and (not container or row.id.startswith(container) or row.name == container)]
+    if purpose == "exec" and not words:
+        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
+    chosen = [row for row in select_processes(app, process)
+              if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
-    best = next((row for row in chosen if row.process_type == "web"), chosen[0])
-    tty = ["--tty"] if sys.stdin.isatty() else []
+    best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
     shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash || exec sh"]
-    return attend([docker_command(), "exec", "--interactive", *tty, best.id, *(words or shell)])
-
-
-def exec_command(app: str, words: list[str]) -> int:
-    """Run a command in the app's first web process."""
-    if not words:
-        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
-    return enter(None, app, None, words)
+    return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
 
 
 def logs_failed(everything: bool, app: str | None) -> None:
     """Print the last words of the processes that did not come up."""
+    def say_failed(name: str) -> None:
+        """Print those of one app."""
+        for path in sorted((app_folder(name) / "FAILED").glob("*")):
+            say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
     each_app(app, everything, say_failed)
-
-
-def say_failed(app: str) -> None:
-    """Print the last words of an app's processes that did not come up."""
-    for path in sorted((app_folder(require_app(app)) / "FAILED").glob("*")):
-        say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
 
 
 # --- keys ---
@@ -5622,14 +5589,10 @@ def events_list() -> list[str]:
     return sorted({row.name for row in commands().values() if row.access.removesuffix("+") not in QUIET_ACCESS})
 
 
-def mark(file: str, app: str = "") -> None:
-    """Note something of an app, or of the server, by a file that is there."""
-    write_text((app_folder(app) if app else ROOT) / file, now() + "\n")
-
-
-def unmark(file: str, app: str = "") -> None:
-    """Take such a note back."""
-    remove_file((app_folder(app) if app else ROOT) / file)
+def mark(file: str, app: str = "", off: str = "") -> None:
+    """Note something of an app, or of the server, by a file that is there; `off` takes such a note back."""
+    path = (app_folder(app) if app else ROOT) / file
+    remove_file(path) if off else write_text(path, now() + "\n")
 
 
 # --- the server ---
@@ -5659,9 +5622,7 @@ def document(kind: str) -> None:
                rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
 
 
-def parse_image_name(text: str) -> str:
-    """Accept the name of an image that this host can make."""
-    return one_of("debian", *IMAGES)(text)
+parse_image_name = one_of("debian", *IMAGES)  # those that this host can make
 
 
 def images_build(force: bool, name: str) -> None:
@@ -5673,9 +5634,7 @@ def images_list() -> None:
     """List the images this product made: base images and the releases of apps, with their sizes."""
     found = {row["Id"]: row for filters in ({"label": [f"{key}={value}" for key, value in OURS.items()]}, {"reference": "dokku/*"})
              for row in engine().images(filters=filters)}
-    rows = sorted((tag, f"{row['Size'] // 2**20} MB") for row in found.values() for tag in row["RepoTags"] or ())
-    if rows:
-        say_table(rows)
+    say_table(sorted((tag, f"{row['Size'] // 2**20} MB") for row in found.values() for tag in row["RepoTags"] or ()))
 
 
 def setup() -> None:
@@ -5691,36 +5650,17 @@ def setup() -> None:
 
 
 def prepare_as_root() -> None:
-    """Do the part that only root may, once, and give root up."""
-    if os.geteuid() == 0:
-        write_test_configuration()
-        fence_builds()
-        become_owner(ROOT)
-
-
-def write_test_configuration() -> None:
-    """Write, as root, the configuration that `nginx -t` reads for a candidate: the host's own, with ours replaced."""
-    text = read_text(Path("/etc/nginx/nginx.conf"))
-    include = "include /etc/nginx/conf.d/*.conf;"
+    """Do the part that only root may, once, and give root up: what `nginx -t` reads for a candidate, and the fence of all builds."""
+    if os.geteuid() != 0:
+        return
     ours = f"include /etc/nginx/conf.d/[!d]*.conf; include /etc/nginx/conf.d/d[!o]*.conf; include {ROOT}/nginx/candidate/*.conf;"
-    write_text(NGINX_TEST_CONF, text.replace(include, ours))
-
-
-def fence_builds() -> None:
-    """Limit, as root, the memory of all builds together, so that none starves the apps: on the engine's own cgroup for builds.
-
-    BuildKit of engine 20.10 ignores a limit given to the build (tried); cgroup v1 and v2 name the file differently.
-    """
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    write_text(NGINX_TEST_CONF, read_text(Path("/etc/nginx/nginx.conf")).replace("include /etc/nginx/conf.d/*.conf;", ours))
+    # No build may starve the apps: on the engine's own cgroup for builds, as BuildKit of engine 20.10 ignores a limit of a build (tried).
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError):
         BUILD_FENCE.parent.mkdir(parents=True, exist_ok=True)  # a kernel's file system, where flushing a folder fails
-        BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
-
-
-def remove_orphans() -> None:
-    """Remove the containers of apps that are no more."""
-    for container in orphans():
-        remove_container(container.id)
+        BUILD_FENCE.write_text(str(int(memory * BUILD_MEMORY_SHARE)))
+    become_owner(ROOT)
 
 
 def orphans() -> list[Container]:
@@ -5737,7 +5677,8 @@ def server_disagreements() -> Iterator[Disagreement]:
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
     if lost := orphans():
-        yield Disagreement("server", f"containers of apps that are no more: {', '.join(row.name for row in lost)}", remove_orphans)
+        names = ", ".join(row.name for row in lost)
+        yield Disagreement("server", f"containers of apps that are no more: {names}", lambda: [remove_container(row.id) for row in lost])
     if not 0 <= uptime() - float(read_text(ROOT / "TICKED", "-1e9")) <= TICK_SECONDS:
         yield found(what="tick has not run for minutes, so nothing is retired late or rolled back: start cron (service cron start)")
     limit = read_text(BUILD_FENCE).strip()
@@ -5783,7 +5724,8 @@ def tick() -> None:
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
     remove_all(dead_writes(ROOT))
     remove_expired()
-    remove_orphans()
+    for container in orphans():
+        remove_container(container.id)
     mind_all()
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
         for work in (revive, restart_unfit) if free else ():  # the one before may still be asking
@@ -5826,25 +5768,20 @@ def git_upload_pack(app: str) -> NoReturn:
 
 
 def git_hook() -> None:
-    """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
+    """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this, with the refs on standard input."""
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
     signal.signal(signal.SIGTERM, leave)
     import_ahead("docker")
     try:
-        receive(app, by)
+        with locked(app, "push"):
+            remove_strays(app)
+            for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
+                if ref_of(app, ref) != old:
+                    raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
+                receive_ref(app, new, ref, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
         remove_folder(Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")))
         raise
-
-
-def receive(app: str, by: str) -> None:
-    """Receive the refs that git names on standard input, one after the other."""
-    with locked(app, "push"):
-        remove_strays(app)
-        for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
-            if ref_of(app, ref) != old:
-                raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
-            receive_ref(app, new, ref, by)
 
 
 def receive_ref(app: str, new: str, ref: str, by: str) -> None:
@@ -5890,8 +5827,7 @@ def caller_of(name: str) -> Caller:
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     """Call the function of a command with what it asks for; give the exit code."""
-    given = {**chosen, **row.fixed, "caller": caller, "purpose": row.name}
-    given.setdefault("noun", row.name.partition(":")[0])
+    given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
     rest = {*chosen} - {"style"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
@@ -5940,11 +5876,10 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     return code
 
 
-def main(argv: Sequence[str]) -> int:
+def main(words: list[str]) -> int:
     """Run one command and give its exit code; the one place where errors are caught."""
     import tempfile
     try:
-        words = list(argv)
         if words[:1] == ["--as"]:
             become_owner(ROOT)
             return run_command(words_of_ssh(inherited("SSH_ORIGINAL_COMMAND")), caller_of(words[1]))

@@ -84,8 +84,8 @@ SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
 
 BUILD_MEMORY_SHARE = 0.75  # of the host's memory, for all builds together
 TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it something is wrong
-BUILD_FENCE = next((path for path in (Path("/sys/fs/cgroup/memory/docker/buildkit/memory.limit_in_bytes"),) if path.parents[2].is_dir()),
-                   Path("/sys/fs/cgroup/docker/buildkit/memory.max"))  # cgroup v1, else v2
+CGROUPS = Path("/sys/fs/cgroup")  # version 1 of them has a folder for memory
+BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGROUPS / "memory").is_dir() else "docker/buildkit/memory.max")
 UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
@@ -101,7 +101,6 @@ VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_
 DEFAULT_PORT = 5000
 CONVERGE_AT_ONCE = 2 * (os.cpu_count() or 1)  # apps brought up at the same time when the machine starts
 
-GIT_ENVIRONMENT_KEPT = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
 SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
 PAGES_LIMIT = 2**24  # bytes of an app's own pages
@@ -194,9 +193,9 @@ class ToolFailed(DokkuError):
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
-def say(text: str = "") -> None:
-    """Print one line of data or of a step to standard output, at once, and keep it in the open build log."""
-    print(text, flush=True)
+def say(text: str = "", to: Any = None) -> None:
+    """Print one line of data or of a step to standard output, or another file, at once, and keep it in the open build log."""
+    print(text, file=to, flush=True)
     if log := TRANSCRIPT.get():
         log.write(text + "\n")
         log.flush()
@@ -229,9 +228,7 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print a line that needs attention to standard error, and keep it in the open build log."""
-    print(f" !     {text}", file=sys.stderr, flush=True)
-    if log := TRANSCRIPT.get():
-        log.write(f" !     {text}\n")
+    say(f" !     {text}", sys.stderr)
 
 
 def complain(error: DokkuError) -> None:
@@ -280,24 +277,29 @@ def say_table(rows: Sequence[Sequence[str]]) -> None:
 # 3 Nouns: what is talked about, and one parser per word. Nothing here has an effect
 # ---------------------------------------------------------------------------------------------------------------------
 
-APP_NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")
-RESERVED_NAMES = frozenset({"tls", "ssl"})
+APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")  # not tls nor ssl, not *.git
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DOMAIN = re.compile(r"(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?")
+DOMAIN = r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*"
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
-BRANCH = re.compile(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
+SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
+PHASES = ("build", "deploy", "run")
+# Options that stay inside the container or the build; every other reaches the host and is for administrators.
+HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
+    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
+    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
+REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
+                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
+                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
+RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
+WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
 ZERO = "0" * 40
 
 
 class Check(NamedTuple):
-    """How a process shows that it is fit: a path that answers, a port that listens, or staying up.
-
-    Times are in seconds. `wait` is the pause between attempts, `delay` the pause before the first. Startup and
-    readiness checks decide about a release before it serves, liveness checks about a process that serves.
-    """
+    """How a process shows that it is fit: a path that answers, a port that listens, or staying up. Times are in seconds."""
 
     process: str = "web"
     path: str = ""
@@ -306,10 +308,10 @@ class Check(NamedTuple):
     uptime: float = 0.0
     attempts: float = 0  # 0: as many as fit in START_SECONDS; UNSET: as the properties say
     timeout: float = 5.0
-    wait: float = 0.0  # 0: polls fast, backing off
-    delay: float = 0.0
+    wait: float = 0.0  # the pause between attempts; 0: polls fast, backing off
+    delay: float = 0.0  # the pause before the first
     port: int = 0
-    kind: str = "startup"
+    kind: str = "startup"  # this and readiness decide about a release before it serves, liveness about a process that serves
     scheme: str = "http"
     headers: tuple[tuple[str, str], ...] = ()
     listening: bool = False
@@ -331,20 +333,15 @@ class Job(NamedTuple):
     @property
     def id(self) -> str:
         """Name the job by what it is, so that it keeps its name over deploys."""
-        import hashlib
-        return hashlib.sha256(f"{self.schedule}\0{self.command}".encode()).hexdigest()[:10]
+        return digest_of(f"{self.schedule}\0{self.command}")[:10]
 
 
 class Release(NamedTuple):
-    """One version of an app that ran or may run: an image, a config and how to start them.
-
-    `restart` counts the restarts of the same release; `incarnation` names one set of its containers, and `kept` the older
-    one that a process type stayed in when another was restarted alone.
-    """
+    """One version of an app that ran or may run: an image, a config and how to start them."""
 
     app: str
     number: int
-    restart: int = 0
+    restart: int = 0  # how often this same release was restarted
     image: str = ""
     commit: str = ""
     by: str = ""
@@ -357,7 +354,7 @@ class Release(NamedTuple):
     template: str = ""  # the vhost template of its tree, rendered where that is allowed
     scripts: Mapping[str, str] = {}
     jobs: tuple[Job, ...] = ()
-    kept: Mapping[str, str] = {}
+    kept: Mapping[str, str] = {}  # the older incarnation that a process type stayed in when another was restarted alone
 
     @property
     def name(self) -> str:
@@ -488,19 +485,16 @@ class Service(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A public key that opens this server. `public` is type and base64 text, without a comment.
-
-    `apps` are names or patterns such as blog-*, empty for all; it opens nothing after the day `until`, nor from elsewhere than `sources`.
-    """
+    """A public key that opens this server."""
 
     name: str
-    public: str
+    public: str  # type and base64 text, without a comment
     fingerprint: str
     role: str = "admin"
-    apps: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()  # names or patterns such as blog-*; empty: all
     added: str = ""
-    until: str = ""
-    sources: str = ""
+    until: str = ""  # it opens nothing after this day
+    sources: str = ""  # nor from elsewhere
 
 
 def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -520,42 +514,30 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 # Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
 OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
+parse_app = matching(APP_NAME, "can't be the name of an app", "use lower-case letters, digits and single . _ - between them, at most 63")
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
-parse_branch = matching(BRANCH, "is not the name of a branch")
+parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
+parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com",
+                        give=lambda text: text.lower().rstrip("."))
+parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
+                        give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
+parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
+                          give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
 parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
 parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
+parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}",
+                          "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
 
 
-def parse_app(text: str) -> str:
-    """Accept the name of an app."""
-    if not APP_NAME.fullmatch(text) or len(text) > 63 or text in RESERVED_NAMES or text.endswith(".git"):
-        raise UsageError(f"{shown(text)} can't be the name of an app",
-                         "use lower-case letters, digits and single . _ - between them, at most 63")
-    return text
-
-
 def parse_app_or_global(text: str) -> str:
     """Accept an app, or --global."""
     return text if text == "--global" else parse_app(text)
-
-
-def parse_parallel(text: str) -> int:
-    """Accept how many apps to work on at once; -1 is one per processor."""
-    return max(1, parse_count(text)) if text != "-1" else os.cpu_count() or 1
-
-
-def parse_domain(text: str) -> str:
-    """Accept a domain, with `*.` in front for a wildcard."""
-    domain = text.lower().rstrip(".") if not text.startswith(".") else text
-    if not DOMAIN.fullmatch(domain) or len(domain) > 253:
-        raise UsageError(f"{shown(text)} is not a domain", "give a name such as blog.example.com or *.example.com")
-    return domain
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -614,10 +596,8 @@ def parse_port_map(text: str) -> PortMap:
 
 
 def refuse_directives(text: str, logs: Iterable[str]) -> str:
-    """Give back what a pushed template was rendered to, unless it reads or writes files of the host or runs code in nginx; `logs` are allowed.
-
-    A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
-    """
+    """Give back what a pushed template was rendered to, unless it reads or writes files of the host (other than `logs`) or runs code in nginx."""
+    # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
     if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
                           rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
@@ -640,43 +620,11 @@ def parse_upstream(text: str) -> str:
     return f"{parse_ip(address)}:{parse_port(port)}"
 
 
-def parse_buffers(text: str) -> str:
-    """Accept the number and size of buffers as nginx writes them: 8 16k."""
-    count, _, size = text.partition(" ")
-    return f"{parse_count(count)} {parse_size(size)}"
-
-
-def parse_log_path(text: str) -> str:
-    """Accept where nginx logs to: off, or a file in its own folder of logs."""
-    if text != "off" and (parse_path(text) != text or Path(text).parent != NGINX_LOGS):
-        raise UsageError(f"{shown(text)} is not a place for logs", f"off, or a file in {NGINX_LOGS}")
-    return text
-
-
-def parse_switch(text: str) -> str:
-    """Accept on or off, true or false."""
-    word = {"on": "true", "true": "true", "yes": "true", "off": "false", "false": "false", "no": "false"}.get(text.lower())
-    if not word:
-        raise UsageError(f"{shown(text)} is neither true nor false")
-    return word
-
-
-PHASES = ("build", "deploy", "run")
-# Options that stay inside the container or the build; every other reaches the host and is for administrators.
-HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
-    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
-    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
-REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
-                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
-                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
-
-
 def parse_docker_option(text: str) -> str:
     """Accept one option of docker run or docker build, with its value."""
-    try:
+    words: list[str] = []
+    with contextlib.suppress(ValueError):
         words = shlex.split(text)
-    except ValueError:
-        words = []
     if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
         raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
     if instead := REFUSED_OPTIONS.get(words[0].partition("=")[0]):
@@ -686,13 +634,7 @@ def parse_docker_option(text: str) -> str:
 
 def parse_phases(text: str) -> list[str]:
     """Accept phases, separated by commas: build, deploy, run."""
-    if bad := next((phase for phase in text.split(",") if phase not in PHASES), None):
-        raise UsageError(f"{shown(bad)} is not a phase", f"one or more of: {','.join(PHASES)}")
-    return text.split(",")
-
-
-RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
-WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
+    return [matching("|".join(PHASES), "is not a phase", f"one or more of: {','.join(PHASES)}")(phase) for phase in text.split(",")]
 
 
 def bytes_of(amount: str) -> int:
@@ -702,22 +644,18 @@ def bytes_of(amount: str) -> int:
 
 
 def parse_public_key(text: str) -> tuple[str, str]:
-    """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it.
-
-    Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a
-    line that sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
-    """
+    """Accept one OpenSSH public key; give `type base64` and its SHA256 fingerprint as ssh-keygen prints it."""
+    # Options in front, a second key and anything that is not a key are refused: what is accepted here becomes a line that
+    # sshd trusts. The key blob is checked against its own type name (RFC 4253, section 6.6).
     import base64
     import hashlib
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = lines[0].split() if len(lines) == 1 else []
     if len(words) < 2 or words[0] not in KEY_TYPES:
         raise UsageError("That is not one OpenSSH public key", "paste the one line of a file such as ~/.ssh/id_ed25519.pub")
-    try:
+    blob, kind = b"", words[0].encode()
+    with contextlib.suppress(ValueError):
         blob = base64.b64decode(words[1], validate=True)
-    except ValueError:
-        blob = b""
-    kind = words[0].encode()
     if blob[:4 + len(kind)] != len(kind).to_bytes(4, "big") + kind or len(blob) < len(kind) + 36:
         raise UsageError("That public key is damaged", "copy the whole line of the .pub file")
     digest = base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
@@ -730,12 +668,12 @@ def parse_procfile(text: str) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        process_type, colon, command = line.partition(":")
-        if not colon or not PROCESS_TYPE.fullmatch(process_type.strip()) or not command.strip():
+        process_type, _, command = (word.strip() for word in line.partition(":"))
+        if not PROCESS_TYPE.fullmatch(process_type) or not command:
             raise DokkuError(f"Procfile line {number} is not `type: command`: {shown(line)}", "for example  web: ./server --port $PORT")
-        if process_type.strip() in processes:
-            raise DokkuError(f"Procfile line {number} names {process_type.strip()} a second time")
-        processes[process_type.strip()] = command.strip()
+        if process_type in processes:
+            raise DokkuError(f"Procfile line {number} names {process_type} a second time")
+        processes[process_type] = command
     return processes
 
 
@@ -750,9 +688,9 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
-    """Read one member of a JSON object that a user wrote; a value of another kind is refused by name."""
-    found = value.get(key, default)
+def member(value: Any, key: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
+    """Read one member of a JSON object that a user wrote, its default from anything else; a value of another kind is refused by name."""
+    found = value.get(key, default) if isinstance(value, dict) else default
     if found is not default and (not isinstance(found, kind) or isinstance(found, bool)):
         raise DokkuError(f"{what}: {key} has the wrong kind of value: {shown(json.dumps(found))}")
     return found
@@ -760,18 +698,14 @@ def member(value: Mapping[str, Any], key: str, kind: type | tuple[type, ...], wh
 
 def parse_healthchecks(app_json: Mapping[str, Any]) -> tuple[Check, ...]:
     """Read the checks of app.json: `healthchecks: {type: [{...}]}`."""
-    checks = []
-    for process_type, rows in member(app_json, "healthchecks", dict, "app.json", {}).items():
-        parse_process_type(process_type)
-        for row in rows if isinstance(rows, list) else [rows]:
-            if not isinstance(row, dict):
-                raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
-            checks.append(parse_healthcheck(process_type, row))
-    return tuple(checks)
+    found = {parse_process_type(kind): rows for kind, rows in member(app_json, "healthchecks", dict, "app.json", {}).items()}
+    return tuple(parse_healthcheck(kind, row) for kind, rows in found.items() for row in (rows if isinstance(rows, list) else [rows]))
 
 
-def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
+def parse_healthcheck(process_type: str, row: Any) -> Check:
     """Read one check of app.json; the members are those dokku documents."""
+    if not isinstance(row, dict):
+        raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
     what = "app.json healthchecks"
     number = functools.partial(member, row, kind=(int, float), what=what)
     path, kind, scheme = (member(row, key, str, what, default) for key, default in (("path", ""), ("type", "startup"), ("scheme", "http")))
@@ -780,22 +714,16 @@ def parse_healthcheck(process_type: str, row: Mapping[str, Any]) -> Check:
                          "types: startup, readiness, liveness; schemes: http, https")
     if path and not re.fullmatch(r"/[!-~]*", path):
         raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
-    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=parse_check_headers(row),
+    headers = tuple((one.get("name"), one.get("value")) for one in member(row, "httpHeaders", list, what, []) if isinstance(one, dict))
+    if bad := next((pair for pair in headers if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
+        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
                  content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
                  uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
                  wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
                  listening=row.get("listening") is True)
 
 
-def parse_check_headers(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Read the header fields that a check sends: a list of {name, value}."""
-    found = [(header.get("name"), header.get("value")) for header in member(row, "httpHeaders", list, "app.json healthchecks", []) if isinstance(header, dict)]
-    if bad := next((pair for pair in found if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
-        raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
-    return tuple(found)
-
-
-SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
 parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
 
@@ -803,7 +731,7 @@ def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
     """Read the cron jobs of app.json; a schedule is what crontab(5) takes, five fields or a word such as @daily."""
     jobs = []
     for row in member(app_json, "cron", list, "app.json", []):
-        schedule, command, policy = (member(row if isinstance(row, dict) else {}, key, str, "app.json cron", default).strip()
+        schedule, command, policy = (member(row, key, str, "app.json cron", default).strip()
                                      for key, default in (("schedule", ""), ("command", ""), ("concurrency_policy", "allow")))
         if not SCHEDULE.fullmatch(schedule) or not command or "\n" in command:
             raise DokkuError(f"app.json: {shown(schedule)} {shown(command)} is not a cron job", 'for example  {"schedule": "0 3 * * *", "command": "./clean"}')
@@ -811,26 +739,20 @@ def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
-SCRIPTS = ("predeploy", "postdeploy", "first")
-
-
 def parse_scripts(app_json: Mapping[str, Any]) -> dict[str, str]:
     """Read the commands that app.json wants around a deploy: dokku's own each time, Heroku's postdeploy after the first."""
     scripts = member(app_json, "scripts", dict, "app.json", {})
     own = member(scripts, "dokku", dict, "app.json scripts", {})
-    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in SCRIPTS[:2]}
+    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in ("predeploy", "postdeploy")}
     found["first"] = member(scripts, "postdeploy", str, "app.json scripts", "")
     return {key: command for key, command in found.items() if command}
 
 
 def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
     """Read how many of each process type app.json asks for."""
-    counts = {}
-    for process_type, row in member(app_json, "formation", dict, "app.json", {}).items():
-        row = row if isinstance(row, dict) else {}
-        count = member(row, "quantity", int, f"app.json formation {process_type}", 1)
-        counts.update([parse_scale(f"{process_type}={count}")])
-    return counts
+    rows = member(app_json, "formation", dict, "app.json", {})
+    counts = {kind: member(row, "quantity", int, f"app.json formation {kind}", 1) for kind, row in rows.items()}
+    return dict(parse_scale(f"{kind}={count}") for kind, count in counts.items())
 
 
 def parse_checks_file(text: str) -> tuple[Check, ...]:
@@ -842,8 +764,7 @@ def parse_checks_file(text: str) -> tuple[Check, ...]:
             settings[setting[1]] = float(setting[2])
         elif line.strip() and not line.lstrip().startswith("#"):
             address, _, content = line.strip().partition(" ")
-            parts = re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)
-            if not parts:
+            if not (parts := re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)):
                 raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
             checks.append(Check(path=parts[3] or "/", scheme=parts[1] or "http", content=content.strip(), headers=(("Host", parts[2]),) if parts[2] else ()))
     return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"], wait=settings["WAIT"]) for check in checks)
@@ -854,13 +775,8 @@ def parse_scale_file(text: str) -> dict[str, int]:
     return dict(parse_scale(line.strip()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
-def quote_value(value: str) -> str:
-    """Write a config value so that it stays on one line and can be repaired with an editor."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def unquote_value(text: str) -> str:
-    """Read a config value as `quote_value` or a shell would have written it."""
+    """Read a config value as `render_environment` or a shell would have written it."""
     if text.startswith('"'):
         with contextlib.suppress(ValueError):
             return str(json.loads(text))
@@ -870,31 +786,27 @@ def unquote_value(text: str) -> str:
 
 
 def parse_environment(text: str) -> dict[str, str]:
-    """Read `KEY=quoted` lines, with or without `export` in front.
-
-    Only a newline ends a line: a value may hold the other characters that Unicode counts as line ends.
-    """
+    """Read `KEY=quoted` lines, with or without `export` in front."""
+    # only a newline ends a line: a value may hold the other characters that Unicode counts as line ends
     pairs = (line.strip().removeprefix("export ").partition("=") for line in text.split("\n") if "=" in line)
     return {key.strip(): unquote_value(value) for key, _, value in pairs if CONFIG_KEY.fullmatch(key.strip())}
 
 
 def render_environment(config: Mapping[str, str]) -> str:
-    """Write a config as `KEY=quoted` lines."""
-    return "".join(f"{key}={quote_value(value)}\n" for key, value in sorted(config.items()))
+    """Write a config as `KEY=quoted` lines: a value stays on one line and can be repaired with an editor."""
+    return "".join(f"{key}={json.dumps(value, ensure_ascii=False)}\n" for key, value in sorted(config.items()))
 
 
 CONFIG_STYLES: dict[str, Callable[[Mapping[str, str]], str]] = {
     "keys": "\n".join,
     "exports": lambda config: "\n".join(f"export {key}={shlex.quote(value)}" for key, value in config.items()),
-    "envfile": lambda config: "\n".join(f"{key}={quote_value(value)}" for key, value in config.items()),
+    "envfile": lambda config: "\n".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in config.items()),
     "docker-args": lambda config: " ".join(f"--env={key}={shlex.quote(value)}" for key, value in config.items()),
     "docker-args-keys": lambda config: " ".join(f"--env={key}" for key in config),
     "shell": lambda config: " ".join(f"{key}={shlex.quote(value)}" for key, value in config.items()),
     "json": lambda config: json.dumps(config, ensure_ascii=False),
     "json-list": lambda config: json.dumps([{"name": key, "value": value} for key, value in config.items()], ensure_ascii=False),
 }
-
-
 parse_config_style = matching("|".join([*CONFIG_STYLES, "pretty"]), "is not a format", f"one of: {', '.join([*CONFIG_STYLES, 'pretty'])}")
 
 
@@ -952,19 +864,16 @@ def uptime() -> float:
 
 def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
         cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end and give what it printed. Raises ToolFailed when it fails and `check` is set.
-
-    `timeout` is in seconds; a program that takes longer is killed and counts as failed with 124, as timeout(1) has it.
-    """
+    """Run a program to its end, at most `timeout` seconds, and give what it printed. Raises ToolFailed when it fails and `check` is set."""
     trace(argv)
     import subprocess
     given = stdin.encode() if isinstance(stdin, str) else stdin
     try:
         done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
-                              env=None if env is None else dict(env), cwd=cwd, check=False, timeout=timeout)
+                              env=env, cwd=cwd, check=False, timeout=timeout)
     except FileNotFoundError:
         raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
-    except subprocess.TimeoutExpired as late:
+    except subprocess.TimeoutExpired as late:  # it was killed, and counts as failed with what timeout(1) gives
         done = subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", f"it took longer than {timeout:g} s".encode())
     if check and done.returncode:
         raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
@@ -987,19 +896,16 @@ def output_of(argv: Sequence[str], **options: Any) -> str:
 
 
 def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_line: Callable[[str], None] = detail) -> str:
-    """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed.
-
-    Our own end (an error, TERM, a reader that went away) ends the program too.
-    """
+    """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed."""
     import subprocess
     last: list[str] = []
-    process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=None if env is None else dict(env))
+    process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
     try:
         for raw in process.stdout or ():
             line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
             last = [*last[-99:], line]
             say_line(line)
-    except BaseException:
+    except BaseException:  # our own end (an error, TERM, a reader that went away) ends the program too
         process.terminate()
         raise
     finally:
@@ -1041,39 +947,31 @@ def become(argv: Sequence[str]) -> NoReturn:
     os.execvp(argv[0], list(argv))  # noqa: S606 - that is what it is for: no shell stands between
 
 
-def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
-    """Run git for an ssh client in a process group of its own, and end the group when the client goes away.
-
-    A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we
-    stay as parent and watch our standard output for the error that a closed reader leaves there. `keep` are the
-    descriptors of locks, handed down so that they live until git has moved its refs.
-    """
-    process = begin(argv, env=dict(env), start_new_session=True, pass_fds=keep)
-    try:
-        while process.poll() is None:
-            if reader_left(0.1):
-                leave()
-    except BaseException:
-        end_group(process)
-        raise
-    return process.wait()
-
-
-def attend(argv: Sequence[str]) -> int:
-    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code.
-
-    sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells.
-    """
-    signal.signal(signal.SIGHUP, leave)
-    process = begin(argv)
+def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None]) -> int:
+    """Wait for a program and give its exit code; `end` it when the client goes away, or when we are ended ourselves."""
     try:
         while process.poll() is None:
             if reader_left(0.05):
                 leave()
-    except (KeyboardInterrupt, Cancelled):
-        process.terminate()
+    except BaseException:
+        end(process)
         raise
     return process.wait()
+
+
+def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
+    """Run git for an ssh client in a process group of its own, and end the group when the client goes away."""
+    # A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we stay as parent
+    # and watch our standard output for the error that a closed reader leaves there. `keep` are the descriptors of locks, handed
+    # down so that they live until git has moved its refs.
+    return watch(begin(argv, env=env, start_new_session=True, pass_fds=keep), end_group)
+
+
+def attend(argv: Sequence[str]) -> int:
+    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code."""
+    # sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells
+    signal.signal(signal.SIGHUP, leave)
+    return watch(begin(argv), lambda process: process.terminate())
 
 
 def leave(*_: Any) -> NoReturn:
@@ -1090,10 +988,9 @@ def reader_left(seconds: float) -> bool:
 
 def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
     """TERM a process group, and KILL it after the grace (seconds)."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace
     with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
         while time.monotonic() < deadline:  # git ends at once, its hook puts things back first
             process.poll()
             os.killpg(process.pid, 0)
@@ -1102,10 +999,7 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
 
 
 def detach(work: Callable[[], None]) -> None:
-    """Do work in a grandchild that holds none of our descriptors and outlives us.
-
-    Our locks live in descriptors, so every one of them is closed before anything else happens there.
-    """
+    """Do work in a grandchild that holds none of our descriptors and outlives us."""
     sys.stdout.flush()
     if child := os.fork():
         os.waitpid(child, 0)
@@ -1114,7 +1008,7 @@ def detach(work: Callable[[], None]) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)
-        os.closerange(0, 4096)
+        os.closerange(0, 4096)  # our locks live in descriptors, so this comes before anything else
         os.open(os.devnull, os.O_RDWR), os.dup(0), os.dup(0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.nice(5)
@@ -1135,8 +1029,7 @@ def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -
             name = waiting.pop(0)
             running[fork_work(work, name)] = name
         child, status = os.wait()
-        name = running.pop(child, "")
-        if status and name:
+        if (name := running.pop(child, "")) and status:
             failed.append(name)
     return failed
 
@@ -1202,10 +1095,9 @@ def release_folder(app: str, number: int) -> Path:
 
 def read_text(path: Path, default: str = "") -> str:
     """Read a file that may not be there."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return path.read_text(errors="surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return default
+    return default
 
 
 def read_lines(path: Path) -> list[str]:
@@ -1220,15 +1112,12 @@ def read_table(name: str) -> list[list[str]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that we wrote; nothing where there is none."""
-    text = read_text(path)
-    return parse_json_object(text, str(path)) if text else {}
+    return parse_json_object(read_text(path) or "{}", str(path))
 
 
 def write_text(path: Path, text: str, *, secret: bool = False) -> None:
-    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte.
-
-    The name beside holds our process id: `dead_writes` knows by it what a killed process left.
-    """
+    """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
+    # the name beside holds our process id: `dead_writes` knows by it what a killed process left
     beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
     try:
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -1367,27 +1256,20 @@ def same_file(descriptor: int, path: Path) -> bool:
     return False
 
 
-def take_lock(descriptor: int, purpose: str, who: str, waiting: str) -> None:
-    """Take a lock; says whom it waits for. The holder's words stand in the file for the next one to read."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        detail(f"{waiting}: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{purpose} by {who} since {now()} (process {os.getpid()})\n".encode(), 0)
-
-
 @contextlib.contextmanager
 def locked(app: str, purpose: str) -> Iterator[None]:
-    """Hold the app's lock. Raises NoSuchApp when the app is gone by the time the lock is ours.
-
-    In a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs.
-    """
+    """Hold the app's lock; says whom it waits for. Raises NoSuchApp when the app is gone by the time the lock is ours."""
+    # in a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs
     path, handed = app_folder(require_app(app)) / "lock", inherited("DOKKU_LOCK_FD")
     descriptor = int(handed) if handed else open_lock(path)
     try:
-        take_lock(descriptor, purpose, inherited("DOKKU_CALLER", "root"), f"{app} is busy")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # the holder's words stand in the file
+            detail(f"{app} is busy: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{purpose} by {inherited('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
         if not same_file(descriptor, path):
             raise NoSuchApp(app)
         yield
@@ -1399,32 +1281,20 @@ def locked(app: str, purpose: str) -> Iterator[None]:
 @contextlib.contextmanager
 def server_lock(name: str) -> Iterator[None]:
     """Hold one of the server's own short locks: addresses, nginx, keys."""
-    descriptor = open_lock(make_folder(ROOT / "locks") / name)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with os.fdopen(open_lock(make_folder(ROOT / "locks") / name)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
     """Hold a lock if it is free; says whether it is."""
-    descriptor, free = open_lock(path), False
-    try:
+    free = False
+    with os.fdopen(open_lock(path)) as lock:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = True
         yield free
-    finally:
-        os.close(descriptor)
-
-
-def share_lock(path: Path) -> int:
-    """Take a lock together with others who share it; give the descriptor, which holds it until closed here and in every child."""
-    descriptor = open_lock(path)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
 
 
 def is_locked(path: Path) -> bool:
@@ -1433,19 +1303,43 @@ def is_locked(path: Path) -> bool:
         return not free
 
 
+def repository_of(app: str) -> Path:
+    """Locate the bare repository of an app."""
+    return app_folder(app) / "repo.git"
+
+
+def dead_pushes(app: str) -> list[Path]:
+    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
+    repository = repository_of(app)
+    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+
+
+def remove_dead_pushes(app: str) -> None:
+    """Remove what killed pushes left in the repository of an app; not while any push lives."""
+    with lock_if_free(app_folder(app) / "pushes") as free:
+        remove_all(dead_pushes(app) if free else ())
+
+
+def begin_push(app: str) -> int:
+    """Note that a push lives, by a lock shared with others, until the descriptor that this gives is closed here and in every child."""
+    remove_dead_pushes(app)
+    descriptor = open_lock(app_folder(app) / "pushes")
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
-    folder, told = make_folder(ROOT / "locks"), False
-    while True:
+    folder = make_folder(ROOT / "locks")
+    for attempt in itertools.count():
         for number in range(BUILD_SLOTS):
             with lock_if_free(folder / f"build.{number}") as free:
                 if free:
                     yield
                     return
-        if not told:
+        if not attempt:
             detail(f"{BUILD_SLOTS} build(s) of other apps are running, which is what this server allows; waiting")
-        told = True
         time.sleep(0.1)
 
 
@@ -1471,8 +1365,7 @@ def merged_config(app: str) -> dict[str, str]:
 
 def read_current(app: str) -> Release | None:
     """Read the release that should run; nothing before the first deploy."""
-    words = read_text(app_folder(app) / "CURRENT").split()
-    if not words:
+    if not (words := read_text(app_folder(app) / "CURRENT").split()):
         return None
     number, _, restart = words[0].removeprefix("v").partition(".")
     release = read_release(app, int(number))
@@ -1481,8 +1374,7 @@ def read_current(app: str) -> Release | None:
 
 def read_release(app: str, number: int) -> Release | None:
     """Read the record of a release."""
-    record = read_json(release_folder(app, number) / "release.json")
-    if not record:
+    if not (record := read_json(release_folder(app, number) / "release.json")):
         return None
     checks = tuple(Check(**{**check, "command": tuple(check["command"]), "headers": tuple(map(tuple, check.get("headers", ())))})
                    for check in record.pop("checks"))
@@ -1517,9 +1409,9 @@ def release_config(release: Release) -> dict[str, str]:
 def port_of(release: Release) -> int:
     """Give the port a release's web processes listen on: the config var PORT, else what the image says."""
     port = release_config(release).get("PORT", str(release.port))
-    if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
-        raise DokkuError(f"The config var PORT is {shown(port)}, which is not a port", "set it to a number of 1 to 65535, or unset it")
-    return int(port)
+    with contextlib.suppress(UsageError):
+        return parse_port(port)
+    raise DokkuError(f"The config var PORT is {shown(port)}, which is not a port", "set it to a number of 1 to 65535, or unset it")
 
 
 def write_current(release: Release) -> None:
@@ -1587,14 +1479,12 @@ def check_mode(app: str, process_type: str) -> str:
 
 def read_resources(app: str) -> dict[tuple[str, str, str], str]:
     """Read what `resource:limit` and `resource:reserve` set: (limit or reserve, process type, resource) -> amount."""
-    rows = (line.split() for line in read_lines(app_folder(app) / "RESOURCES"))
-    return {(row[0], row[1], row[2]): row[3] for row in rows if len(row) == 4}
+    return {(row[0], row[1], row[2]): row[3] for row in map(str.split, read_lines(app_folder(app) / "RESOURCES")) if len(row) == 4}
 
 
 def read_tags(app: str) -> dict[str, int]:
     """Read the names that `tag:add` gave to releases: name -> number."""
-    rows = (line.split() for line in read_lines(app_folder(app) / "TAGS"))
-    return {row[0]: int(row[1]) for row in rows}
+    return {tag: int(number) for tag, number in map(str.split, read_lines(app_folder(app) / "TAGS"))}
 
 
 def write_tags(app: str, tags: Mapping[str, int]) -> None:
@@ -1727,17 +1617,17 @@ def allotted() -> list[tuple[str, str, str, str]]:
 def allot_address(subnet: str, release: Release, dyno: str) -> str:
     """Give a web process an address of the lower half of the subnet; the same again when it already has one."""
     import ipaddress
+    mine = (release.app, release.incarnation_of(dyno), dyno)
     with server_lock("addresses"):
-        taken = allotted()
-        for address, *owner in taken:
-            if owner == [release.app, release.incarnation_of(dyno), dyno]:
+        owners = {address: tuple(owner) for address, *owner in allotted()}
+        for address, owner in owners.items():
+            if owner == mine:
                 return address
-        used = {address for address, *_ in taken}
         lower = next(ipaddress.ip_network(subnet).subnets())
-        free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in used), None)
+        free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in owners), None)
         if not free:
             raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
-        write_text(ROOT / "addresses" / f"{free}={release.app}={release.incarnation_of(dyno)}={dyno}", "")
+        write_text(ROOT / "addresses" / "=".join([free, *mine]), "")
         return free
 
 
@@ -1761,8 +1651,7 @@ def require_disk() -> None:
     import shutil
     for path in (ROOT, DOCKER_DATA):
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            free = shutil.disk_usage(path).free // 2**20
-            if free < MIN_FREE_MB:
+            if (free := shutil.disk_usage(path).free // 2**20) < MIN_FREE_MB:
                 raise DokkuError(f"Only {free} MB are free in {path}; a build needs {MIN_FREE_MB}",
                                  "remove what is not needed (dokku apps:destroy, docker image rm), then push again")
 
@@ -1789,19 +1678,18 @@ def patterns() -> dict[str, list[str]]:
 
 
 def parser_named(kind: str) -> Callable[[str], Any]:
-    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any.
-
-    A kind that is not there is an error, so that no slip in a table opens a door.
-    """
+    """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any."""
     if kind.startswith("{"):
         return one_of(*kind[1:-1].split("/"))
     if row := patterns().get(kind):
         return matching(*row[:3], give=str.lower if row[3:] else str)
+    # a kind that is not there is an error, so that no slip in a table opens a door
     return str if kind == "str" else globals()[f"parse_{kind.replace('-', '_')}"]
 
 
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
               for noun, key, default, words, access, summary in read_table("properties.tsv")}
+NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
 
 
 def property_file(app: str, noun: str, key: str) -> Path:
@@ -1815,9 +1703,6 @@ def property_of(app: str, noun: str, key: str) -> str:
     return own or read_text(property_file("--global", noun, key)).strip() or PROPERTIES[noun, key].default
 
 
-NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
-
-
 def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
     """List the networks that an app's containers are in beside the product's own: those of its settings, and one of each service it is linked to."""
     linked = [f"dokku.{engine_name}.{name}" for engine_name, name in links_of(app)]
@@ -1827,25 +1712,20 @@ def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
 def property_rows(app: str, noun: str) -> dict[str, str]:
     """Give the rows that a noun's properties add to its report: the app's own value, the one in effect, the server's."""
     rows = {}
-    for (owner, key), row in PROPERTIES.items():
-        if owner == noun:
-            server = read_text(property_file("--global", noun, key)).strip() or row.default
-            own = {} if app == "--global" else {f"{noun}-{key}": read_text(property_file(app, noun, key)).strip(),
-                                                f"{noun}-computed-{key}": property_of(app, noun, key)}
-            rows.update(own, **{f"{noun}-global-{key}": server})
+    for key in (key for owner, key in PROPERTIES if owner == noun):
+        if app != "--global":
+            rows[f"{noun}-{key}"] = read_text(property_file(app, noun, key)).strip()
+            rows[f"{noun}-computed-{key}"] = property_of(app, noun, key)
+        rows[f"{noun}-global-{key}"] = property_of("--global", noun, key)
     return rows
 
 
 def write_property(app: str, noun: str, key: str, value: str) -> None:
     """Set a property, or clear it with an empty value. Raises UsageError for an unknown name or a bad value."""
-    row = PROPERTIES.get((noun, key))
-    if not row:
+    if not (row := PROPERTIES.get((noun, key))):
         valid = ", ".join(name for owner, name in sorted(PROPERTIES) if owner == noun)
         raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {valid}")
-    if value:
-        write_text(property_file(app, noun, key), f"{row.parse(value)}\n")
-    else:
-        remove_file(property_file(app, noun, key))
+    write_lines(property_file(app, noun, key), [row.parse(value)] if value else [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1865,19 +1745,12 @@ def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0
 # 8 Git: one bare repository per app, and a commit's tree in a folder
 # ---------------------------------------------------------------------------------------------------------------------
 
-def repository_of(app: str) -> Path:
-    """Locate the bare repository of an app."""
-    return app_folder(app) / "repo.git"
-
-
 def git_environment(*, quarantine: bool = False) -> dict[str, str]:
-    """Give git the environment it would have outside a hook.
-
-    git sets GIT_DIR and others for a hook, which mislead every git started from there. Reading a commit that is
-    still in quarantine needs the object directories: those three are kept on demand (githooks(5), git-receive-pack(1)).
-    """
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith("GIT_") or (quarantine and name in GIT_ENVIRONMENT_KEPT)}
+    """Give git the environment it would have outside a hook."""
+    # git sets GIT_DIR and others for a hook, which mislead every git started from there. Reading a commit that is
+    # still in quarantine needs the object directories: those three are kept on demand (githooks(5), git-receive-pack(1)).
+    wanted = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES") if quarantine else ()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in wanted}
     return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", **FLUSHED}
 
 
@@ -1917,7 +1790,7 @@ def checkout(app: str, commit: str) -> Iterator[Path]:
 
 
 def fetch_submodules(app: str, tree: Path, listing: str) -> None:
-    """Fetch the submodules that a tree names, and theirs. `listing` is what `git ls-tree -r -z` printed."""
+    """Fetch the submodules that a tree names, and theirs, by the protocols we allow only. `listing` is what `git ls-tree -r -z` printed."""
     wanted = {path: meta.split()[2] for meta, _, path in (entry.partition("\t") for entry in listing.split("\0")) if meta.startswith("160000")}
     if not wanted:
         return
@@ -1925,22 +1798,18 @@ def fetch_submodules(app: str, tree: Path, listing: str) -> None:
                          env=git_environment(), check=False)
     pairs = dict(entry.partition("\n")[::2] for entry in settings.split("\0") if entry)
     urls = {path: pairs.get(key.removesuffix(".path") + ".url", "") for key, path in pairs.items() if key.endswith(".path")}
-    for path, commit in wanted.items():
-        fetch_submodule(app, tree / path, urls.get(path, ""), commit, path)
-
-
-def fetch_submodule(app: str, folder: Path, url: str, commit: str, path: str) -> None:
-    """Fetch one submodule at its recorded commit, by the protocols we allow only."""
-    if not url or url.startswith(("-", ".", "/")):
-        raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
-                         "give .gitmodules a full https or ssh address")
-    detail(f"Fetching submodule {path}")
     environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS}
-    fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
-    run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
-    listing = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
-    remove_folder(folder / ".git")
-    fetch_submodules(app, folder, listing)
+    for path, commit in wanted.items():
+        url, folder = urls.get(path, ""), tree / path
+        if not url or url.startswith(("-", ".", "/")):
+            raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
+                             "give .gitmodules a full https or ssh address")
+        detail(f"Fetching submodule {path}")
+        fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
+        run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
+        inner = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
+        remove_folder(folder / ".git")
+        fetch_submodules(app, folder, inner)
 
 
 def ssh_key_file(app: str) -> Path:
@@ -1949,10 +1818,9 @@ def ssh_key_file(app: str) -> Path:
 
 
 def pinned(app: str, url: str) -> str:
-    """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for what an administrator trusts: ssh hosts, and private-hosts.
-
-    What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here. Raises DokkuError.
-    """
+    """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for a trusted one. Raises DokkuError."""
+    # What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here: it takes an administrator's word,
+    # in private-hosts or among the hosts that ssh knows.
     import ipaddress
     import socket
     scheme, host, port = (re.match(r"(https?|git)://(?:[^/?#\\@]*@)?(\[[^]/]*\]|[^/?#\\:]*)(?::(\d+))?(?=[/?#]|$)", url) or re.match("()()()", url)).groups()
@@ -2007,27 +1875,13 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
     return ref_of(app, "INCOMING_HEAD")
 
 
-def begin_push(app: str) -> int:
-    """Note that a push lives, for as long as somebody holds the descriptor that this gives; first remove what killed ones left."""
-    remove_dead_pushes(app)
-    return share_lock(app_folder(app) / "pushes")
-
-
-def dead_pushes(app: str) -> list[Path]:
-    """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
-    repository = repository_of(app)
-    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
-
-
-def remove_dead_pushes(app: str) -> None:
-    """Remove what killed pushes left in the repository of an app; not while any push lives."""
-    with lock_if_free(app_folder(app) / "pushes") as free:
-        remove_all(dead_pushes(app) if free else ())
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # 9 Docker: images, containers, the network. `docker` is imported on first use (80 ms)
 # ---------------------------------------------------------------------------------------------------------------------
+
+OURS = {"com.dokku.managed-by": "dokku_py"}
+EMPTY_IMAGE = "dokku/empty:latest"
+
 
 @functools.cache
 def engine() -> Any:
@@ -2057,46 +1911,34 @@ def whatever_comes(error: str = "APIError") -> contextlib.AbstractContextManager
 
 
 def ensure_network() -> str:
-    """Make the product's network when it is missing; give its subnet.
-
-    Its lower half is ours to allot, its upper half Docker's; containers on it can't reach each other, nginx on the
-    host reaches them all (enable_icc=false).
-    """
-    if subnet := our_subnet():
-        return subnet
-    with server_lock("network"):
-        return our_subnet() or make_network(SUBNET or free_subnet())
+    """Make the product's network when it is missing; give its subnet, of which the lower half is ours to allot, the upper half Docker's."""
+    import ipaddress
+    if found := our_subnet():
+        return found
+    types = importlib.import_module("docker").types
+    with server_lock("network"), engine_errors(f"The network {NETWORK} can't be made"):
+        if not our_subnet():
+            subnet = ipaddress.ip_network(SUBNET or free_subnet())
+            pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
+            # Without icc containers on it can't reach each other; nginx on the host reaches them all.
+            engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
+                                    options={"com.docker.network.bridge.enable_icc": "false"})
+        return our_subnet()
 
 
 def our_subnet() -> str:
     """Give the subnet of the product's network, when it is there."""
-    found = (network for network in engine().networks(names=[NETWORK]) if network["Name"] == NETWORK)
-    return next((network["IPAM"]["Config"][0]["Subnet"] for network in found), "")
-
-
-def make_network(text: str) -> str:
-    """Make the product's network on a subnet, and give that back."""
-    import ipaddress
-    subnet = ipaddress.ip_network(text)
-    types = importlib.import_module("docker").types
-    pool = types.IPAMPool(subnet=text, iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
-    with engine_errors(f"The network {NETWORK} can't be made"):
-        engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
-                                options={"com.docker.network.bridge.enable_icc": "false"})
-    return text
+    return next((row["IPAM"]["Config"][0]["Subnet"] for row in engine().networks(names=[NETWORK]) if row["Name"] == NETWORK), "")
 
 
 def free_subnet(prefix: int = 16) -> str:
     """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
     import ipaddress
     words = output_of(["ip", "-4", "route"], check=False).split()
-    pools = [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
-    used = []
-    for word in [*words, *pools]:
-        with contextlib.suppress(ValueError):
-            used.append(ipaddress.ip_network(word, strict=False))
+    words += [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
+    used = [ipaddress.ip_network(word, strict=False) for word in words if re.fullmatch(r"(?:\d+\.){3}\d+(?:/\d+)?", word)]
     subnets = (subnet for text in SUBNETS for subnet in ipaddress.ip_network(text).subnets(new_prefix=prefix))
-    return next((str(subnet) for subnet in subnets if not any(net.version == 4 and net.overlaps(subnet) for net in used)), SUBNETS[0])
+    return next((str(subnet) for subnet in subnets if not any(map(subnet.overlaps, used))), SUBNETS[0])
 
 
 def shared_networks() -> list[str]:
@@ -2139,14 +1981,6 @@ def logins_of(app: str) -> Iterator[dict[str, str]]:
         yield {**build_environment(), "DOCKER_CONFIG": str(folder)}
 
 
-OURS = {"com.dokku.managed-by": "dokku_py"}
-
-
-def log_config(app: str) -> dict[str, Any]:
-    """Bound the log of a container: three files of the app's size."""
-    return {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(app, "logs", "max-size")}}
-
-
 def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[str, str]:
     """Give the labels that identify a container; nothing else does."""
     alias = property_of(release.app, "logs", "app-label-alias")
@@ -2176,14 +2010,6 @@ def process_environment(release: Release, config: Mapping[str, str], dyno: str) 
     return {"PORT": str(release.port), "DYNO": dyno, "DOKKU_APP_NAME": release.app, "DOKKU_RELEASE": release.name, **revision, **config}
 
 
-def process_command(release: Release, process_type: str) -> list[str] | None:
-    """Give the command of a process type; None is the image's own."""
-    command = release.procfile.get(process_type)
-    if process_type == "web" and not command:
-        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
-    return shell_command(release.app, command) if command else None
-
-
 def shell_command(app: str, command: str) -> list[str]:
     """Give the words that run a line in a container of the app."""
     return [property_of(app, "scheduler", "shell"), "-c", command]
@@ -2205,12 +2031,13 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     client, phase = engine(), "run" if kind in ("run", "cron") else "deploy"
     words = [*docker_options_of(release.app, phase, dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
-    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true", log_config=log_config(release.app),
-                                            **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
+    log = {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(release.app, "logs", "max-size")}}
+    host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true",
+                                            log_config=log, **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
     bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
              for row in mounts_of(release.app) if phase in row.phases]  # one that is missing is an error: Docker makes none
     host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
-    endpoint = client.create_endpoint_config(ipv4_address=address) if address else client.create_endpoint_config()
+    endpoint = client.create_endpoint_config(ipv4_address=address)
     environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
@@ -2284,18 +2111,6 @@ def inspect_container(identity: str) -> dict[str, Any]:
     return {}
 
 
-def last_exit_code(identity: str) -> str:
-    """Give the exit code with which a container ended last, also when Docker has started it again since; else nothing."""
-    ended = engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters={"container": identity, "event": "die"}, decode=True)
-    return next((event["Actor"]["Attributes"].get("exitCode", "") for event in reversed(list(ended))), "")
-
-
-def address_of(identity: str) -> str:
-    """Give the address that Docker gave a container on our network."""
-    networks = inspect_container(identity).get("NetworkSettings", {}).get("Networks", {})
-    return (networks.get(NETWORK) or {}).get("IPAddress", "")
-
-
 def inspect_image(reference: str) -> dict[str, Any]:
     """Give what Docker knows of an image; nothing when it is not there."""
     with whatever_comes("NotFound"):
@@ -2336,9 +2151,8 @@ def tag_as(identity: str, reference: str) -> None:
 
 def pull_image(reference: str) -> bool:
     """Pull an image; say whether a registry gave it."""
-    name, tag = re.fullmatch(r"(.+?)(?::([^:/]+))?", reference).groups("latest")  # a registry's port is no tag
     with whatever_comes():
-        engine().pull(name, tag=tag)
+        engine().pull(reference)
     return bool(inspect_image(reference))
 
 
@@ -2361,41 +2175,19 @@ def drop_images(app: str, number: int) -> None:
         untag_image(image["Id"])
 
 
-def exposed_port(image: Mapping[str, Any]) -> int:
-    """Give the first TCP port that an image exposes, else 5000."""
-    ports = sorted(int(port.partition("/")[0]) for port in (image["Config"].get("ExposedPorts") or {}) if not port.endswith("/udp"))
-    return ports[0] if ports else DEFAULT_PORT
-
-
 def build_environment() -> dict[str, str]:
-    """Choose the builder: BuildKit where this client can, the classic one otherwise.
-
-    A client of 23 or later needs the buildx plugin and fails with DOCKER_BUILDKIT=1 without it.
-    """
+    """Choose the builder: BuildKit where this client can, the classic one otherwise."""
     major = re.search(r"version (\d+)", output_of([docker_command(), "--version"], check=False))
-    modern = bool(major) and int(major[1]) >= 23
+    modern = bool(major) and int(major[1]) >= 23  # those need the buildx plugin, and fail with DOCKER_BUILDKIT=1 without it
     base = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DOCKER_", "SSH_"))}
     return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
 
 
-def build_with_dockerfile(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree by its Dockerfile, saying each line as it comes; give the image's id."""
-    with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
-        argv = [docker_command(), "build", "--iidfile", str(folder / "id"), "--label", f"com.dokku.app-name={app}", *options, "--", str(tree)]
-        stream(argv, env=environment)
-        return read_text(folder / "id").strip()
-
-
-EMPTY_IMAGE = "dokku/empty:latest"
-
-
 @functools.cache
 def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError.
-
-    A container is created with and without them, never started, and the two are compared: so every option means what
-    it means to Docker, and a wrong one is refused in Docker's own words.
-    """
+    """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError."""
+    # A container is created with and without them, never started, and the two are compared: so every option means what
+    # it means to Docker, and a wrong one is refused in Docker's own words.
     if not inspect_image(EMPTY_IMAGE):
         run([docker_command(), "import", "-", EMPTY_IMAGE], stdin=b"\0" * 1024)  # two blocks of zeros: an empty tar
     plain, wanted = created_with(()), created_with(options)
@@ -2463,10 +2255,7 @@ def openssl(*words: str, stdin: str) -> str:
 
 
 def checked_certificate(text: str) -> str:
-    """Give the file of a certificate from the PEM blocks in a text: key, certificate, then its chain in order. Raises DokkuError with what is wrong.
-
-    What browsers will hardly trust is told: a chain that does not lead to an authority of this host.
-    """
+    """Make a certificate's file of PEM blocks: key, certificate, chain in order; warns of what browsers may distrust. Raises DokkuError."""
     blocks, key = CERTIFICATE.findall(text), PRIVATE_KEY.search(text)
     if not blocks or not key:
         raise UsageError(f"There is no {'private key without a passphrase' if blocks else 'certificate'} in it", "send both in PEM, in a tar or one after the other")
@@ -2548,8 +2337,7 @@ def detected_maps(app: str, container: int) -> list[PortMap]:
 
 def port_maps(app: str, container: int = DEFAULT_PORT) -> list[PortMap]:
     """List the port maps in effect: https needs a certificate. Port 80 is shared by name: an app without one has a port of its own in its place."""
-    rows = own_maps(app) or detected_maps(app, container)
-    rows = [row for row in rows if row.scheme in ("http", "grpc") or certificate_of(app)]
+    rows = [row for row in own_maps(app) or detected_maps(app, container) if row.scheme in ("http", "grpc") or certificate_of(app)]
     return [row._replace(host=app_port(app)) if row.host == 80 and not is_by_name(app) else row for row in rows]
 
 
@@ -2671,18 +2459,14 @@ def worker_accepts(worker: Worker) -> bool:
 
 
 def reload_nginx() -> list[Worker]:
-    """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers.
-
-    The reload itself is asynchronous: an old worker accepts until the master has told it to shut down. Workers that
-    an earlier reload told so are among those given: they may be serving a request that began before it.
-    """
-    old = worker_processes()
+    """Reload nginx, or start it, and return once the new configuration is the one served; give the old workers."""
+    old = worker_processes()  # with those that an earlier reload told to leave: they may be serving a request that began before it
     if not any(map(worker_accepts, old)):
         run(as_root(["/usr/sbin/service", "nginx", "start"]))
         return []
     run(as_root(["/usr/sbin/nginx", "-s", "reload"]))
     deadline = time.monotonic() + RELOAD_SECONDS
-    while any(map(worker_accepts, old)):
+    while any(map(worker_accepts, old)):  # the reload is asynchronous: they accept until the master has told them to shut down
         if time.monotonic() > deadline:
             raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
@@ -2708,22 +2492,17 @@ def test_candidate(name: str, text: str) -> None:
 
 
 def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
-    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers.
-
-    A candidate that nginx refuses never replaces the old file; when the reload fails, the old file is put back.
-    UNSEEN stands there from the rename until nginx has the file: killed in between, the next one reloads.
-    One that is served already is left alone, unless `anew`: what it includes may have changed.
-    """
+    """Make nginx serve a vhost, or none when the text is empty: test the candidate, rename it into place, reload; give the old workers."""
     folder = ROOT / "nginx"
     target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
         clear_candidates()
         old = read_text(target)
-        if old == text and not anew and not unseen.exists():
+        if old == text and not anew and not unseen.exists():  # anew: what it includes may have changed
             return []
         if text:
-            test_candidate(name, text)
-        append_line(unseen, name)
+            test_candidate(name, text)  # what nginx refuses never replaces the old file
+        append_line(unseen, name)  # until nginx has the file: killed in between, the next one reloads
         if moves_address(old, text):
             remove_file(target)
             serve_vhosts()
@@ -2758,10 +2537,7 @@ def serve_vhosts() -> list[Worker]:
 
 
 def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
-    """Name the vhosts that nginx refuses, each tested alone, and move them out of its way unless told not to; say how many. Only under nginx's lock.
-
-    So one app never keeps the others from serving.
-    """
+    """Name and count the vhosts that nginx refuses, each tested alone; `clean` moves them out of its way. Only under nginx's lock."""
     refused = 0
     for path in sorted((ROOT / "nginx").glob(f"{app}.conf")):
         clear_candidates()
@@ -2770,7 +2546,7 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
         except DokkuError as error:
             refused += 1
             complain(error)
-            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None
+            rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None  # one app never keeps others from serving
     clear_candidates()
     return refused
 
@@ -2779,13 +2555,20 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
 # 12 Schedulers: the processes of a release
 # ---------------------------------------------------------------------------------------------------------------------
 
-def start_process(release: Release, dyno: str, subnet: str) -> Container:
-    """Create and start one process of a release; web gets an address that it keeps over restarts and reboots."""
+def start_process(release: Release, dyno: str, subnet: str, ended: Container | None) -> Container:
+    """Start a process: its container when that has ended, else a new one; web has an address that it keeps over restarts and reboots."""
+    if ended:
+        start_container(ended.id)
+        return ended._replace(running=True)
     process_type = dyno.rpartition(".")[0]
+    command = release.procfile.get(process_type)
+    if process_type == "web" and not command:
+        command = property_of(release.app, "ps", "start-cmd") or property_of(release.app, "ps", "dockerfile-start-cmd")
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
     published = published_ports(release) if dyno == "web.1" else []
-    identity = create_container(release, dyno, config=release_config(release), address=address, command=process_command(release, process_type),
+    words = shell_command(release.app, command) if command else None  # the image's own
+    identity = create_container(release, dyno, config=release_config(release), address=address, command=words,
                                 labels={"com.dokku.published": " ".join(published)}, published=published,
                                 restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
@@ -2797,18 +2580,11 @@ def start_missing(release: Release) -> list[Container]:
     """Start what should run and does not: containers that ended are started again, missing ones created."""
     subnet = ensure_network()
     have = {container.dyno: container for container in containers_of(release.app) if release.has(container)}
-
-    def start(dyno: str) -> Container:
-        """Start one of them."""
-        if container := have.get(dyno):
-            start_container(container.id)
-            return container._replace(running=True)
-        return start_process(release, dyno, subnet)
-
     missing = [dyno for dyno in wanted_dynos(release) if dyno not in have or not have[dyno].running]
     for dyno in missing:
         detail(f"Starting {dyno} of {release.name}")
-    return at_once(start, missing, int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8))
+    count = int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8)
+    return at_once(lambda dyno: start_process(release, dyno, subnet, have.get(dyno)), missing, count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2820,32 +2596,20 @@ class Language(NamedTuple):
 
     title: str
     version: str
-    marks: list[str]
-    versions: list[Sequence[str]]
-    serving: list[Sequence[str]]
+    marks: list[list[str]]
+    versions: list[list[str]]
+    serving: list[list[str]]
 
 
 @functools.cache
 def languages() -> dict[str, Language]:
     """Read the languages, in the order in which they are looked for."""
-    found: dict[str, Language] = {}
-    for name, kind, *words in read_table("build/languages.tsv"):
-        if kind == "language":
-            found[name] = Language(*words, [], [], [])
-        else:
-            getattr(found[name], kind).append(words[0] if kind == "marks" else words)
-    return found
+    rows = read_table("build/languages.tsv")
+    return {name: Language(*words, *([row[2:] for row in rows if row[:2] == [name, part]] for part in Language._fields[2:]))
+            for name, kind, *words in rows if kind == "language"}
 
 
-IMAGES = {  # what templates and services stand on: the name on Docker Hub, and how an image made of this host's packages says its version
-    "go": ("golang:{}", "go version"), "java": ("maven:3-eclipse-temurin-{}", "java --version"), "java-run": ("eclipse-temurin:{}-jre", "java --version"),
-    "nginx": ("nginx:stable", "nginx -v"), "node": ("node:{}-slim", "node --version"), "php": ("php:{}-apache", "php --version"),
-    "php-fpm": ("php:{}-fpm", "php --version"), "python": ("python:{}-slim", "python --version"), "ruby": ("ruby:{}-slim", "ruby --version"),
-    "mariadb": ("mariadb:{}", "dpkg-query -W -f '${source:Upstream-Version}' mariadb-server | cut -d: -f2"), "memcached": ("memcached:{}", "memcached --version"), "postgres": ("postgres:{}", "postgres --version"),
-    "rabbitmq": ("rabbitmq:{}", "dpkg-query -W -f '${Version}' rabbitmq-server"), "redis": ("redis:{}", "redis-server --version"),
-}
-SECRETS = (("ca", "/etc/ssl/certs/ca-certificates.crt"), ("java", "/etc/ssl/certs/java/cacerts"), ("uv", "/etc/uv/uv.toml"), ("pip", "/etc/pip.conf"),
-           ("pip", "~/.config/pip/pip.conf"), ("npm", "/etc/npmrc"), ("npm", "~/.npmrc"))  # settings of this host that builds may use; of two the later
+IMAGES = {name: words for name, *words in read_table("build/images.tsv")}
 
 
 def likely_cause(output: str) -> str:
@@ -2860,18 +2624,8 @@ def own_base_images() -> tuple[str, str]:
     return name, f"{name}-slim"
 
 
-def ensure_base_images(dockerfile: str) -> None:
-    """Make the base image that a Dockerfile starts from (its reference, FROM) when neither this host nor a registry has it, and we can."""
-    named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", dockerfile, re.MULTILINE | re.IGNORECASE)  # build arguments are not expanded
-    if set(named) & set(own_base_images()):
-        make_base_image()
-
-
 def make_base_image(anew: bool = False) -> None:
-    """Make sure that the base image of this host's release is there: found, else pulled, else built; `anew` builds it.
-
-    Nobody else builds it at the same time.
-    """
+    """Make sure that the base image of this host's release is there: found, else pulled, else built; `anew` builds it. One at a time."""
     full, slim = own_base_images()
     with server_lock("images"):
         if anew or not all(inspect_image(name) or (property_of("--global", "images", "source") != "debian" and pull_image(name)) for name in (full, slim)):
@@ -2927,7 +2681,8 @@ def files_image() -> str:
 
 def lent_settings(secrets: bool = True) -> list[str]:
     """Give the options that lend a build this host's proxy, and its trust and registries as secrets: none of it stays in the image."""
-    files = {name: path for name, place in SECRETS if secrets and os.access(path := os.path.expanduser(place), os.R_OK)}
+    places = read_table("build/secrets.tsv") if secrets else []
+    files = {name: path for name, place in places if os.access(path := os.path.expanduser(place), os.R_OK)}
     return [*(f"--build-arg={name}" for name in build_environment() if name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")),
             *(f"--secret=id={name},src={path}" for name, path in files.items())]
 
@@ -2978,7 +2733,7 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
     chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
     if chosen in ("", "dockerfile") and peek(tree, dockerfile):
         return "", dockerfile
-    marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for mark in row.marks]
+    marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for (mark,) in row.marks]
     if row := next((row for row in marks if (tree / row[1]).is_file()), None):
         return row
     raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
@@ -3015,10 +2770,13 @@ def build_folder(app: str, tree: Path) -> Path:
     return folder.resolve()
 
 
-def explained(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree; give the image's id. When it fails, its last words are said again at the end, with what most likely is wrong. Raises DokkuError."""
+def build_tree(app: str, tree: Path, options: Sequence[str]) -> str:
+    """Build a tree, saying each line as it comes; give the image's id. Raises DokkuError with the last lines and a likely cause."""
     try:
-        return build_with_dockerfile(app, tree, options)
+        with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
+            argv = [docker_command(), "build", f"--iidfile={folder / 'id'}", f"--label=com.dokku.app-name={app}", *options, "--", str(tree)]
+            stream(argv, env=environment)
+            return read_text(folder / "id").strip()
     except ToolFailed as error:
         lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
         raise DokkuError("\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])]), likely_cause(error.output)) from None
@@ -3036,10 +2794,14 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
             write_text(beside / "Dockerfile", text)
         else:
             step(f"Building {release.app} {release.name} from its Dockerfile")
-            ensure_base_images(read_tree_file(tree, mark))
-        image = explained(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
+            named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", read_tree_file(tree, mark), re.MULTILINE | re.IGNORECASE)
+            if set(named) & set(own_base_images()):  # build arguments are not expanded
+                make_base_image()
+        image = build_tree(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
     remove_file(purged)
-    return release._replace(image=image, port=DEFAULT_PORT if language else exposed_port(inspect_image(image)))
+    exposed = {} if language else inspect_image(image)["Config"].get("ExposedPorts") or {}
+    first = min((int(port.partition("/")[0]) for port in exposed if not port.endswith("/udp")), default=DEFAULT_PORT)
+    return release._replace(image=image, port=first)
 
 
 def read_tree_file(tree: Path, name: str) -> str:
@@ -3089,32 +2851,23 @@ def ask_path(address: str, port: int, check: Check) -> str:
     return "" if check.content in body else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
 
 
-def ask_port(address: str, port: int, timeout: float) -> str:
-    """Try once to connect; give what is wrong, or nothing."""
-    import socket
-    try:
-        socket.create_connection((address, port), timeout).close()
-        return ""
-    except OSError as error:
-        return f"nothing listens on port {port} ({error.strerror or error})"
-
-
-def ask_command(container: Container, check: Check) -> str:
-    """Run a check's command in a process' container; give what is wrong, or nothing."""
-    done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
-    printed = (done.stdout + done.stderr).decode(errors="replace").strip()
-    return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else ""
-
-
 def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
     """Ask once what a check asks for; give what is wrong, or nothing, and whether there was somebody to ask yet."""
+    import socket
     if check.command:
-        return ask_command(container, check), True
+        done = run([docker_command(), "exec", container.id, *check.command], check=False, timeout=check.timeout)
+        printed = (done.stdout + done.stderr).decode(errors="replace").strip()
+        return f"`{shlex.join(check.command)}` ended with exit code {done.returncode}: {printed[-500:]}" if done.returncode else "", True
     if check.process != container.process_type or (check.process != "web" and not check.path and not check.listening):
         return "", True
-    address = container.address or address_of(container.id)
-    silence = ask_port(address, check.port or port, check.timeout)
-    return (silence, False) if silence or not check.path else (ask_path(address, check.port or port, check), True)
+    networks = {} if container.address else inspect_container(container.id).get("NetworkSettings", {}).get("Networks", {})
+    address = container.address or (networks.get(NETWORK) or {}).get("IPAddress", "")
+    port = check.port or port
+    try:
+        socket.create_connection((address, port), check.timeout).close()
+    except OSError as error:
+        return f"nothing listens on port {port} ({error.strerror or error})", False
+    return ask_path(address, port, check) if check.path else "", True
 
 
 def process_trouble(container: Container) -> str:
@@ -3125,8 +2878,11 @@ def process_trouble(container: Container) -> str:
     state = facts["State"]
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
         return ""
-    killed = ", out of memory" if state["OOMKilled"] else ""
-    return f"it ended with exit code {last_exit_code(container.id) or state['ExitCode']}{killed}"
+    # The last event of its end has the exit code, also when Docker has started it again since.
+    filters = {"container": container.id, "event": "die"}
+    ended = list(engine().events(since=int(time.time()) - 3600, until=f"{time.time():.6f}", filters=filters, decode=True))
+    code = next((event["Actor"]["Attributes"].get("exitCode") for event in reversed(ended)), "") or state["ExitCode"]
+    return f"it ended with exit code {code}{', out of memory' if state['OOMKilled'] else ''}"
 
 
 def checks_for(release: Release, container: Container) -> list[Check]:
@@ -3135,36 +2891,30 @@ def checks_for(release: Release, container: Container) -> list[Check]:
     if check_mode(release.app, container.process_type) != "enabled":
         return [Check(process="", uptime=float(property_of(release.app, "checks", "default-wait")))]
     own = [check.settled(defaults) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
-    if own:
-        return own
-    return [Check()] if container.process_type == "web" else [Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
+    return own or [Check() if container.process_type == "web" else Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
 
 
 def wait_until_healthy(release: Release, container: Container) -> None:
     """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
+    port, unfit = port_of(release), f"{container.dyno} of {release.name} is not fit"
     for check in checks_for(release, container):
         time.sleep(check.delay)
-        wait_for_check(release, container, check)
-
-
-def wait_for_check(release: Release, container: Container, check: Check) -> None:
-    """Wait until a process passes one check. A port that does not listen yet is polled fast and costs no attempt."""
-    port, began, asked, pause = port_of(release), time.monotonic(), 0, 0.005
-    patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
-    while True:
-        time.sleep(check.uptime)
-        if trouble := process_trouble(container):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
-        wrong, answered = ask_once(container, port, check)
-        if not wrong:
-            return
-        asked += answered
-        spent = time.monotonic() - began
-        if spent > patience or (check.attempts and asked >= check.attempts):
-            raise DokkuError(f"{container.dyno} of {release.name} is not fit after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
-                             "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
-        time.sleep(check.wait if answered else pause)
-        pause = min(pause * 1.5, 1.0)
+        began, asked, pause = time.monotonic(), 0, 0.005
+        patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
+        while True:
+            time.sleep(check.uptime)
+            if trouble := process_trouble(container):
+                raise DokkuError(f"{unfit}: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
+            wrong, answered = ask_once(container, port, check)
+            if not wrong:
+                break
+            asked += answered  # a port that does not listen yet costs no attempt, and is polled fast
+            spent = time.monotonic() - began
+            if spent > patience or (check.attempts and asked >= check.attempts):
+                raise DokkuError(f"{unfit} after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
+                                 "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
+            time.sleep(check.wait if answered else pause)
+            pause = min(pause * 1.5, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4606,18 +4356,12 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 
 DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
-LABELS = {"apps": "app", "certs": "ssl"}  # nouns whose rows carry another prefix
-
-
-def report_rows(noun: str, app: str) -> dict[str, str]:
-    """Give the rows of a noun's report, what NOUN_facts says of the app and its properties: flag -> value."""
-    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
-    return {**(facts(app) if facts else {}), **property_rows(app, noun)}
 
 
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
-    """Print a noun's report: as text, one bare value for a flag, or JSON whose keys lack the noun."""
-    rows, prefix = report_rows(noun, app), LABELS.get(noun, noun)
+    """Print what NOUN_facts says of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
+    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
+    rows, prefix = {**(facts(app) if facts else {}), **property_rows(app, noun)}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
     if flag and flag.removeprefix("--") not in rows:
         raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
     if flag:
@@ -4625,20 +4369,18 @@ def say_report(noun: str, app: str, flag: str, style: str) -> None:
     if style == "json":
         return say_json({name.removeprefix(f"{prefix}-"): value for name, value in rows.items()})
     milestone(f"{app.removeprefix('--')} {prefix} information")
-    for name, value in rows.items():
-        detail(f"{name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip())
-    return None
+    return say_lines(f"       {name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip() for name, value in rows.items())
 
 
-def report(noun: str, app: str | None, flags: list[str], style: str, caller: Caller) -> None:
-    """Print the report of one app, of the server with --global, or of every app the caller may see."""
+def report(noun: str, app: str | None, caller: Caller, flags: Sequence[str] = (), style: str = "text") -> None:
+    """Print the report of one app, of the server with --global, or of every app the caller may see; `report` itself those of all nouns."""
     if len(flags) > 1:
         raise UsageError(f"{noun}:report takes one flag, not {' '.join(flags)}")
-    found = [app] if app else visible_apps(caller)
-    if not found:
+    if not (found := [app] if app else visible_apps(caller)):
         warn("You haven't deployed any applications yet")
     for name in found:
-        say_report(noun, name, "".join(flags), style)
+        for one in nouns_named("REPORT") if noun == "report" else [noun]:
+            say_report(one, name, "".join(flags), style)
 
 
 def secret_word(text: str) -> str:
@@ -4715,13 +4457,6 @@ def apps_facts(app: str) -> dict[str, str]:
             "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
 
 
-def report_command(app: str | None, caller: Caller) -> None:
-    """Print every report, of one app or all."""
-    for name in [require_app(app)] if app else visible_apps(caller):
-        for noun in nouns_named("REPORT"):
-            say_report(noun, name, "", "text")
-
-
 def apps_create(new: str) -> None:
     """Make an app, before its first push."""
     require_free_name(new)
@@ -4740,26 +4475,16 @@ def create_app(app: str) -> None:
             render_vhost(app)
 
 
-def apps_list(style: str, caller: Caller) -> None:
+def apps_list(style: str, caller: Caller) -> list[str]:
     """List the apps."""
     found = visible_apps(caller)
-    if style == "json":
-        return say_json(found)
-    if not found:
-        return warn("You haven't deployed any applications yet")
-    milestone("My Apps")
-    return say_lines(found)
-
-
-def exists() -> None:
-    """Do nothing: what a command names is there, else nobody had come here."""
+    if style != "json":
+        milestone("My Apps") if found else warn("You haven't deployed any applications yet")
+    return found
 
 
 def apps_destroy(app: str, force: bool) -> None:
-    """Remove an app: its processes, images, repository, config and releases.
-
-    Asks for the app's name on standard input, unless --force. Storage that it mounts is kept.
-    """
+    """Remove an app and say what is kept of it; first asks for its name on standard input, unless --force."""
     kept, linked = mounts_of(app), links_of(app)
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
@@ -4795,27 +4520,22 @@ def require_free_name(app: str) -> None:
         raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
 
 
-def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str]) -> None:
-    """Make a second app of one: its repository, config, settings, releases and images; running unless told not to."""
-    with locked(old, "copying"):
-        copy_app(old, new, leave_out)
-    with locked(new, "copying"):
-        if skip_deploy:
-            remove_file(app_folder(new) / "CURRENT")
-        current = read_current(new)
-        for number in release_numbers(new):
-            if (record := read_release(new, number)) and record.image and inspect_image(record.image):
-                for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
-                    tag_as(record.image, f"dokku/{new}:{tag}")
-        render_vhost(new)
-        if current and not is_stopped(new):
-            switch_to(current)
-
-
-def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
-    """Make a second app of one, or leave no trace of it."""
+def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
+    """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to."""
     try:
-        duplicate_app(old, new, skip_deploy, leave_out)
+        with locked(old, "copying"):
+            copy_app(old, new, leave_out)
+        with locked(new, "copying"):
+            if skip_deploy:
+                remove_file(app_folder(new) / "CURRENT")
+            current = read_current(new)
+            for number in release_numbers(new):
+                if (record := read_release(new, number)) and record.image and inspect_image(record.image):
+                    for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
+                        tag_as(record.image, f"dokku/{new}:{tag}")
+            render_vhost(new)
+            if current and not is_stopped(new):
+                switch_to(current)
     except BaseException:
         if app_exists(new):
             destroy_app(new)
@@ -4823,15 +4543,11 @@ def duplicate_or_nothing(old: str, new: str, skip_deploy: bool, leave_out: Seque
 
 
 def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
-    """Make a second app with the repository, config, settings and release of the first, under its own default domain.
-
-    --skip-deploy starts nothing; --ignore-existing is content when the new name is taken.
-    """
+    """Make a second app of one, without what two can't share and without secrets that were given by hand."""
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     require_free_name(new)
-    alone = ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"]  # two can't share the first, and secrets are given by hand
-    duplicate_or_nothing(app, new, skip_deploy, alone)
+    duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4841,26 +4557,19 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     require_free_name(new)
-    duplicate_or_nothing(app, new, skip_deploy)
-    for key in read_keys():
-        if app in key.apps:
-            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
+    duplicate_app(app, new, skip_deploy)
+    for key in [key for key in read_keys() if app in key.apps]:
+        write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
     if acme_folder(app).is_dir():
         rename_file(acme_folder(app), acme_folder(new))
     destroy_app(app)
     step(f"Renamed {app} to {new}")
 
 
-def apps_lock(app: str, caller: Caller) -> None:
-    """Keep deploys of an app out until apps:unlock."""
-    write_text(lock_file(app), f"{caller.name} since {now()}\n")
-    step("Deploy lock created")
-
-
-def apps_unlock(app: str) -> None:
-    """Let deploys of an app in again."""
-    remove_file(lock_file(app))
-    step("Deploy lock removed")
+def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
+    """Keep deploys of an app out, or let them in again."""
+    remove_file(lock_file(app)) if off else write_text(lock_file(app), f"{caller.name} since {now()}\n")
+    step(f"Deploy lock {'removed' if off else 'created'}")
 
 
 def apps_locked(app: str) -> None:
@@ -4902,10 +4611,7 @@ def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], 
 
 
 def git_sync(build: bool, changes: bool, skip_branch: bool, app: str, repository: str, ref: str | None, caller: Caller) -> None:
-    """Fetch a branch, a tag or a commit from another server as the deploy branch; without one, the branch of that name or its default.
-
-    --build deploys it, --build-if-changes only if it is another commit. A commit that can't be deployed is not kept.
-    """
+    """Fetch a branch, a tag or a commit from another server as the deploy branch, and deploy it if asked to."""
     def bring(_: Path) -> tuple[str, str]:
         """Fetch it."""
         name = ref or property_of(app, "git", "deploy-branch") or "HEAD"
@@ -4936,7 +4642,7 @@ def git_from_archive(kind: str | None, app: str, source: str, name: str, email: 
     take_source(app, "git:from-archive", caller, bring)
 
 
-def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
+def git_from_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller, load: str = "") -> None:
     """Deploy an image: the commit is a Dockerfile that starts from it, and the files of --build-dir, which only root may name."""
     def bring(folder: Path) -> tuple[str, str]:
         """Make a commit of them."""
@@ -4946,37 +4652,24 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
         return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
     if build_dir and not caller.local:
         raise UsageError("--build-dir is a folder of the server, and for root there")
+    if load and (attend([docker_command(), "load"]) or not inspect_image(image)):
+        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
     take_source(app, "git:from-image", caller, bring, image=image)
 
 
-def git_load_image(build_dir: str | None, app: str, image: str, name: str, email: str, caller: Caller) -> None:
-    """Load what `docker save` wrote from standard input, and deploy the image of that name."""
-    if attend([docker_command(), "load"]) or not inspect_image(image):
-        raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
-    git_from_image(build_dir, app, image, name, email, caller)
-
-
-def netrc_line(host: str, user: str | None, password: str | None) -> str:
-    """Write what netrc holds of a host; the password - is read from standard input. What is refused is not said again."""
+def git_auth(host: str, user: str | None, password: str | None, ask: str = "") -> None:
+    """Keep the name and password for what is fetched from a host, or say whether they are kept. What is refused is not said again."""
     given = sys.stdin.readline().strip() if password == "-" else password or ""  # noqa: S105 - it means standard input
     if user and not all(re.fullmatch(r"[!$-~][!-~]*", word) for word in (user, given)):
         raise UsageError('A name comes with a password, both without blanks, and without " or # in front', "write - to send it on standard input")
-    return f"machine {host} login {user} password {given}" if user else f"machine {host}"
-
-
-def git_auth(host: str, user: str | None, password: str | None) -> None:
-    """Keep the name and password for what is fetched from a host; - reads the password from standard input, no name forgets both."""
-    entry = netrc_line(host, user, password)
+    entry = f"machine {host} login {user} password {given}" if user else f"machine {host}"
     with server_lock("keys"):
-        kept = [line for line in read_lines(ROOT / ".netrc") if not line.startswith(f"machine {host} ")]
-        write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
-
-
-def git_auth_status(host: str, user: str | None, password: str | None) -> None:
-    """Say by the exit code whether a name and password are kept for a host, and whether they are those given."""
-    wanted = netrc_line(host, user, password) + " "
-    if not any(f"{line} ".startswith(wanted) for line in read_lines(ROOT / ".netrc")):
-        raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
+        lines = read_lines(ROOT / ".netrc")
+        if not ask:
+            kept = [line for line in lines if not line.startswith(f"machine {host} ")]
+            write_text(ROOT / ".netrc", "\n".join([*([entry] if user else []), *kept, ""]), secret=True)
+        elif not any(f"{line} ".startswith(f"{entry} ") for line in lines):
+            raise DokkuError(f"That is not kept for {host}", f"dokku git:auth {host} USER -   keeps it")
 
 
 def git_allow_host(address: str) -> None:
@@ -4989,16 +4682,11 @@ def git_allow_host(address: str) -> None:
         write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
 
 
-def git_generate_deploy_key() -> None:
-    """Make an ssh key for the server, unless it has one, and print its public half."""
-    if not ssh_key_file("--global").exists():
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(ssh_key_file("--global"))])
-    ssh_public(None)
-
-
-def ssh_public(app: str | None, about: str | None = None) -> None:
+def ssh_public(app: str | None = None, about: str | None = None, make: str = "") -> None:
     """Print the public half of an app's ssh key, or with ssh:info its fingerprint; git:public-key is the server's."""
     key = ssh_key_file(app or "--global")
+    if make and not key.exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(key)])
     if not key.exists():
         raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
@@ -5015,35 +4703,22 @@ def ssh_install(app: str) -> None:
 
 # --- config ---
 
-def config_show(merged: bool, app: str) -> None:
-    """Print the config vars of an app, or of the server with --global."""
-    milestone(f"{app} env vars")
-    config = chosen_config(app, merged)
-    if config:
-        say_table([[f"{key}:", value] for key, value in sorted(config.items())])
-
-
-def chosen_config(app: str, merged: bool) -> dict[str, str]:
-    """Read the config vars of an app or of the server; with `merged`, those of the server under those of the app."""
-    return merged_config(app) if merged and app != "--global" else read_config(app)
-
-
 def config_get(quoted: bool, app: str, key: str) -> None:
     """Print the value of one config var."""
-    config = chosen_config(app, False)
+    config = read_config(app)
     if key not in config:
         raise NotFound(f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
     say(shlex.quote(config[key]) if quoted else config[key])
 
 
-def config_export(merged: bool, style: str, app: str) -> None:
+def config_export(merged: bool, style: str, app: str, heading: str = "") -> None:
     """Print the config vars in a form that a shell, Docker or a program reads; --format names it."""
-    config = dict(sorted(chosen_config(app, merged).items()))
+    milestone(f"{app} env vars") if heading else None
+    config = dict(sorted((merged_config if merged else read_config)(app).items()))
     if style == "pretty":
-        say_table([[f"{key}:", value] for key, value in config.items()])
-    else:
-        text = CONFIG_STYLES[style](config)
-        say(text) if text else None
+        return say_table([[f"{key}:", value] for key, value in config.items()])
+    text = CONFIG_STYLES[style](config)
+    return say(text) if text else None
 
 
 def config_bundle(merged: bool, app: str) -> None:
@@ -5051,7 +4726,7 @@ def config_bundle(merged: bool, app: str) -> None:
     import io
     import tarfile
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as bundle:
-        for key, value in sorted(chosen_config(app, merged).items()):
+        for key, value in sorted((merged_config if merged else read_config)(app).items()):
             raw = value.encode(errors="surrogateescape")
             member = tarfile.TarInfo(key)
             member.size, member.mode = len(raw), 0o600
@@ -5059,10 +4734,7 @@ def config_bundle(merged: bool, app: str) -> None:
 
 
 def config_set(encoded: bool, no_restart: bool, app: str, pairs: list[tuple[str, str]], caller: Caller) -> None:
-    """Set config vars and bring the app up with them, without a build and without dropping a request.
-
-    When the app does not come up with the new values, the old ones stay. With --encoded the values are base64.
-    """
+    """Set config vars and bring the app up with them; when it does not come up, the old ones stay."""
     pairs = [(key, parse_config_value(key, decode_value(key, value))) for key, value in pairs] if encoded else pairs
     change_config(app, lambda config: {**config, **dict(pairs)}, no_restart, caller, "config:set " + " ".join(key for key, _ in pairs))
 
@@ -5118,12 +4790,16 @@ def changed(old: Sequence[Any], verb: str, words: Sequence[Any]) -> list[Any]:
 
 
 def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
-    """Change an app's domains and have nginx serve them; a domain of another app is refused by name."""
+    """Change an app's domains, or the global ones, and have nginx serve who lives by them; a domain of another app is refused by name."""
+    if app == "--global":
+        with server_lock("domains"):
+            write_lines(ROOT / "VHOST", dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)))
+        return each_app(None, True, render_vhost, purpose="domains")
     with locked(app, "domains"), server_lock("domains"):
         domains = changed(named_domains(app), verb, domains)
         refuse_claimed(app, [*domains, *redirects_of(app)])
         with served_with(app, app_folder(app) / "DOMAINS"):
-            write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
+            return write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
 
 def refuse_claimed(app: str, domains: Sequence[str]) -> None:
@@ -5131,19 +4807,23 @@ def refuse_claimed(app: str, domains: Sequence[str]) -> None:
     if twice := [domain for domain in redirects_of(app) if domains.count(domain) > 1]:
         raise DokkuError(f"{twice[0]} is sent elsewhere", f"dokku redirect:unset {app} {twice[0]}   ends that")
     new = set(domains) - set(named_domains(app))
-    for other in apps():
-        names = named_domains(other) if other != app else []
-        if both := set(domains) & {*names, *(redirects_of(other) if other != app else ())}:
+    for other in [other for other in apps() if other != app]:
+        names = named_domains(other)
+        if both := set(domains) & {*names, *redirects_of(other)}:
             raise DokkuError(f"{min(both)} belongs to {other}", f"dokku domains:remove {other} {min(both)}   (or redirect:unset) frees it")
         for domain in sorted(domain for domain in new if not domain.startswith("*.") and covers(names, domain)):
             detail(f"{other} answers for *.{domain.partition('.')[2]}; for {domain} it is {app} from now on")
 
 
-def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, str]]) -> None:
-    """Change where an app's further domains are sent, and have nginx do so."""
+def change_redirects(app: str, verb: str, source: str = "", target: str = "", code: str = "", domains: Sequence[str] = ()) -> None:
+    """Have nginx send a domain's requests to another, or nowhere any more, or those for these domains and no others to the app's first."""
     with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
-        rows = change(redirects_of(app))
-        if rows and not domains_of(app):
+        old, own = redirects_of(app), domains_of(app)
+        if verb == "unset" and source not in old:
+            raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
+        rows = {"set": {**old, source: f"{target} {code}"}, "unset": {domain: old[domain] for domain in old if domain != source},
+                "only": dict.fromkeys(domains, f"{''.join(own[:1])} 301")}[verb]
+        if rows and not own:
             raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
         write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
         refuse_claimed(app, [*named_domains(app), *redirects_of(app)])
@@ -5152,23 +4832,6 @@ def change_redirects(app: str, change: Callable[[dict[str, str]], Mapping[str, s
 def redirect_list(app: str) -> list[str]:
     """List the domains that are sent elsewhere, where to and with which status."""
     return [" ".join(row) for row in redirects_of(app).items()]
-
-
-def redirect_set(app: str, source: str, target: str, code: str) -> None:
-    """Send the requests for a domain to another, each to the same path."""
-    change_redirects(app, lambda old: {**old, source: f"{target} {code}"})
-
-
-def redirect_unset(app: str, source: str) -> None:
-    """Send the requests for a domain nowhere any more."""
-    if source not in redirects_of(app):
-        raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
-    change_redirects(app, lambda old: {domain: target for domain, target in old.items() if domain != source})
-
-
-def redirect_to_first(app: str, domains: Sequence[str]) -> None:
-    """Send the requests for these domains, and for no others, to the first domain of the app."""
-    change_redirects(app, lambda old: dict.fromkeys(domains, f"{''.join(domains_of(app)[:1])} 301"))
 
 
 def http_auth_facts(app: str) -> dict[str, str]:
@@ -5183,34 +4846,23 @@ def require_proxied(app: str) -> None:
         raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
 
 
-def keep_user(app: str, user: str, password: str | None) -> None:
-    """Let somebody in by a password, which comes from standard input unless it is given; kept as SHA-512 crypt (crypt(5))."""
-    digest = openssl("passwd", "-6", "-stdin", stdin=secret_word(password or ""))
-    kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
-    write_lines(users_file(app), [*kept, f"{user}:{digest}"])
+def change_users(app: str, user: str, password: str | None = None, remove: str = "") -> None:
+    """Let somebody in by a password, from standard input unless it is given and kept as SHA-512 crypt (crypt(5)), or in no more."""
+    row = [] if remove else [f"{user}:{openssl('passwd', '-6', '-stdin', stdin=secret_word(password or ''))}"]
+    with locked(app, "http-auth"):
+        old = read_lines(users_file(app))
+        kept = [line for line in old if line.partition(":")[0] != user]
+        if remove and kept == old:
+            raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
+        write_lines(users_file(app), [*kept, *row])
 
 
 def http_auth_enable(app: str, user: str | None, password: str | None) -> None:
     """Ask for a name and a password at an app, and let that one in."""
     require_proxied(app)
+    change_users(app, user, password) if user else None
     with locked(app, "http-auth"), served_with(app, app_folder(app) / "HTTP_AUTH"):
-        keep_user(app, user, password) if user else None
         write_text(app_folder(app) / "HTTP_AUTH", now() + "\n")
-
-
-def http_auth_add_user(app: str, user: str, password: str | None) -> None:
-    """Let one more in by a password, once http-auth:enable asks for it."""
-    with locked(app, "http-auth"):
-        keep_user(app, user, password)
-
-
-def http_auth_remove_user(app: str, user: str) -> None:
-    """Let somebody in no more."""
-    with locked(app, "http-auth"):
-        kept = [line for line in read_lines(users_file(app)) if line.partition(":")[0] != user]
-        if kept == read_lines(users_file(app)):
-            raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
-        write_lines(users_file(app), kept)
 
 
 def change_guests(app: str, address: str, verb: str) -> None:
@@ -5267,13 +4919,6 @@ def serve_by(file: str, app: str | None, everything: bool = False, parallel: int
     each_app(app, everything, one, parallel)
 
 
-def change_global_domains(verb: str, domains: Sequence[str] = ()) -> None:
-    """Change the global domains, and have nginx serve every app that lives by them."""
-    with server_lock("domains"):
-        write_lines(ROOT / "VHOST", dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)))
-    each_app(None, True, under_lock("domains", render_vhost))
-
-
 # --- ports, proxy, nginx ---
 
 def ports_facts(app: str) -> dict[str, str]:
@@ -5308,8 +4953,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
 
 def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
-    rows = own_maps(app)
-    if not rows:
+    if not (rows := own_maps(app)):
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
     if not inherited("DOKKU_QUIET_OUTPUT"):
@@ -5325,7 +4969,7 @@ def proxy_facts(app: str) -> dict[str, str]:
 
 def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1) -> None:
     """Do some work for one app, or for all, with its lock held."""
-    each_app(app, bool(everything), under_lock(purpose, globals()[work]), parallel)
+    each_app(app, bool(everything), globals()[work], parallel, purpose)
 
 
 def show_vhost(app: str) -> None:
@@ -5374,8 +5018,7 @@ def nginx_stop() -> None:
 
 def nginx_logs(kind: str, tail: bool, app: str) -> int:
     """Print what nginx logged of an app last; -t goes on until you leave."""
-    path = log_of(app, kind)
-    if not Path(path).is_file():
+    if not Path(path := log_of(app, kind)).is_file():
         raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
     return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
 
@@ -5394,20 +5037,14 @@ def certs_facts(app: str) -> dict[str, str]:
 
 def keep_certificate(app: str, text: str = "") -> None:
     """Serve an app, or those of the server whose domains it is for, with a certificate from now on; without one for an empty text."""
-    path = certificate_file(app)
-
-    def keep() -> None:
-        """Replace the file."""
+    path, own, nothing = certificate_file(app), app != "--global", contextlib.nullcontext()
+    with locked(app, "certs") if own else nothing, served_with(app, path) if own else nothing:
         write_text(path, text, secret=True) if text else remove_file(path)
-    if app == "--global":
-        keep()
-        return each_app(None, True, under_lock("certs", render_vhost))
-    with locked(app, "certs"), served_with(app, path):
-        keep()
-    for domain in domains_of(app) if text else ():
+    if not own:
+        each_app(None, True, render_vhost, purpose="certs")
+    for domain in domains_of(app) if own and text else ():
         if not covers(names_of_certificate(app), domain):
             warn(f"The certificate is not for {domain}, which {app} answers to: browsers will refuse it there")
-    return None
 
 
 def given_certificate(crt: str | None, key: str | None, caller: Caller) -> str:
@@ -5422,26 +5059,17 @@ def given_certificate(crt: str | None, key: str | None, caller: Caller) -> str:
     return raw.decode(errors="replace")
 
 
-def certs_add(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
-    """Serve an app by https with a certificate, from now on: a tar of certificate, chain and key on standard input, or two files when root asks.
-
-    With --global it is for every app without one of its own whose domains it names.
-    """
+def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update: str = "") -> None:
+    """Serve an app, or with --global all whose domains it names and that have no other, by https with a certificate from now on."""
+    if update and not certificate_file(app).exists():
+        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     keep_certificate(app, checked_certificate(given_certificate(crt, key, caller)))
     step("Certificate installed")
 
 
-def certs_update(app: str, crt: str | None, key: str | None, caller: Caller) -> None:
-    """Replace a certificate by another; no request is dropped."""
-    if not certificate_file(app).exists():
-        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
-    certs_add(app, crt, key, caller)
-
-
 def certs_generate(app: str, domain: str | None) -> None:
     """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
-    names = [domain] if domain else domains_of(app)
-    if not names:
+    if not (names := [domain] if domain else domains_of(app)):
         raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
     text, request = self_signed(names)
     keep_certificate(app, text)
@@ -5450,8 +5078,7 @@ def certs_generate(app: str, domain: str | None) -> None:
 
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
-    text = read_text(certificate_file(app))
-    if not text:
+    if not (text := read_text(certificate_file(app))):
         raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
 
@@ -5463,7 +5090,6 @@ def ssl_certificate(app: str) -> None:
 
 
 # --- letsencrypt: certificates of an authority that speaks ACME (RFC 8555), by lego ---
-
 
 AUTHORITIES = {"default": "https://acme-v02.api.letsencrypt.org/directory", "staging": "https://acme-staging-v02.api.letsencrypt.org/directory"}
 
@@ -5501,21 +5127,8 @@ def require_reachable(domain: str) -> None:
 
 
 def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
-    """Get a certificate for all domains of an app from its authority, or renew it when it ends within the graceperiod; asked again, it asks nobody.
-
-    --force asks in any case, and without looking first whether the domains lead here. Without an app, and with --all, it is for each app that has one; cron does that once a day.
-    """
-    failed = 0
-    for name in [require_app(app)] if app else [name for name in apps() if acme_folder(name).is_dir()]:
-        try:
-            certify(name, force)
-        except DokkuError as error:  # one app's trouble keeps no other from its renewal
-            if app:
-                raise
-            complain(error)
-            failed += 1
-    if failed:
-        raise DokkuError(f"{failed} certificates could not be renewed")
+    """Get or renew the certificate of an app or, where one's trouble keeps no other from its renewal, of each that has one."""
+    each_app(app, not app, lambda name: certify(name, force) if app or acme_folder(name).is_dir() else None)
 
 
 def certify(app: str, force: bool) -> None:
@@ -5527,7 +5140,7 @@ def certify(app: str, force: bool) -> None:
     fresh = not acme_folder(app).is_dir()
     make_folder(acme_folder(app), 0o700)
     try:
-        under_lock("letsencrypt", render_vhost)(app)
+        under_lock("letsencrypt", render_vhost, app)
         made = acme_folder(app) / "certificates" / f"{domains[0].replace('*', '_')}.crt"
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
         if renews and not force and not ends_within(made, property_of(app, "letsencrypt", "graceperiod")):
@@ -5539,31 +5152,26 @@ def certify(app: str, force: bool) -> None:
     except BaseException:
         if fresh:
             remove_folder(acme_folder(app))
-            under_lock("letsencrypt", render_vhost)(app)
+            under_lock("letsencrypt", render_vhost, app)
         raise
     render_crontab()
     return milestone(f"{app} answers by https: {', '.join(domains)}")
 
 
-def require_certified(app: str) -> None:
-    """Refuse an app that no authority certifies."""
-    if not acme_folder(require_app(app)).is_dir():
+def require_certified(app: str) -> str:
+    """Refuse an app that no authority certifies; for others give what letsencrypt:active prints."""
+    if not acme_folder(app).is_dir():
         raise NotFound(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
+    return "true"
 
 
-def letsencrypt_disable(app: str) -> None:
-    """Serve an app without the authority's certificate again, and renew it no more."""
+def letsencrypt_disable(app: str, revoke: str = "") -> None:
+    """Serve an app without the authority's certificate again, revoked if asked for, and renew it no more."""
     require_certified(app)
+    lego(app, domains_of(app)[:1], "revoke") if revoke else None
     remove_folder(acme_folder(app))
-    keep_certificate(app, "")
+    keep_certificate(app)
     render_crontab()
-
-
-def letsencrypt_revoke(app: str) -> None:
-    """Have the authority revoke the certificate of an app, and serve it without one."""
-    require_certified(app)
-    lego(app, domains_of(app)[:1], "revoke")
-    letsencrypt_disable(app)
 
 
 def certs_doctor(app: str | None, caller: Caller) -> list[dict[str, str]]:
@@ -5591,12 +5199,6 @@ def letsencrypt_cleanup(app: str) -> None:
     """Remove what lego keeps of certificates that are no more."""
     require_certified(app)
     remove_folder(acme_folder(app) / "archives")
-
-
-def letsencrypt_active(app: str) -> str:
-    """Say by the exit code whether an authority certifies an app."""
-    require_certified(app)
-    return "true"
 
 
 def letsencrypt_list() -> list[str]:
@@ -5652,10 +5254,11 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
             raise
 
 
-def each_app(app: str | None, everything: bool, work: Callable[[str], None], parallel: int = 1) -> None:
-    """Do work for one app, or for all with --all; one app's failure does not keep it from the others."""
+def each_app(app: str | None, everything: bool, work: Callable[[str], Any], parallel: int = 1, purpose: str = "") -> None:
+    """Do work for one app, or for all with --all, under its lock for a purpose; one app's failure does not keep it from the others."""
     if bool(app) == everything:
         raise UsageError("Name one app, or give --all")
+    work = functools.partial(under_lock, purpose, work) if purpose else work
     if app:
         return work(require_app(app))
 
@@ -5667,29 +5270,22 @@ def each_app(app: str | None, everything: bool, work: Callable[[str], None], par
         except NoSuchApp:
             if app_exists(name):
                 raise
-    failed = in_parallel(apps(), apart, parallel)
-    if failed:
+    if failed := in_parallel(apps(), apart, parallel):
         raise DokkuError(f"Failed for: {', '.join(failed)}")
     return None
 
 
-def under_lock(purpose: str, work: Callable[[str], None]) -> Callable[[str], None]:
-    """Give work that holds the app's lock and begins from a clean state."""
-    def held(app: str) -> None:
-        """Do the work with the lock held."""
-        with locked(app, purpose):
-            remove_strays(app)
-            work(app)
-    return held
+def under_lock(purpose: str, work: Callable[[str], Any], app: str) -> None:
+    """Do work for an app with its lock held, from a clean state."""
+    with locked(app, purpose):
+        remove_strays(app)
+        work(app)
 
 
 def ps_restart(everything: bool, parallel: int, app: str | None, process: str | None) -> None:
-    """Replace an app's processes by new ones without dropping a request.
-
-    Of one process type only its own; of a type other than web, the containers themselves are restarted, one after the other.
-    """
+    """Replace an app's processes, or its web ones, by new ones; of another type, restart the containers themselves, one after the other."""
     if process in (None, "web"):
-        return each_app(app, everything, under_lock("ps:restart", functools.partial(restart, process=process or "")), parallel)
+        return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
     with locked(require_app(str(app)), "ps:restart"):
         for container in require_processes(str(app), process):
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
@@ -5703,19 +5299,15 @@ def require_processes(app: str, process: str | None) -> list[Container]:
     raise NotFound(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
 
 
-def change_stopped(app: str | None, process: str, purpose: str, stop: str) -> None:
-    """Stop or start one process type of an app, and keep it so over deploys."""
-    path = app_folder(require_app(str(app))) / "STOPPED_TYPES"
-    if process not in (known := scale_of(str(app), read_current(str(app)) or Release(str(app), 0))):
-        raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
-    change_processes(str(app), purpose, path,
-                     lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
-
-
 def stop_or_start(everything: bool, parallel: int, app: str | None, process: str | None, purpose: str, stop: str = "") -> None:
-    """Stop an app or one of its process types, or start it again; what runs is left alone."""
-    work = stop_app if stop else start_app
-    change_stopped(app, process, purpose, stop) if process else each_app(app, everything, under_lock(purpose, work), parallel)
+    """Stop an app or, over deploys too, one of its process types, or start it again; what runs is left alone."""
+    if not process:
+        return each_app(app, everything, stop_app if stop else start_app, parallel, purpose)
+    app = str(app)  # it stands before the process type
+    if process not in (known := scale_of(app, read_current(app) or Release(app, 0))):
+        raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
+    return change_processes(app, purpose, app_folder(app) / "STOPPED_TYPES",
+                            lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
 
 
 def rebuild(caller: Caller, app: str | None = None, everything: bool | str = False, parallel: int = 1, ref: str | None = None, anew: str = "") -> None:
@@ -5726,15 +5318,14 @@ def rebuild(caller: Caller, app: str | None = None, everything: bool | str = Fal
         if commit == ZERO:
             raise NotFound(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
         deploy(name, commit, caller.name, "rebuild", bool(anew))
-    each_app(app, bool(everything), under_lock("ps:rebuild", rebuild_one), parallel)
+    each_app(app, bool(everything), rebuild_one, parallel, "ps:rebuild")
 
 
-def status(app: str | None, caller: Caller) -> None:
+def status(app: str | None, caller: Caller) -> list[dict[str, str]]:
     """Say of an app, or of all, whether it runs."""
-    rows = [(name, ps_facts(name)) for name in ([require_app(app)] if app else visible_apps(caller))]
+    rows = [(name, ps_facts(name)) for name in ([app] if app else visible_apps(caller))]
     said = {"true": "running", "mixed": "partly running", "false": "not running"}
-    if rows:
-        say_table([[name, said[facts["running"]] if facts["deployed"] == "true" else "not deployed"] for name, facts in rows])
+    return [{"app": name, "status": said[facts["running"]] if facts["deployed"] == "true" else "not deployed"} for name, facts in rows]
 
 
 def top(app: str, words: list[str]) -> None:
@@ -5767,22 +5358,16 @@ def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, s
 
 def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
-    release = read_release(app, number)
-    if not release:
+    if not (release := read_release(app, number)):
         raise NotFound(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
     return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
             "commit": release.commit, "image": release.image, "config": " ".join(sorted(release_config(release))),
             **{f"process {kind}": words for kind, words in sorted(release.procfile.items())}}
 
 
-def release_named(app: str, word: str) -> int:
-    """Find a release by its name, or by a tag that tag:add gave it."""
-    return read_tags(app).get(word) or parse_release_name(word)
-
-
 def rollback_command(app: str, word: str | None, caller: Caller) -> None:
-    """Go back to an earlier release, or to a tag: its image and its config, without a build."""
-    number = release_named(app, word) if word else None
+    """Go back to an earlier release, or to a tag of tag:add: its image and its config, without a build."""
+    number = (read_tags(app).get(word) or parse_release_name(word)) if word else None
     with locked(app, "rollback"):
         remove_strays(app)
         current = read_current(app)
@@ -5798,8 +5383,7 @@ def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
     numbers = release_numbers(app)
     number = numbers[-1] if numbers and word in (None, "current") else parse_release_name(word or "")
-    log = release_folder(app, number) / "build.log"
-    if not log.exists():
+    if not (log := release_folder(app, number) / "build.log").exists():
         raise NotFound(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
     pid = lock_holder(app) if word == "current" else 0
     return attend(["tail", "--lines=+1", "--follow", f"--pid={pid}", str(log)]) if pid else say(read_text(log).rstrip("\n")) or 0
@@ -5807,9 +5391,8 @@ def builds_output(app: str, word: str | None) -> int:
 
 def lock_holder(app: str) -> int:
     """Give the id of the process that is changing an app right now; 0 when none is."""
-    held = is_locked(app_folder(app) / "lock")
-    found = re.search(r"\(process (\d+)\)", read_text(app_folder(app) / "lock"))
-    return int(found[1]) if held and found else 0
+    path = app_folder(app) / "lock"
+    return int(found[1]) if is_locked(path) and (found := re.search(r"\(process (\d+)\)", read_text(path))) else 0
 
 
 def builds_cancel(app: str) -> None:
@@ -5827,10 +5410,9 @@ def cleanup(app: str | None) -> None:
         """Do it for one app."""
         keep_images(name)
         drop_images(name, 0)
-        for container in one_offs(name):
-            if not container.running:
-                remove_container(container.id)
-    each_app(app, not app, under_lock("cleanup", clean))
+        for container in [row for row in one_offs(name) if not row.running]:
+            remove_container(container.id)
+    each_app(app, not app, clean, purpose="cleanup")
 
 
 def repo_gc(app: str) -> None:
@@ -5877,8 +5459,7 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
         raise Busy(f"{going[0].name} still runs, and the job's concurrency policy is forbid", f"dokku run:stop --container {going[0].name}   ends it")
     for container in going if job.concurrency == "replace" else []:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-    make_folder(app_folder(app) / "cron")
-    write_text(app_folder(app) / "cron" / id, f"{now()}\n")
+    write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")
     name = create_one_off(app, {}, shell_command(app, job.command), seconds, kind="cron", dyno=f"cron.{id}")
     if detach:
         return start_container(name) or say(name) or 0
@@ -5898,7 +5479,7 @@ def change_suspended(app: str, id: str, suspend: str = "") -> None:
 
 def checks_facts(app: str) -> dict[str, str]:
     """Say for which process types checks are off."""
-    modes = {} if app == "--global" else read_check_modes(app)
+    modes = read_check_modes(app)
     return {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none" for mode in ("disabled", "skipped")}
 
 
@@ -5927,33 +5508,23 @@ def checks_run(app: str, types: list[str]) -> None:
 
 # --- resources ---
 
-def change_resources(kind: str, app: str, process: str | None, **amounts: str | None) -> None:
+def change_resources(kind: str, app: str, process: str | None, clear: str = "", **amounts: str | None) -> None:
     """Set the amounts of cpu and memory of a process type, or of all, from the next deploy or restart on; without amounts, print them."""
     given = {name.replace("_", "-"): amount for name, amount in amounts.items() if amount}
-    if not given:
+    if not given and not clear:
         return say_report("resource", app, "", "text")
     for name in set(given) & set(WITHOUT_EFFECT):
         warn(f"{name} is kept, and has no effect with this scheduler")
     new = {(kind, process or "_default_", name): amount for name, amount in given.items()}
-    return write_resources(app, lambda rows: {**rows, **new})
-
-
-def clear_resources(kind: str, app: str, process: str | None) -> None:
-    """Take such amounts away, of a process type or of all."""
-    write_resources(app, lambda rows: {key: amount for key, amount in rows.items() if key[0] != kind or (process and key[1] != process)})
-
-
-def write_resources(app: str, change: Callable[[Any], Mapping[tuple[str, str, str], str]]) -> None:
-    """Change the resources of an app."""
     with locked(app, "resource"):
-        rows = change(read_resources(app))
-        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted(rows.items())])
-    step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+        kept = {key: amount for key, amount in read_resources(app).items() if not clear or key[0] != kind or process not in (None, key[1])}
+        write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted({**kept, **new}.items())])
+    return step(f"Kept; dokku ps:restart {app}   makes it take effect now")
 
 
 def resource_facts(app: str) -> dict[str, str]:
     """Say what every process type may use."""
-    rows = {} if app == "--global" else read_resources(app)
+    rows = read_resources(app)
     kinds = sorted({process for _, process, _ in rows} | {"_default_"})
     return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
 
@@ -6113,7 +5684,7 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             storage_create("false", what.entry, None, caller)
         if not dry:
             storage_mount(None, False, phase, name, what, caller)
-            docker_options_remove(None, name, [phase], shlex.split(option), caller)
+            docker_options_remove(None, name, [phase], shlex.split(option))
 
 
 # --- services ---
@@ -6512,24 +6083,19 @@ def tag_rm(app: str, tag: str) -> None:
 
 # --- logs ---
 
-
-COLOURS = (36, 33, 32, 35, 31, 34)
-
-
 def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> None:
     """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave.
 
     -p names a process type (web) or one process (web.1); -q leaves the times and names out.
     """
-    found = select_processes(app, process)
-    if not found and not tail:
+    if tail:
+        return follow_logs(app, process, lines, quiet)
+    if not (found := select_processes(app, process)):
         raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
-    if not tail:
-        rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
-        for row in rows[-lines:] if lines else []:
-            say_log(quiet, *row)
-        return
-    follow_logs(app, process, lines, functools.partial(say_log, quiet))
+    rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
+    for row in rows[-lines:] if lines else []:
+        say_log(quiet, *row)
+    return None
 
 
 def select_processes(app: str, process: str | None) -> list[Container]:
@@ -6541,28 +6107,27 @@ def say_log(quiet: bool, at: str, dyno: str, text: str) -> None:
     """Print one line of a process, coloured by process on a terminal."""
     prefix = f"{at[:19]}Z app[{dyno}]:"
     if sys.stdout.isatty():
-        prefix = f"\x1b[{COLOURS[sum(dyno.encode()) % len(COLOURS)]}m{prefix}\x1b[0m"
+        prefix = f"\x1b[{(36, 33, 32, 35, 31, 34)[sum(dyno.encode()) % 6]}m{prefix}\x1b[0m"
     say(text if quiet else f"{prefix} {text}")
 
 
-def follow_logs(app: str, process: str | None, lines: int, say_line: Callable[[str, str, str], None]) -> None:
+def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
     """Print lines as they come, those of processes that start later too, until the reader leaves or the app is gone."""
     import threading
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
         with contextlib.suppress(OSError, DokkuError), whatever_comes():
             for at, text in log_stream(container.id, tail, follow=True):
-                say_line(at, container.dyno, text)
+                say_log(quiet, at, container.dyno, text)
 
     known: set[str] = set()
-    first = True
-    while True:
+    while app_exists(app):
         for container in select_processes(app, process):
             if container.id not in known and container.running:
-                threading.Thread(target=follow, args=(container, lines if first else VALUE_LIMIT), daemon=True).start()
+                threading.Thread(target=follow, args=(container, lines), daemon=True).start()
                 known.add(container.id)
-        first = False
-        if reader_left(0.5) or not app_exists(app):
+        lines = VALUE_LIMIT  # all that a process said which starts from now on
+        if reader_left(0.5):
             return
 
 
@@ -6573,40 +6138,36 @@ def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[
     return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
 
 
-def change_docker_options(app: str, change: Callable[[list[tuple[str, str]]], list[tuple[str, str]]], caller: Caller) -> None:
-    """Change an app's options, after Docker has read those that are new; what reaches the host needs an administrator."""
-    with locked(app, "docker-options"):
-        old = read_docker_options(app)
-        rows = list(dict.fromkeys(change(old)))
-        new = [row for row in rows if row not in old]
-        if {option.split()[0].partition("=")[0] for _, option in new} - HARMLESS_OPTIONS and not may(caller, "admin"):
-            raise AccessDenied
-        for name, option in new:
-            if not name.startswith("build"):
-                translate_options(tuple(shlex.split(option)))
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", [f"{name} {option}" for name, option in rows])
-
-
 def docker_options_add(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
     """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
     option = parse_docker_option(" ".join(words))
-    added = [(name, option) for name in phase_names(phases, processes)]
-    change_docker_options(app, lambda rows: [*rows, *added], caller)
+    with locked(app, "docker-options"):
+        old = read_docker_options(app)
+        new = [row for name in phase_names(phases, processes) if (row := (name, option)) not in old]
+        if new and option.split()[0].partition("=")[0] not in HARMLESS_OPTIONS and not may(caller, "admin"):
+            raise AccessDenied  # it reaches the host
+        if not all(name.startswith("build") for name, _ in new):
+            translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, dict.fromkeys([*old, *new])))
 
 
-def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
+def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str]) -> None:
     """Take an option away."""
     option = parse_docker_option(" ".join(words))
     gone = {(name, option) for name in phase_names(phases, processes)}
-    if not gone & set(read_docker_options(app)):
-        raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
-    change_docker_options(app, lambda rows: [row for row in rows if row not in gone], caller)
+    with locked(app, "docker-options"):
+        old = read_docker_options(app)
+        if gone.isdisjoint(old):
+            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", [" ".join(row) for row in old if row not in gone])
 
 
-def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None, caller: Caller) -> None:
+def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None) -> None:
     """Take every option away, or those of some phases."""
     gone = phase_names(phases or PHASES, processes)
-    change_docker_options(app, lambda rows: [row for row in rows if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)], caller)
+    with locked(app, "docker-options"):
+        kept = [row for row in read_docker_options(app) if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)]
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, kept))
 
 
 def docker_options_list(app: str, process: str | None, phase: list[str]) -> list[str]:
@@ -6624,24 +6185,20 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 # --- one-offs ---
 
-def run_one_off(pairs: list[tuple[str, str]], no_tty: bool, force_tty: bool, seconds: int, app: str, words: list[str]) -> int:
+def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str],
+                no_tty: bool = False, detach: str = "") -> int:
     """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards.
 
     A single word that the Procfile names runs that entry; a single word with blanks goes to a shell.
     """
-    tty = force_tty or (sys.stdin.isatty() and not no_tty)
-    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=True)
+    tty = force_tty or (sys.stdin.isatty() and not no_tty and not detach)
+    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=not detach)
+    if detach:
+        return start_container(name) or say(name) or 0
     try:
         return attend([docker_command(), "start", "--attach", "--interactive", name])
     finally:
         remove_container(name)
-
-
-def run_detached(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str]) -> None:
-    """Run a command in a new container without waiting for it; prints the container's name."""
-    name = create_one_off(app, dict(pairs or ()), words, seconds, tty=force_tty, stdin_open=False)
-    start_container(name)
-    say(name)
 
 
 def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, kind: str = "run", dyno: str = "", **terminal: bool) -> str:
@@ -6703,34 +6260,26 @@ def remove_expired() -> None:
             remove_container(row["Id"])
 
 
-def enter(container: str | None, app: str, process: str | None, words: list[str]) -> int:
+def enter(app: str, words: list[str], purpose: str, container: str | None = None, process: str | None = None) -> int:
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
-    found = sorted(select_processes(app, process), key=lambda row: row.dyno)
-    chosen = [row for row in found if row.running and (not container or row.id.startswith(container) or row.name == container)]
+    if purpose == "exec" and not words:
+        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
+    chosen = [row for row in select_processes(app, process)
+              if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
-    best = next((row for row in chosen if row.process_type == "web"), chosen[0])
-    tty = ["--tty"] if sys.stdin.isatty() else []
+    best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
     shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash || exec sh"]
-    return attend([docker_command(), "exec", "--interactive", *tty, best.id, *(words or shell)])
-
-
-def exec_command(app: str, words: list[str]) -> int:
-    """Run a command in the app's first web process."""
-    if not words:
-        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
-    return enter(None, app, None, words)
+    return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
 
 
 def logs_failed(everything: bool, app: str | None) -> None:
     """Print the last words of the processes that did not come up."""
+    def say_failed(name: str) -> None:
+        """Print those of one app."""
+        for path in sorted((app_folder(name) / "FAILED").glob("*")):
+            say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
     each_app(app, everything, say_failed)
-
-
-def say_failed(app: str) -> None:
-    """Print the last words of an app's processes that did not come up."""
-    for path in sorted((app_folder(require_app(app)) / "FAILED").glob("*")):
-        say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
 
 
 # --- keys ---
@@ -6869,14 +6418,10 @@ def events_list() -> list[str]:
     return sorted({row.name for row in commands().values() if row.access.removesuffix("+") not in QUIET_ACCESS})
 
 
-def mark(file: str, app: str = "") -> None:
-    """Note something of an app, or of the server, by a file that is there."""
-    write_text((app_folder(app) if app else ROOT) / file, now() + "\n")
-
-
-def unmark(file: str, app: str = "") -> None:
-    """Take such a note back."""
-    remove_file((app_folder(app) if app else ROOT) / file)
+def mark(file: str, app: str = "", off: str = "") -> None:
+    """Note something of an app, or of the server, by a file that is there; `off` takes such a note back."""
+    path = (app_folder(app) if app else ROOT) / file
+    remove_file(path) if off else write_text(path, now() + "\n")
 
 
 # --- the server ---
@@ -6907,9 +6452,7 @@ def document(kind: str) -> None:
                rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
 
 
-def parse_image_name(text: str) -> str:
-    """Accept the name of an image that this host can make."""
-    return one_of("debian", *IMAGES)(text)
+parse_image_name = one_of("debian", *IMAGES)  # those that this host can make
 
 
 def images_build(force: bool, name: str) -> None:
@@ -6921,9 +6464,7 @@ def images_list() -> None:
     """List the images this product made: base images and the releases of apps, with their sizes."""
     found = {row["Id"]: row for filters in ({"label": [f"{key}={value}" for key, value in OURS.items()]}, {"reference": "dokku/*"})
              for row in engine().images(filters=filters)}
-    rows = sorted((tag, f"{row['Size'] // 2**20} MB") for row in found.values() for tag in row["RepoTags"] or ())
-    if rows:
-        say_table(rows)
+    say_table(sorted((tag, f"{row['Size'] // 2**20} MB") for row in found.values() for tag in row["RepoTags"] or ()))
 
 
 def setup() -> None:
@@ -6939,36 +6480,17 @@ def setup() -> None:
 
 
 def prepare_as_root() -> None:
-    """Do the part that only root may, once, and give root up."""
-    if os.geteuid() == 0:
-        write_test_configuration()
-        fence_builds()
-        become_owner(ROOT)
-
-
-def write_test_configuration() -> None:
-    """Write, as root, the configuration that `nginx -t` reads for a candidate: the host's own, with ours replaced."""
-    text = read_text(Path("/etc/nginx/nginx.conf"))
-    include = "include /etc/nginx/conf.d/*.conf;"
+    """Do the part that only root may, once, and give root up: what `nginx -t` reads for a candidate, and the fence of all builds."""
+    if os.geteuid() != 0:
+        return
     ours = f"include /etc/nginx/conf.d/[!d]*.conf; include /etc/nginx/conf.d/d[!o]*.conf; include {ROOT}/nginx/candidate/*.conf;"
-    write_text(NGINX_TEST_CONF, text.replace(include, ours))
-
-
-def fence_builds() -> None:
-    """Limit, as root, the memory of all builds together, so that none starves the apps: on the engine's own cgroup for builds.
-
-    BuildKit of engine 20.10 ignores a limit given to the build (tried); cgroup v1 and v2 name the file differently.
-    """
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    write_text(NGINX_TEST_CONF, read_text(Path("/etc/nginx/nginx.conf")).replace("include /etc/nginx/conf.d/*.conf;", ours))
+    # No build may starve the apps: on the engine's own cgroup for builds, as BuildKit of engine 20.10 ignores a limit of a build (tried).
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError):
         BUILD_FENCE.parent.mkdir(parents=True, exist_ok=True)  # a kernel's file system, where flushing a folder fails
-        BUILD_FENCE.write_text(str(int(total * BUILD_MEMORY_SHARE)))
-
-
-def remove_orphans() -> None:
-    """Remove the containers of apps that are no more."""
-    for container in orphans():
-        remove_container(container.id)
+        BUILD_FENCE.write_text(str(int(memory * BUILD_MEMORY_SHARE)))
+    become_owner(ROOT)
 
 
 def orphans() -> list[Container]:
@@ -6987,7 +6509,8 @@ def server_disagreements() -> Iterator[Disagreement]:
     for service in services():
         yield from (row._replace(mend=functools.partial(mend_service, service)) for row in service_disagreements(service) if not is_locked(service.folder / "lock"))
     if lost := orphans():
-        yield Disagreement("server", f"containers of apps that are no more: {', '.join(row.name for row in lost)}", remove_orphans)
+        names = ", ".join(row.name for row in lost)
+        yield Disagreement("server", f"containers of apps that are no more: {names}", lambda: [remove_container(row.id) for row in lost])
     if not 0 <= uptime() - float(read_text(ROOT / "TICKED", "-1e9")) <= TICK_SECONDS:
         yield found(what="tick has not run for minutes, so nothing is retired late or rolled back: start cron (service cron start)")
     limit = read_text(BUILD_FENCE).strip()
@@ -7033,7 +6556,8 @@ def tick() -> None:
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
     remove_all(dead_writes(ROOT))
     remove_expired()
-    remove_orphans()
+    for container in orphans():
+        remove_container(container.id)
     mind_all()
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
         mend_services() if free else None  # else the one before may still be asking
@@ -7078,25 +6602,20 @@ def git_upload_pack(app: str) -> NoReturn:
 
 
 def git_hook() -> None:
-    """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this."""
+    """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this, with the refs on standard input."""
     app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
     signal.signal(signal.SIGTERM, leave)
     import_ahead("docker")
     try:
-        receive(app, by)
+        with locked(app, "push"):
+            remove_strays(app)
+            for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
+                if ref_of(app, ref) != old:
+                    raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
+                receive_ref(app, new, ref, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
         remove_folder(Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")))
         raise
-
-
-def receive(app: str, by: str) -> None:
-    """Receive the refs that git names on standard input, one after the other."""
-    with locked(app, "push"):
-        remove_strays(app)
-        for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
-            if ref_of(app, ref) != old:
-                raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
-            receive_ref(app, new, ref, by)
 
 
 def receive_ref(app: str, new: str, ref: str, by: str) -> None:
@@ -7142,8 +6661,7 @@ def caller_of(name: str) -> Caller:
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     """Call the function of a command with what it asks for; give the exit code."""
-    given = {**chosen, **row.fixed, "caller": caller, "purpose": row.name}
-    given.setdefault("noun", row.name.partition(":")[0])
+    given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
     rest = {*chosen} - {"style", "app"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
@@ -7192,11 +6710,10 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     return code
 
 
-def main(argv: Sequence[str]) -> int:
+def main(words: list[str]) -> int:
     """Run one command and give its exit code; the one place where errors are caught."""
     import tempfile
     try:
-        words = list(argv)
         if words[:1] == ["--as"]:
             become_owner(ROOT)
             return run_command(words_of_ssh(inherited("SSH_ORIGINAL_COMMAND")), caller_of(words[1]))

@@ -62,7 +62,7 @@ def test_of_two_readings_that_counts_in_which_an_apps_name_stands_for_an_app(tmp
     """One dialect links SERVICE APP, the other APP SERVICE."""
     monkeypatch.setattr(d, "ROOT", tmp_path)
     (tmp_path / "apps" / "blog").mkdir(parents=True)
-    row = d.Command("db:link", "configure", ("--alias:str service app", "app service"), "apps_exists")
+    row = d.Command("db:link", "configure", ("--alias:str service app", "app service"), "require_app")
     assert d.read_words(row, ["data", "blog"]) == {"alias": None, "service": "data", "app": "blog"}
     assert d.read_words(row, ["blog", "data"]) == {"service": "data", "app": "blog"}
     assert d.read_words(row, ["nothing", "neither"])["app"] == "neither", "where nothing tells them apart the first reading counts"

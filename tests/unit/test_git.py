@@ -91,8 +91,9 @@ def test_a_submodule_asks_nothing_inside_this_network(pushed, url):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         listed = url.format(server.getsockname()[1])
+        (pushed[0] / ".gitmodules").write_text(f'[submodule "m"]\n\tpath = m\n\turl = "{listed}"\n')
         with pytest.raises(d.DokkuError, match="belongs to this server|no address that can be fetched"):
-            d.fetch_submodule("blog", pushed[0] / "m", listed, pushed[1], "m")
+            d.fetch_submodules("blog", pushed[0], f"160000 commit {pushed[1]}\tm\0")
         with pytest.raises(BlockingIOError):
             server.accept()
 

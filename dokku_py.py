@@ -3797,20 +3797,17 @@ def reaches(patterns: Sequence[str], app: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
-    """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed.
-
-    `unknown` collects the options that nothing else takes; `unless` names the option beside which it is not given.
-    """
+    """One argument of a command."""
 
     name: str
     parse: Callable[[str], Any]
-    flags: tuple[str, ...]
-    many: str
+    flags: tuple[str, ...]  # they make it an option
+    many: str  # takes the rest
     switch: bool
     default: str | None
-    raw: bool
-    unknown: bool
-    unless: str | None
+    raw: bool  # takes the rest unparsed
+    unknown: bool  # collects the options that nothing else takes
+    unless: str | None  # the option beside which it is not given
 
 
 ARGUMENT = re.compile(r"(-[\w|-]+)?(\w+)?(?::(\{[^}]*\}|[\w-]+))?([?*+]|\.\.\.|~)?(?:=([^>^]*))?(?:>(\w+))?(?:\^(\S+))?")
@@ -3887,21 +3884,12 @@ def commands() -> dict[str, Command]:
 # Nouns and commands of both dialects that this version has not got yet: said as such, never as a typing mistake.
 LATER = frozenset("""backup mariadb memcached mongo mongodb mysql postgres postgresql rabbitmq redis""".split())
 
-# What is refused for good, by command or noun, and what to use instead.
-REFUSED = {
-    "builder-herokuish": "apps are built by their Dockerfile or their language; see builder:set",
-    "builder-pack": "apps are built by their Dockerfile or their language; see builder:set",
-    "buildpacks": "apps are built by their Dockerfile or their language; see builder:set",
-    "manager": "run a newer checkout's install.sh to upgrade, and install.sh --uninstall to remove",
-    "plugin": "there are no plugins: everything is built in, and install.sh of a newer checkout upgrades it",
-}
-
 
 def why_unknown(word: str) -> DokkuError:
     """Say why a word is no command: not yet there, refused for good, or mistyped."""
     noun = word.partition(":")[0]
-    if refusal := REFUSED.get(noun):
-        return DokkuError(f"{word} is not part of this product", refusal)
+    if instead := next((hint for refused, hint in read_table("refused.tsv") if refused == noun), ""):
+        return DokkuError(f"{word} is not part of this product", instead)
     if word in LATER or noun in LATER:
         return DokkuError(f"{word} is not available in this version", "dokku help   lists what is")
     close = nearest(word, commands())
@@ -3918,7 +3906,7 @@ def parser_of(name: str, args: Iterable[Arg]) -> Any:
         def error(self, message: str) -> NoReturn:
             raise UsageError(f"{name}: {message}", " ".join(self.format_usage().split()))
 
-    parser = Parser(prog=f"dokku {name}", allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser = Parser(prog=f"dokku {name}", allow_abbrev=False, add_help=False)
     for arg in args:
         if arg.switch:
             parser.add_argument(*arg.flags, dest=arg.name, action="store_true")
@@ -3931,13 +3919,9 @@ def parser_of(name: str, args: Iterable[Arg]) -> Any:
 
 def parse_arguments(name: str, args: Sequence[Arg], words: Sequence[str]) -> dict[str, Any]:
     """Read a command's words with one argparse parser built for it alone. Raises UsageError."""
-    import argparse
     parser = parser_of(name, args)
-    try:
-        raw = any(arg.raw for arg in args)  # argparse can't mix those with options that come later
-        known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{name}: {error}", " ".join(parser.format_usage().split()).removeprefix("usage: ")) from None
+    raw = any(arg.raw for arg in args)  # argparse can't mix those with options that come later
+    known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
     collector = next((arg.name for arg in args if arg.unknown), None)
     if unknown and not collector:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -3984,21 +3968,15 @@ def take_leading_words(words: list[str]) -> list[str]:
 
 
 def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Take out the words that every command knows and this one does not declare; give the others, and what --app names.
-
-    What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
-    """
+    """Take out the words that every command knows and this one does not declare; give the others, and what --app names."""
     declared = {flag for arg in args for flag in arg.flags} | {"--global"}
-    raw, kept, app, rest = any(arg.raw for arg in args), [], None, list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--" or (raw and not word.startswith("-")):
-            kept += [word, *rest]
-            break
+    raw, kept, app, rest = any(arg.raw for arg in args), [], None, iter(words)
+    for word in rest:
+        if word == "--" or (raw and not word.startswith("-")):  # behind it stands the user's own command: nothing is taken from that
+            return [*kept, word, *rest], app
         if word == "--app":
-            if not rest:
+            if (app := next(rest, None)) is None:
                 raise UsageError("--app must be followed by the name of an app")
-            app = rest.pop(0)
         elif word in GLOBAL_WORDS and word not in declared:
             os.environ[GLOBAL_WORDS[word]] = "1"
         else:

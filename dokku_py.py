@@ -3761,15 +3761,12 @@ def render_authorized_keys() -> None:
     """Write authorized_keys from the keys on record; lines that are not ours are kept (sshd(8), AUTHORIZED_KEYS)."""
     path = ROOT / ".ssh" / "authorized_keys"
     make_folder(path.parent, 0o700)
-    foreign = [line for line in read_lines(path) if 'command="/usr/bin/dokku --as ' not in line]
-    ours = [f'command="/usr/bin/dokku --as {key.name}",restrict,pty{limits_of(key)} {key.public}' for key in read_keys()]
-    write_text(path, "".join(f"{line}\n" for line in [*foreign, *ours]), secret=True)
-
-
-def limits_of(key: Key) -> str:
-    """Write until when and from where sshd takes a key."""
-    until = f',expiry-time="{key.until.replace("-", "")}2359"' if key.until else ""
-    return f'{until},from="{key.sources}"' if key.sources else until
+    lines = [line for line in read_lines(path) if 'command="/usr/bin/dokku --as ' not in line]
+    for key in read_keys():
+        until = f',expiry-time="{key.until.replace("-", "")}2359"' if key.until else ""
+        sources = f',from="{key.sources}"' if key.sources else ""
+        lines.append(f'command="/usr/bin/dokku --as {key.name}",restrict,pty{until}{sources} {key.public}')
+    write_text(path, "".join(f"{line}\n" for line in lines), secret=True)
 
 
 def find_key(word: str) -> Key:

@@ -3425,39 +3425,30 @@ def restart_unfit(app: str) -> None:
             record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
 
 
-def crash_looping(release: Release) -> Container | None:
-    """Find a process of a release that keeps ending."""
-    own = (row for row in containers_of(release.app) if release.has(row))
-    return next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
-
-
 def judge_probation(app: str) -> None:
-    """Roll back a release that crash-loops in its probation; forget a probation that is over or of another release."""
+    """Roll back a release that crash-loops in its probation, once; forget a probation that is over or of another release."""
     record, current = read_json(probation_file(app)), read_current(app)
     if not record:
         return
     if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
         return remove_file(probation_file(app))
-    if not (container := crash_looping(current)):
+    own = (row for row in containers_of(app) if current.has(row))
+    container = next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
+    if not container:
         return
     with locked(app, "automatic rollback"):
-        now_current = read_current(app)
-        if now_current and now_current.number == current.number and probation_file(app).exists():
-            end_probation(current, container, record["previous"])
-
-
-def end_probation(bad: Release, container: Container, previous: int) -> None:
-    """Go back from a release that crash-loops; tried once, and on record in events whatever comes of it."""
-    keep_last_words(container)
-    began, result = time.monotonic(), 1
-    try:
-        rollback(bad.app, previous, "dokku_py")
-        mark_release(bad.app, bad.number, f"rolled back: {container.dyno} kept crashing")
-        result = 0
-    finally:
-        remove_file(probation_file(bad.app))
-        record_event(Caller("dokku_py"), "rollback", app=bad.app, result=result, seconds=time.monotonic() - began,
-                     note=f"{bad.name}: {container.dyno} kept crashing")
+        now_current, began, result = read_current(app), time.monotonic(), 1
+        if not now_current or now_current.number != current.number or not probation_file(app).exists():
+            return
+        keep_last_words(container)
+        try:
+            rollback(app, record["previous"], "dokku_py")
+            mark_release(app, current.number, f"rolled back: {container.dyno} kept crashing")
+            result = 0
+        finally:  # tried once, and on record in events whatever comes of it
+            remove_file(probation_file(app))
+            record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
+                         note=f"{current.name}: {container.dyno} kept crashing")
 
 
 def release_addresses(app: str) -> bool:
@@ -3475,13 +3466,11 @@ def keep_images(app: str) -> None:
     if property_of(app, "builder", "skip-cleanup") == "true":
         return
     numbers = release_numbers(app)
-    images: list[str] = []
-    for number in reversed(numbers):
-        record = read_release(app, number)
-        if record and record.image and record.image not in images:
-            images.append(record.image)
-        if record and record.image in images[IMAGES_KEPT:]:
-            untag_image(f"dokku/{app}:v{number}")
+    built = [record for number in reversed(numbers) if (record := read_release(app, number)) and record.image]
+    dropped = list(dict.fromkeys(record.image for record in built))[IMAGES_KEPT:]
+    for record in built:
+        if record.image in dropped:
+            untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
         if number not in read_tags(app).values():
             remove_folder(release_folder(app, number))

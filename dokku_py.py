@@ -1257,25 +1257,28 @@ def same_file(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(app: str, purpose: str) -> Iterator[None]:
-    """Hold the app's lock; says whom it waits for. Raises NoSuchApp when the app is gone by the time the lock is ours."""
-    # in a git hook the descriptor comes from the door, which keeps the lock until git has moved its refs
-    path, handed = app_folder(require_app(app)) / "lock", inherited("DOKKU_LOCK_FD")
+def hold_lock(path: Path, name: str, purpose: str, gone: DokkuError, handed: str = "") -> Iterator[None]:
+    """Hold a lock; says whom it waits for. Raises `gone` when its file is by the time the lock is ours."""
     descriptor = int(handed) if handed else open_lock(path)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # the holder's words stand in the file
-            detail(f"{app} is busy: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
+            detail(f"{name} is busy: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{purpose} by {inherited('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
         if not same_file(descriptor, path):
-            raise NoSuchApp(app)
+            raise gone
         yield
     finally:
         if not handed:
             os.close(descriptor)
+
+
+def locked(app: str, purpose: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the app's lock; in a git hook its descriptor comes from the door, which keeps it until git has moved its refs."""
+    return hold_lock(app_folder(require_app(app)) / "lock", app, purpose, NoSuchApp(app), inherited("DOKKU_LOCK_FD"))
 
 
 @contextlib.contextmanager
@@ -1553,14 +1556,8 @@ def write_service(service: Service) -> None:
 def service_lock(engine_name: str, name: str, purpose: str) -> Iterator[Service | None]:
     """Hold a service's lock, and give its record as it is then."""
     path = make_folder(ROOT / "services" / engine_name / name, 0o700) / "lock"
-    descriptor = open_lock(path)
-    try:
-        take_lock(descriptor, purpose, inherited("DOKKU_CALLER", "root"), f"{name} is busy")
-        if not same_file(descriptor, path):
-            raise NotFound(f"{name} was removed meanwhile")
+    with hold_lock(path, name, f"{engine_name}:{purpose}", NotFound(f"{name} was removed meanwhile")):
         yield read_service(engine_name, name)
-    finally:
-        os.close(descriptor)
 
 
 def backup_home(service: Service) -> Path:
@@ -2924,11 +2921,12 @@ def wait_until_healthy(release: Release, container: Container) -> None:
 def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = False) -> None:
     """Make a pushed commit the running release, or leave everything as it was.
 
-    Until go_live nothing the world can see has changed; record is the commit point; what follows is tidying.
+    Until switch_to points nginx at it nothing the world can see has changed; its record is the commit point; what follows is tidying.
     """
-    refuse_locked(app)
+    if lock_file(app).exists():
+        raise DokkuError(f"{app} is locked by {read_text(lock_file(app)).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
     tell_of_rollback(app)
-    release = new_release(app, commit=commit, by=by, reason=reason)
+    release = new_release(Release(app, 0, commit=commit), by, reason)
     write_release(release, {})
     with build_log(release):
         with checkout(app, commit) as tree:
@@ -2952,12 +2950,6 @@ def lock_file(app: str) -> Path:
     return app_folder(app) / "LOCKED"
 
 
-def refuse_locked(app: str) -> None:
-    """Refuse to deploy an app that somebody locked."""
-    if lock_file(app).exists():
-        raise DokkuError(f"{app} is locked by {read_text(lock_file(app)).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
-
-
 def tell_of_rollback(app: str) -> None:
     """Say at the head of a push that an earlier release was rolled back by itself, until a push has gone well since."""
     for number in reversed(release_numbers(app)):
@@ -2966,14 +2958,13 @@ def tell_of_rollback(app: str) -> None:
             return warn(f"v{number} was {status}; dokku logs:failed {app}   shows its last words")
         if record and record.reason.startswith(("push", "git:")) and not status:
             return None
-    return None
 
 
-def new_release(app: str, **facts: Any) -> Release:
-    """Begin the next release: its number is used up, whatever becomes of it."""
-    release = Release(app=app, number=next_number(app), at=now(), **facts)
-    write_text(app_folder(app) / "LAST", str(release.number))
-    make_folder(release_folder(app, release.number))
+def new_release(like: Release, by: str, reason: str) -> Release:
+    """Begin the next release, which is like another one so far: its number is used up, whatever becomes of it."""
+    release = like._replace(number=next_number(like.app), at=now(), by=by, reason=reason, restart=0, kept={})
+    write_text(app_folder(like.app) / "LAST", str(release.number))
+    make_folder(release_folder(like.app, release.number))
     return release
 
 
@@ -3009,10 +3000,7 @@ def run_task(release: Release, name: str, commands: Mapping[str, str]) -> None:
 
 
 def run_predeploy(release: Release) -> Release:
-    """Run app.json's predeploy in the new image and keep what it leaves behind; give the release with that image.
-
-    The command gets the config, the container never had it: so no secret is in the image that is made of it.
-    """
+    """Run app.json's predeploy in the new image and keep what it leaves behind; give the release with that image."""
     if not (command := release.scripts.get("predeploy")):
         return release
     step("Running the predeploy command")
@@ -3022,6 +3010,7 @@ def run_predeploy(release: Release) -> Release:
     identity = create_container(release, "predeploy.1", config=None, kind="release", **({"options": {"entrypoint": idle}} if own_entry else {"command": idle}))
     try:
         start_container(identity)
+        # the command gets the config, the container never had it: so no secret is in the image that is made of it
         environment = process_environment(release, merged_config(release.app), "predeploy.1")
         for line in exec_lines(identity, shell_command(release.app, command), environment, "predeploy"):
             detail(line)
@@ -3042,17 +3031,18 @@ def run_postdeploy(release: Release) -> None:
 
 def switch_to(release: Release) -> None:
     """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
-    release = beside_retiring(release)
+    wanted, known = wanted_dynos(release), retiring(release.app)
+    if any(row.id in known and release.has(row) and row.dyno in wanted for row in containers_of(release.app)):
+        release = release._replace(restart=release.restart + 1, kept={})  # scaled down a moment ago, and up again
     stopped = stop_what_runs_alone(release)
     try:
         step("Starting processes and checking them")
         import_ahead("jinja2")
-        started = start_missing(release)
-        for container in started:
+        for container in start_missing(release):
             wait_until_healthy(release, container)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         step("Switching to the new processes")
-        workers = go_live(release)
+        workers = install_vhost(f"{release.app}.conf", vhost_text_of(release, release.app))
     except BaseException:
         throw_away(release)
         for container in stopped:
@@ -3063,7 +3053,10 @@ def switch_to(release: Release) -> None:
     keep_config(release)
     remove_file(app_folder(release.app) / "STOPPED")
     try:
-        retire(release, workers, begin_probation(release, previous))
+        if previous and previous.number != release.number and property_of(release.app, "ps", "auto-rollback") == "true":
+            watch = {"release": release.number, "previous": previous.number, "until": uptime() + PROBATION_SECONDS}
+            write_json(probation_file(release.app), watch)
+        retire(release, workers)
         render_crontab()
         keep_images(release.app)
         agree_networks(release.app)
@@ -3105,21 +3098,13 @@ def push_release(release: Release) -> None:
             untag_image(name) if not known else None
 
 
-def beside_retiring(release: Release) -> Release:
-    """Give a release, as another incarnation when a process that it wants is retiring: scaled down a moment ago, and up again."""
-    known = retiring(release.app)
-    clash = any(row.id in known and release.has(row) and row.dyno in wanted_dynos(release) for row in containers_of(release.app))
-    return release._replace(restart=release.restart + 1, kept={}) if clash else release
-
-
 def stop_what_runs_alone(release: Release) -> list[Container]:
     """Stop the old processes that can't run beside new ones: their checks are disabled, or they hold a published port. Gives them."""
-    grace = int(property_of(release.app, "ps", "stop-timeout-seconds"))
     alone = [row for row in containers_of(release.app) if row.running and not release.has(row)
              and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
     for container in alone:
         detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
-        stop_container(container.id, grace)
+        stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))
     return alone
 
 
@@ -3144,11 +3129,6 @@ def render_crontab() -> None:
             write_text(ROOT / "crontab", text)
 
 
-def go_live(release: Release) -> list[Worker]:
-    """Point nginx at a release; give the old workers, which may still be serving."""
-    return install_vhost(f"{release.app}.conf", vhost_text_of(release, release.app))
-
-
 def urls_of(app: str) -> list[str]:
     """List the addresses under which an app answers."""
     import socket
@@ -3168,8 +3148,7 @@ def keep_last_words(container: Container) -> list[str]:
 
 def throw_away(release: Release) -> None:
     """Remove the processes of a release that did not go live; keep their last words for logs:failed."""
-    current = read_current(release.app)
-    if current and current.incarnation == release.incarnation:
+    if (current := read_current(release.app)) and current.incarnation == release.incarnation:
         return
     for container in containers_of(release.app):
         if container.incarnation == release.incarnation:
@@ -3179,22 +3158,18 @@ def throw_away(release: Release) -> None:
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
 
 
-def retire(release: Release, workers: Sequence[Worker], watched: bool = False) -> None:
-    """Let the old processes end once nginx's old workers have: a detached process does it after we are gone.
-
-    They lose their names first, and are on record in RETIRING with a deadline, so that `tick` can finish the work.
-    """
-    wanted, known = set(wanted_dynos(release)), retiring(release.app)
-    old = [row for row in containers_of(release.app) if row.id not in known and (not release.has(row) or row.dyno not in wanted)]
-    grace = int(property_of(release.app, "checks", "wait-to-retire"))
+def retire(release: Release, workers: Sequence[Worker]) -> None:
+    """Let the old processes, which lose their names, end once nginx's old workers have: a detached process does it after we are gone."""
+    *_, old = sort_containers(release.app, release)
     for container in old:
         rename_container(container, f"{release.app}.{container.dyno}.{container.incarnation}")
     name_current(release)
-    if old:
-        record = {"deadline": uptime() + grace, "containers": [row.id for row in old], "workers": list(workers)}
+    if old:  # on record with a deadline, so that `tick` can finish the work
+        deadline = uptime() + int(property_of(release.app, "checks", "wait-to-retire"))
+        record = {"deadline": deadline, "containers": [row.id for row in old], "workers": list(workers)}
         with server_lock("retiring"):
             write_lines(retiring_file(release.app), [*read_lines(retiring_file(release.app)), json.dumps(record)])
-    if old or watched:
+    if needs_minding(release.app):
         detach(functools.partial(mind, release.app))
 
 
@@ -3216,16 +3191,8 @@ def retiring(app: str) -> set[str]:
     return {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
 
 
-def begin_probation(release: Release, previous: Release | None) -> bool:
-    """Note that a new release is watched, and which one to go back to; say whether it is."""
-    if not previous or previous.number == release.number or property_of(release.app, "ps", "auto-rollback") != "true":
-        return False
-    write_json(probation_file(release.app), {"release": release.number, "previous": previous.number, "until": uptime() + PROBATION_SECONDS})
-    return True
-
-
 def probation_file(app: str) -> Path:
-    """Locate the record of a release that is being watched."""
+    """Locate the record of a new release that is being watched, and of the one to go back to."""
     return app_folder(app) / "PROBATION"
 
 
@@ -3235,17 +3202,14 @@ def needs_minding(app: str) -> bool:
 
 
 def mind(app: str) -> None:
-    """See an app's switches to their end, detached: retire the old processes, and watch the new ones through their probation.
-
-    One process is enough, however often the app is deployed: a second one leaves its work to the one that holds the lock.
-    """
+    """See an app's switches to their end, detached: retire the old processes, and watch the new ones through their probation."""
     engine.cache_clear()  # the connection of the process we were forked from is closed here
     tidy, ending = False, {}
     while not tidy or needs_minding(app):
         if not app_exists(app):
             return
         with lock_if_free(app_folder(app) / "minder") as free:
-            if not free:
+            if not free:  # one is enough, however often the app is deployed: the work is left to it
                 return
             while app_exists(app) and (needs_minding(app) or ending or not tidy):
                 mind_once(app, ending)
@@ -3255,14 +3219,12 @@ def mind(app: str) -> None:
 
 
 def mind_once(app: str, ending: dict[int, str]) -> None:
-    """Begin to end what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation.
-
-    `ending` holds the children that do it: a process that ignores SIGTERM keeps no other waiting.
-    """
+    """Begin to end what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation."""
     for line in read_lines(retiring_file(app)):
         record = json.loads(line)
         if line not in ending.values() and (
                 uptime() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
+            # in a child: a process that ignores SIGTERM keeps no other waiting
             ending[fork_work(functools.partial(end_retired, app), line)] = line
     for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
         del ending[child]
@@ -3309,39 +3271,30 @@ def restart_unfit(app: str) -> None:
             record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
 
 
-def crash_looping(release: Release) -> Container | None:
-    """Find a process of a release that keeps ending."""
-    own = (row for row in containers_of(release.app) if release.has(row))
-    return next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
-
-
 def judge_probation(app: str) -> None:
-    """Roll back a release that crash-loops in its probation; forget a probation that is over or of another release."""
+    """Roll back a release that crash-loops in its probation, once; forget a probation that is over or of another release."""
     record, current = read_json(probation_file(app)), read_current(app)
     if not record:
         return
     if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
         return remove_file(probation_file(app))
-    if not (container := crash_looping(current)):
+    own = (row for row in containers_of(app) if current.has(row))
+    container = next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
+    if not container:
         return
     with locked(app, "automatic rollback"):
-        now_current = read_current(app)
-        if now_current and now_current.number == current.number and probation_file(app).exists():
-            end_probation(current, container, record["previous"])
-
-
-def end_probation(bad: Release, container: Container, previous: int) -> None:
-    """Go back from a release that crash-loops; tried once, and on record in events whatever comes of it."""
-    keep_last_words(container)
-    began, result = time.monotonic(), 1
-    try:
-        rollback(bad.app, previous, "dokku_py")
-        mark_release(bad.app, bad.number, f"rolled back: {container.dyno} kept crashing")
-        result = 0
-    finally:
-        remove_file(probation_file(bad.app))
-        record_event(Caller("dokku_py"), "rollback", app=bad.app, result=result, seconds=time.monotonic() - began,
-                     note=f"{bad.name}: {container.dyno} kept crashing")
+        now_current, began, result = read_current(app), time.monotonic(), 1
+        if not now_current or now_current.number != current.number or not probation_file(app).exists():
+            return
+        keep_last_words(container)
+        try:
+            rollback(app, record["previous"], "dokku_py")
+            mark_release(app, current.number, f"rolled back: {container.dyno} kept crashing")
+            result = 0
+        finally:  # tried once, and on record in events whatever comes of it
+            remove_file(probation_file(app))
+            record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
+                         note=f"{current.name}: {container.dyno} kept crashing")
 
 
 def release_addresses(app: str) -> bool:
@@ -3359,31 +3312,28 @@ def keep_images(app: str) -> None:
     if property_of(app, "builder", "skip-cleanup") == "true":
         return
     numbers = release_numbers(app)
-    images: list[str] = []
-    for number in reversed(numbers):
-        record = read_release(app, number)
-        if record and record.image and record.image not in images:
-            images.append(record.image)
-        if record and record.image in images[IMAGES_KEPT:]:
-            untag_image(f"dokku/{app}:v{number}")
+    built = [record for number in reversed(numbers) if (record := read_release(app, number)) and record.image]
+    dropped = list(dict.fromkeys(record.image for record in built))[IMAGES_KEPT:]
+    for record in built:
+        if record.image in dropped:
+            untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
         if number not in read_tags(app).values():
             remove_folder(release_folder(app, number))
 
 
-def sort_containers(app: str, current: Release | None, rows: Sequence[Container]) -> tuple[set[tuple[str, str]], list[Container]]:
-    """Give the (incarnation, dyno) pairs that should run, and the containers that are neither wanted nor retiring."""
-    known = retiring(app)
+def sort_containers(app: str, current: Release | None) -> tuple[set[tuple[str, str]], list[Container], list[Container]]:
+    """Give the (incarnation, dyno) pairs that should run, the containers, and those of them that are neither wanted nor retiring."""
+    known, rows = retiring(app), containers_of(app)  # in this order: what ends in between is not taken for left over
     wanted = {(current.incarnation_of(dyno), dyno) for dyno in wanted_dynos(current)} if current else set()
-    return wanted, [row for row in rows if row.id not in known and (row.incarnation, row.dyno) not in wanted]
+    return wanted, rows, [row for row in rows if row.id not in known and (row.incarnation, row.dyno) not in wanted]
 
 
 def remove_strays(app: str) -> None:
     """Remove what a crash left: processes neither wanted nor retiring, their addresses, unfinished releases, files. Only under the lock."""
-    current, rows = read_current(app), containers_of(app)
-    if current:
+    if current := read_current(app):
         keep_config(current)
-    wanted, strays = sort_containers(app, current, rows)
+    wanted, rows, strays = sort_containers(app, current)
     if strays:
         wait_for_workers(app, render_vhost(app))  # nginx may have been switched to the strays before the crash
     for container in [*strays, *containers_of(app, "release")]:
@@ -3394,9 +3344,7 @@ def remove_strays(app: str) -> None:
         if release_status(app, number, current) == "unfinished":
             mark_release(app, number, "killed")
             drop_images(app, number)
-    for folder in app_folder(app).glob("tree.*"):
-        remove_folder(folder)
-    remove_all(dead_writes(app_folder(app)))
+    remove_all([*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app))])
     remove_dead_pushes(app)
 
 
@@ -3409,10 +3357,7 @@ class Disagreement(NamedTuple):
 
 
 def disagreements(app: str) -> Iterator[Disagreement]:
-    """Find what differs from the record of an app, in the order in which it must be mended.
-
-    Each is found after what came before it was mended, or not: `converge` mends them one by one, `doctor` only reads.
-    """
+    """Find what differs from the record of an app, in the order of mending: `converge` mends one by one, `doctor` only reads."""
     found, current = functools.partial(Disagreement, app), read_current(app)
     if read_lines(retiring_file(app)) and not is_locked(app_folder(app) / "minder"):
         yield found("old processes wait for a minder that died", functools.partial(detach, functools.partial(mind, app)))
@@ -3424,7 +3369,14 @@ def disagreements(app: str) -> Iterator[Disagreement]:
         if any(row.running for row in containers_of(app)):
             yield found("processes run although it was stopped", functools.partial(stop_processes, app))
     elif current:
-        yield from process_disagreements(app, current)
+        running = {row.dyno for row in containers_of(app) if current.has(row) and row.running}
+        if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
+            yield found(f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
+        if network_changes(app):
+            yield found("its processes are not in the networks on record", functools.partial(agree_networks, app))
+        own = [row for row in containers_of(app) if current.has(row) and row.dyno in wanted_dynos(current)]
+        if inspect_image(f"dokku/{app}:latest").get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in own):
+            yield found("the image or processes lack their short names", functools.partial(name_current, current))
     if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         yield found("its certificate ends within 14 days: renew it by certs:update or letsencrypt:enable", lambda: None)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
@@ -3435,30 +3387,18 @@ def disagreements(app: str) -> Iterator[Disagreement]:
         yield found("Docker does not publish the ports on record", functools.partial(serve, app))
 
 
-def process_disagreements(app: str, current: Release) -> Iterator[Disagreement]:
-    """Find what differs between the processes that should run and those that do."""
-    running = {row.dyno for row in containers_of(app) if current.has(row) and row.running}
-    if missing := [dyno for dyno in wanted_dynos(current) if dyno not in running]:
-        yield Disagreement(app, f"not running: {', '.join(missing)}", functools.partial(start_missing, current))
-    if network_changes(app):
-        yield Disagreement(app, "its processes are not in the networks on record", functools.partial(agree_networks, app))
-    latest = inspect_image(f"dokku/{app}:latest")
-    if latest.get("Id") != current.image or any(row.name != f"{app}.{row.dyno}" for row in containers_of(app) if current.has(row) and row.dyno in wanted_dynos(current)):
-        yield Disagreement(app, "the image or processes lack their short names", functools.partial(name_current, current))
-
-
 def stray_things(app: str) -> list[str]:
     """Name what a killed command left of an app: processes, addresses, releases, files."""
-    current, rows = read_current(app), containers_of(app)
-    wanted, strays = sort_containers(app, current, rows)
+    current = read_current(app)
+    wanted, rows, strays = sort_containers(app, current)
     held = wanted | {(row.incarnation, row.dyno) for row in rows}
     addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
     unfinished = [f"release v{number}" for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]
     brought = [brought_config(current)] if current and brought_config(current).exists() else []
     pushed = [] if is_locked(app_folder(app) / "pushes") else dead_pushes(app)
     files = [*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)), *pushed, *brought]
-    tasks = containers_of(app, "release")
-    return [*(row.name for row in [*strays, *tasks]), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
+    strays += containers_of(app, "release")
+    return [*(row.name for row in strays), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
 
 
 def converge(app: str) -> None:
@@ -3469,13 +3409,11 @@ def converge(app: str) -> None:
 
 
 def revive(app: str) -> None:
-    """Converge an app whose processes Docker gave up; not while a command works on it, and not where the policy is to give up.
-
-    When dockerd was killed, the next one stops what still runs, takes that for stopped by hand, and leaves it so (20.10).
-    """
+    """Converge an app whose processes Docker gave up; not while a command works on it, and not where the policy is to give up."""
     current, policy = read_current(app), property_of(app, "ps", "restart-policy")
     if not current or is_stopped(app) or policy not in ("always", "unless-stopped") or property_of(app, "ps", "restore") == "false":
         return
+    # when dockerd was killed, the next one stops what still runs, takes that for stopped by hand, and leaves it so (20.10)
     alive = {row.dyno for row in containers_of(app) if current.has(row) and row.state in ("running", "restarting")}
     missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
     if missing and not is_locked(app_folder(app) / "lock"):
@@ -3513,10 +3451,7 @@ def serve(app: str) -> None:
 
 @contextlib.contextmanager
 def served_with(app: str, path: Path) -> Iterator[None]:
-    """Have an app served by the fact that is changed within; ports that something else has are refused. Only under the lock.
-
-    When it fails the file of the fact is put back.
-    """
+    """Have an app served by the fact changed within, or put its file back; ports that others have are refused. Only under the lock."""
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
     secret = old is not None and not path.stat().st_mode & 0o77
     try:
@@ -3532,8 +3467,7 @@ def served_with(app: str, path: Path) -> Iterator[None]:
 
 def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
     """Make a new release of an old one's image with such a config, whose `own` part becomes the app's; nothing is built."""
-    begun = new_release(old.app, by=by, reason=reason)
-    release = old._replace(number=begun.number, at=begun.at, by=by, reason=reason, restart=0, kept={})
+    release = new_release(old, by, reason)
     with build_log(release):
         write_release(release, config, own)
         tag_image(release, release.name)
@@ -3897,7 +3831,7 @@ def upgrade_service(service: Service, **changes: Any) -> Service:
 @contextlib.contextmanager
 def holding(service: Service, purpose: str) -> Iterator[Service]:
     """Hold a service's lock, for a command that changes it, and give its record as it is then. Raises NotFound when it is gone."""
-    with service_lock(service.engine, service.name, f"{service.engine}:{purpose}") as found:
+    with service_lock(service.engine, service.name, purpose) as found:
         yield found or require_service(service.engine, service.name)
 
 
@@ -4029,15 +3963,12 @@ def render_authorized_keys() -> None:
     """Write authorized_keys from the keys on record; lines that are not ours are kept (sshd(8), AUTHORIZED_KEYS)."""
     path = ROOT / ".ssh" / "authorized_keys"
     make_folder(path.parent, 0o700)
-    foreign = [line for line in read_lines(path) if 'command="/usr/bin/dokku --as ' not in line]
-    ours = [f'command="/usr/bin/dokku --as {key.name}",restrict,pty{limits_of(key)} {key.public}' for key in read_keys()]
-    write_text(path, "".join(f"{line}\n" for line in [*foreign, *ours]), secret=True)
-
-
-def limits_of(key: Key) -> str:
-    """Write until when and from where sshd takes a key."""
-    until = f',expiry-time="{key.until.replace("-", "")}2359"' if key.until else ""
-    return f'{until},from="{key.sources}"' if key.sources else until
+    lines = [line for line in read_lines(path) if 'command="/usr/bin/dokku --as ' not in line]
+    for key in read_keys():
+        until = f',expiry-time="{key.until.replace("-", "")}2359"' if key.until else ""
+        sources = f',from="{key.sources}"' if key.sources else ""
+        lines.append(f'command="/usr/bin/dokku --as {key.name}",restrict,pty{until}{sources} {key.public}')
+    write_text(path, "".join(f"{line}\n" for line in lines), secret=True)
 
 
 def find_key(word: str) -> Key:
@@ -4065,20 +3996,17 @@ def reaches(patterns: Sequence[str], app: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
-    """One argument of a command: flags make it an option; `many` takes the rest; `raw` takes it unparsed.
-
-    `unknown` collects the options that nothing else takes; `unless` names the option beside which it is not given.
-    """
+    """One argument of a command."""
 
     name: str
     parse: Callable[[str], Any]
-    flags: tuple[str, ...]
-    many: str
+    flags: tuple[str, ...]  # they make it an option
+    many: str  # takes the rest
     switch: bool
     default: str | None
-    raw: bool
-    unknown: bool
-    unless: str | None
+    raw: bool  # takes the rest unparsed
+    unknown: bool  # collects the options that nothing else takes
+    unless: str | None  # the option beside which it is not given
 
 
 ARGUMENT = re.compile(r"(-[\w|-]+)?(\w+)?(?::(\{[^}]*\}|[\w-]+))?([?*+]|\.\.\.|~)?(?:=([^>^]*))?(?:>(\w+))?(?:\^(\S+))?")
@@ -4155,23 +4083,11 @@ def commands() -> dict[str, Command]:
     return found
 
 
-# What is refused for good, by noun or verb, and what to use instead.
-REFUSED = {
-    "backup-set-public-key-encryption": "backups leave this server encrypted by restic with a passphrase: see backup-set-encryption",
-    "backup-unset-public-key-encryption": "backups leave this server encrypted by restic with a passphrase: see backup-unset-encryption",
-    "builder-herokuish": "apps are built by their Dockerfile or their language; see builder:set",
-    "builder-pack": "apps are built by their Dockerfile or their language; see builder:set",
-    "buildpacks": "apps are built by their Dockerfile or their language; see builder:set",
-    "manager": "run a newer checkout's install.sh to upgrade, and install.sh --uninstall to remove",
-    "plugin": "there are no plugins: everything is built in, and install.sh of a newer checkout upgrades it",
-}
-
-
 def why_unknown(word: str) -> DokkuError:
     """Say why a word is no command: refused for good, or mistyped."""
     noun, _, verb = word.partition(":")
-    if refusal := REFUSED.get(noun) or REFUSED.get(verb):
-        return DokkuError(f"{word} is not part of this product", refusal)
+    if instead := next((hint for refused, hint in read_table("refused.tsv") if refused in (noun, verb)), ""):
+        return DokkuError(f"{word} is not part of this product", instead)
     close = nearest(word, commands())
     return UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
 
@@ -4186,7 +4102,7 @@ def parser_of(name: str, args: Iterable[Arg]) -> Any:
         def error(self, message: str) -> NoReturn:
             raise UsageError(f"{name}: {message}", " ".join(self.format_usage().split()))
 
-    parser = Parser(prog=f"dokku {name}", allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser = Parser(prog=f"dokku {name}", allow_abbrev=False, add_help=False)
     for arg in args:
         if arg.switch:
             parser.add_argument(*arg.flags, dest=arg.name, action="store_true")
@@ -4199,13 +4115,9 @@ def parser_of(name: str, args: Iterable[Arg]) -> Any:
 
 def parse_arguments(name: str, args: Sequence[Arg], words: Sequence[str]) -> dict[str, Any]:
     """Read a command's words with one argparse parser built for it alone. Raises UsageError."""
-    import argparse
     parser = parser_of(name, args)
-    try:
-        raw = any(arg.raw for arg in args)  # argparse can't mix those with options that come later
-        known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{name}: {error}", " ".join(parser.format_usage().split()).removeprefix("usage: ")) from None
+    raw = any(arg.raw for arg in args)  # argparse can't mix those with options that come later
+    known, unknown = (parser.parse_known_args if raw else parser.parse_known_intermixed_args)(list(words))
     collector = next((arg.name for arg in args if arg.unknown), None)
     if unknown and not collector:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -4252,21 +4164,15 @@ def take_leading_words(words: list[str]) -> list[str]:
 
 
 def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Take out the words that every command knows and this one does not declare; give the others, and what --app names.
-
-    What follows the first plain word of `run` and its like is the user's own command: nothing is taken from that.
-    """
+    """Take out the words that every command knows and this one does not declare; give the others, and what --app names."""
     declared = {flag for arg in args for flag in arg.flags} | {"--global"}
-    raw, kept, app, rest = any(arg.raw for arg in args), [], None, list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--" or (raw and not word.startswith("-")):
-            kept += [word, *rest]
-            break
+    raw, kept, app, rest = any(arg.raw for arg in args), [], None, iter(words)
+    for word in rest:
+        if word == "--" or (raw and not word.startswith("-")):  # behind it stands the user's own command: nothing is taken from that
+            return [*kept, word, *rest], app
         if word == "--app":
-            if not rest:
+            if (app := next(rest, None)) is None:
                 raise UsageError("--app must be followed by the name of an app")
-            app = rest.pop(0)
         elif word in GLOBAL_WORDS and word not in declared:
             os.environ[GLOBAL_WORDS[word]] = "1"
         else:

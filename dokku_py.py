@@ -3853,8 +3853,10 @@ def drop_dead_services() -> None:
         name = f"dokku.{folder.parent.name}.{folder.name}"
         for row in [row for kind in ("service", "scratch") for row in containers_of("", kind) if name in (row.name, row.name.rpartition(".data")[0])]:
             remove_container(row.id)
-        if any(row["Name"] == name for row in engine().networks()):
-            engine().remove_network(name)
+        for network in [row["Id"] for row in engine().networks() if row["Name"] == name]:
+            for member in engine().inspect_network(network)["Containers"]:  # a process of before an unlink may still be ending
+                engine().disconnect_container_from_network(member, network, force=True)
+            engine().remove_network(network)
         run(in_folder(folder, ["find", ".", "-mindepth", "1", "-delete"]))
         folder.rmdir()
 
@@ -3905,10 +3907,13 @@ def back_up(service: Service) -> str:
 
 @contextlib.contextmanager
 def fetched(service: Service, name: str) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Give the dump of a backup, and the rows that it must have. Raises ToolFailed when restic finds it damaged or not there."""
+    """Give the dump of a backup, and the rows that it must have. Raises DokkuError when restic finds it damaged or not there."""
     with scratch_folder(service.folder, "tmp.") as folder:
-        for part in ("dump", "rows.json"):
-            restic(service, "dump", f"--tag={service.container}", name, str(service.folder / "backup" / part), target=folder / part)
+        try:
+            for part in ("dump", "rows.json"):
+                restic(service, "dump", f"--tag={service.container}", name, str(service.folder / "backup" / part), target=folder / part)
+        except ToolFailed as error:
+            raise DokkuError(f"The backup can't be read: {error.message}", f"dokku {service.engine}:backup-list {service.name}   lists all") from None
         yield folder / "dump", read_json(folder / "rows.json")
 
 
@@ -5612,19 +5617,21 @@ def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None
 
 def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Callable[[Service], Any]) -> None:
     """Make a service that runs and answers, or leave no trace of it; `make` brings it up."""
-    if read_service(kind.name, name):
-        raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
-    drop_dead_services()
     changes = chosen_image(kind, given)
-    with service_lock(kind.name, name, "create"):
-        new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
-        for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
-            write_text(new.folder / file, (secret_word(given[key]) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
-        try:
-            make(new)
-        except BaseException:
-            remove_file(new.folder / "service.json")
-            raise
+    try:
+        with service_lock(kind.name, name, "create") as known:
+            if known:
+                raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
+            new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
+            for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
+                write_text(new.folder / file, (secret_word(given[key]) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
+            try:
+                make(new)
+            except BaseException:
+                remove_file(new.folder / "service.json")
+                raise
+    finally:
+        drop_dead_services()
 
 
 def bring_up(service: Service) -> None:
@@ -5660,7 +5667,7 @@ def service_destroy(force: bool, service: Service) -> None:
     step(f"Destroyed {service.name}" + (f"; its backups are kept in {backup_home(service)}" if backup_home(service).exists() else ""))
 
 
-def service_list(noun: str, app: str | None, style: str | None) -> list[str]:
+def service_list(noun: str, app: str | None, style: str | None = None) -> list[str]:
     """List the services of an engine, or those that an app is linked to."""
     kind = engine_named(noun).name
     if style == "text":
@@ -6570,7 +6577,7 @@ def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
-    rest = {*chosen} - {"style", "app"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
+    rest = {*chosen, *row.fixed} - {"style", "app"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
     outcome = body(**{name: value for name, value in given.items() if name in asked or name in rest})
     if row.call.startswith("print "):
         say_result(outcome, chosen.get("style") or "text")

@@ -95,7 +95,7 @@ def service(admin, words):
         for app in sh("dokku", f"{one.engine}:links", one.name).stdout.split():
             sh("dokku", f"{one.engine}:unlink", one.name, app)
         done = sh("dokku", f"{one.engine}:destroy", "--force", one.name)
-        assert done.returncode in (0, 20), done.stderr
+        assert done.returncode == 0 or "does not exist" in done.stderr, done.stderr
         assert one.left() == []
         sh("rm", "-rf", STATE / "data" / "backups" / one.engine / one.name)
 
@@ -156,7 +156,7 @@ POSTGRES_SCHEMA = """
 CREATE TABLE makers (id SERIAL PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE things (id BIGSERIAL PRIMARY KEY, maker INT NOT NULL REFERENCES makers, body BYTEA, "odd name" TEXT, at TIMESTAMPTZ DEFAULT '2026-01-02 03:04:05+06');
 INSERT INTO makers (name) VALUES ('Żółw ☂ 漢字 🐢'), (E'line\\nbreak\\ttab'), ('quote '' and " and \\');
-INSERT INTO things (maker, body, "odd name") SELECT 1 + n % 3, decode(repeat(md5(n::text), 40), 'hex') || '\\x00ff0a0d'::bytea, chr(0x4e00 + n) FROM generate_series(1, 500) n;
+INSERT INTO things (maker, body, "odd name") SELECT 1 + n % 3, decode(repeat(md5(n::text), 40), 'hex') || '\\x00ff0a0d'::bytea, chr(19968 + n) FROM generate_series(1, 500) n;
 SELECT setval('things_id_seq', 9000);
 CREATE VIEW counts AS SELECT maker, count(*) AS number FROM things GROUP BY maker;
 CREATE INDEX ON things (maker);
@@ -200,7 +200,7 @@ def facts_of(one):
 @pytest.mark.parametrize("engine", SCHEMAS)
 def test_a_database_moves_whole(full, service, engine, tmp_path):
     one, facts = full(engine)
-    assert "500" in sh(*one_count(one)).stdout and len(facts.splitlines()) > 5
+    assert "500" in one.ok("connect", stdin="SELECT count(*) FROM things;") and len(facts.splitlines()) > 5
     dump = one.export(tmp_path / "dump")
     one.ok("destroy", flags=("--force",))
     two = service(engine)
@@ -208,6 +208,7 @@ def test_a_database_moves_whole(full, service, engine, tmp_path):
     assert facts_of(two) == facts
     done = two.admin.ssh(f"{engine}:connect", two.name, stdin=SCHEMAS[engine][2])
     assert "foreign key" in (done.stdout + done.stderr).lower(), "keys still hold"
+    facts = facts_of(two)
     clone = f"{two.name}-2"
     two.ok("clone", clone)
     try:
@@ -216,13 +217,6 @@ def test_a_database_moves_whole(full, service, engine, tmp_path):
     finally:
         two.admin.ok(f"{engine}:destroy", "--force", clone)
     two.assert_whole()
-
-
-def one_count(one):
-    """Give the words that count the rows of a service's `things` from this host."""
-    client = {"postgres": "psql -U postgres -At", "mariadb": "mariadb -N"}[one.engine]
-    database = one.name.replace("-", "_")
-    return ("docker", "exec", one.container, "sh", "-c", f"{client} {database} -{'c' if one.engine == 'postgres' else 'e'} 'SELECT count(*) FROM things' 2>&1 || true")
 
 
 @pytest.mark.parametrize("engine", KEEPING)
@@ -248,7 +242,7 @@ def test_secrets_stand_on_no_command_line_and_in_no_environment_of_the_server(se
     assert secret not in json.dumps(one.inspect()["Config"]) and secret not in json.dumps(one.inspect()["HostConfig"])
     variable = one.link(words)
     assert secret not in sh("ps", "-eo", "args").stdout
-    assert secret not in words.ok("events") and secret not in one.ok("logs")
+    assert secret not in words.person.ok("events") and secret not in one.ok("logs")
     for path in one.folder.rglob("*PASSWORD"):
         assert path.stat().st_mode & 0o077 == 0
     assert one.folder.stat().st_mode & 0o077 == 0
@@ -315,13 +309,13 @@ def test_the_other_dialect_names_the_app_first(admin, words):
 
 def test_a_port_of_the_host_leads_to_it_only_when_asked_and_only_from_here(service):
     one, port = service("redis"), free_port()
-    assert one.inspect()["HostConfig"]["PortBindings"] in ({}, None)
+    assert not any((one.inspect()["HostConfig"]["PortBindings"] or {}).values())
     one.ok("expose", port)
     assert one.inspect()["HostConfig"]["PortBindings"] == {"6379/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]}
     assert one.ok("info", flags=("--exposed-ports",)).strip() == f"127.0.0.1:{port}"
     assert sh("python3", "-c", f"import socket; s = socket.create_connection(('127.0.0.1', {port}), 5); s.send(b'PING\\r\\n'); print(s.recv(99))").stdout.startswith("b'-NOAUTH")
     one.ok("unexpose")
-    assert one.inspect()["HostConfig"]["PortBindings"] in ({}, None)
+    assert not any((one.inspect()["HostConfig"]["PortBindings"] or {}).values())
 
 
 def test_a_stopped_service_stays_so_and_a_dead_one_comes_back(service):
@@ -356,17 +350,16 @@ def test_data_outlives_docker_and_the_machine(service, words):
         wait_until(lambda: read(words, variable) == (200, word))
 
 
-def tagged(engine, version):
-    """Give the engine's own image another version's name, as if it were newer."""
-    image = docker("images", f"dokku/{engine}" if docker("images", "-q", f"dokku/{engine}") else engine, "--format", "{{.Repository}}:{{.Tag}}").split()[0]
-    docker("tag", image, f"t-newer/{engine}:{version}")
-    return f"t-newer/{engine}"
+def tagged(one, version):
+    """Give the service's image another name and version, as if it were newer; give the name."""
+    docker("tag", one.inspect()["Config"]["Image"], f"t-newer/{one.engine}:{version}")
+    return f"t-newer/{one.engine}"
 
 
 @pytest.mark.parametrize("engine", SCHEMAS)
 def test_an_upgrade_is_loaded_and_compared_beside_it_and_the_old_data_is_kept(full, engine):
     one, facts = full(engine)
-    image = tagged(engine, "next")
+    image = tagged(one, "next")
     try:
         output = one.ok("upgrade", flags=("--image", image, "--image-version", "next"))
         assert "2 tables" in output and "kept" in output
@@ -407,7 +400,7 @@ def test_a_backup_is_verified_and_restored_and_a_damaged_one_is_told(full, engin
 
 def test_backups_go_by_a_schedule_are_few_and_outlive_the_service(service):
     one = service("redis")
-    one.refused("backup-schedule", "nonsense")
+    one.refused("backup-schedule", "nonsense", code=2)
     one.ok("backup-schedule", "'3 4 * * *'", flags=("--keep", "2"))
     assert f"3 4 * * * /usr/bin/dokku redis:backup {one.name}" in one.ok("backup-schedule-cat")
     assert f"3 4 * * * /usr/bin/dokku redis:backup {one.name}" in sh("crontab", "-l", "-u", "dokku").stdout
@@ -483,7 +476,7 @@ def test_destroy_asks_and_refuses_while_an_app_needs_it(service, words, admin):
     assert "nothing was removed" in one.refused("destroy", stdin="something else\n")
     assert one.left()
     one.ok("destroy", stdin=f"{one.name}\n")
-    assert one.left() == [] and "does not exist" in one.refused("info", code=20)
+    assert one.left() == [] and "does not exist" in one.refused("info")
     assert "already exists" in admin.refused("redis:create", service("redis").name)
 
 
@@ -519,7 +512,7 @@ def test_a_create_that_fails_leaves_nothing(admin):
     name = f"t-{uuid.uuid4().hex[:8]}"
     admin.refused("redis:create", "--config-options", "'--no-such-option 1'", name)
     assert not (STATE / "services" / "redis" / name).exists() and not docker("ps", "-aq", "--filter", f"label=com.dokku.service=dokku.redis.{name}")
-    assert "does not exist" in admin.refused("redis:info", name, code=20)
+    assert "does not exist" in admin.refused("redis:info", name)
 
 
 def test_limits_and_variables_reach_the_container(service):

@@ -70,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             url = os.environ[variable] if verb else ""
             found = KEEPERS[url.partition(":")[0]](url, word if verb == "write" else "") if verb else ["up"]
-            status, text = 200, " ".join(found) if isinstance(found, list) else "written"
+            status, text = 200, "written" if verb == "write" else " ".join(found)
         except Exception as error:
             status, text = 500, f"{type(error).__name__}: {error}"
         self.send_response(status)

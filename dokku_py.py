@@ -1629,22 +1629,17 @@ class Property(NamedTuple):
     access: str = "configure"
 
 
-@functools.cache
-def patterns() -> dict[str, list[str]]:
-    """Read the kinds of words that need no more than a pattern."""
-    return {name: row for name, *row in read_table("words.tsv")}
-
-
 def parser_named(kind: str) -> Callable[[str], Any]:
     """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any."""
     if kind.startswith("{"):
         return one_of(*kind[1:-1].split("/"))
-    if row := patterns().get(kind):
+    if row := PATTERNS.get(kind):
         return matching(*row[:3], give=str.lower if row[3:] else str)
     # a kind that is not there is an error, so that no slip in a table opens a door
     return str if kind == "str" else globals()[f"parse_{kind.replace('-', '_')}"]
 
 
+PATTERNS = {name: row for name, *row in read_table("words.tsv")}  # the kinds of words that need no more than a pattern
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
               for noun, key, default, words, access, summary in read_table("properties.tsv")}
 NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
@@ -3956,7 +3951,7 @@ def argument(text: str) -> Arg:
     """Read one argument as templates/commands.tsv writes it."""
     flags, word, parser, many, default, name, unless = ARGUMENT.fullmatch(text).groups()  # type: ignore[union-attr]
     spellings = tuple(flags.split("|")) if flags else ()
-    own = word if word in patterns() or f"parse_{word}" in globals() else "str"  # without a parser: the kind of its own name, if there is one
+    own = word if word in PATTERNS or f"parse_{word}" in globals() else "str"  # without a parser: the kind of its own name, if there is one
     return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser or own),
                spellings, many if many in ("?", "*", "+") else "", bool(flags) and parser is None and default is None, default, many == "...", many == "~", unless)
 

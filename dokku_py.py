@@ -239,16 +239,6 @@ def complain(error: DokkuError) -> None:
         warn(error.hint)
 
 
-@contextlib.contextmanager
-def transcript(log: Any) -> Iterator[None]:
-    """Copy everything said within to an open file, when there is one."""
-    token = TRANSCRIPT.set(log)
-    try:
-        yield
-    finally:
-        TRANSCRIPT.reset(token)
-
-
 def trace(argv: Sequence[str]) -> None:
     """Show a program about to be run, with --trace; secrets never stand in an argv."""
     if inherited("DOKKU_TRACE"):
@@ -514,7 +504,9 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 # Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
 OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
-parse_app = matching(APP_NAME, "can't be the name of an app", "use lower-case letters, digits and single . _ - between them, at most 63")
+parse_app, parse_app_or_global = (
+    matching(pattern, "can't be the name of an app", "use lower-case letters, digits and single . _ - between them, at most 63")
+    for pattern in (APP_NAME, f"--global|{APP_NAME.pattern}"))
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
 parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
@@ -533,11 +525,6 @@ parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Z
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
-
-
-def parse_app_or_global(text: str) -> str:
-    """Accept an app, or --global."""
-    return text if text == "--global" else parse_app(text)
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -727,32 +714,23 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
 parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
 
-def parse_jobs(app_json: Mapping[str, Any]) -> tuple[Job, ...]:
-    """Read the cron jobs of app.json; a schedule is what crontab(5) takes, five fields or a word such as @daily."""
-    jobs = []
+def parse_app_json(app_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str], tuple[Job, ...]]:
+    """Read how many of each process type app.json asks for, its commands around a deploy, and its cron jobs."""
+    rows = member(app_json, "formation", dict, "app.json", {})
+    counts = {kind: member(row, "quantity", int, f"app.json formation {kind}", 1) for kind, row in rows.items()}
+    formation = dict(parse_scale(f"{kind}={count}") for kind, count in counts.items())
+    scripts = member(app_json, "scripts", dict, "app.json", {})
+    own = member(scripts, "dokku", dict, "app.json scripts", {})
+    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in ("predeploy", "postdeploy")}  # these run each time
+    found["first"] = member(scripts, "postdeploy", str, "app.json scripts", "")  # Heroku's, after the first deploy alone
+    jobs = []  # a schedule is what crontab(5) takes, five fields or a word such as @daily
     for row in member(app_json, "cron", list, "app.json", []):
         schedule, command, policy = (member(row, key, str, "app.json cron", default).strip()
                                      for key, default in (("schedule", ""), ("command", ""), ("concurrency_policy", "allow")))
         if not SCHEDULE.fullmatch(schedule) or not command or "\n" in command:
             raise DokkuError(f"app.json: {shown(schedule)} {shown(command)} is not a cron job", 'for example  {"schedule": "0 3 * * *", "command": "./clean"}')
         jobs.append(Job(schedule, command, one_of("allow", "forbid", "replace")(policy.lower())))
-    return tuple(jobs)
-
-
-def parse_scripts(app_json: Mapping[str, Any]) -> dict[str, str]:
-    """Read the commands that app.json wants around a deploy: dokku's own each time, Heroku's postdeploy after the first."""
-    scripts = member(app_json, "scripts", dict, "app.json", {})
-    own = member(scripts, "dokku", dict, "app.json scripts", {})
-    found = {key: member(own, key, str, "app.json scripts.dokku", "") for key in ("predeploy", "postdeploy")}
-    found["first"] = member(scripts, "postdeploy", str, "app.json scripts", "")
-    return {key: command for key, command in found.items() if command}
-
-
-def parse_formation(app_json: Mapping[str, Any]) -> dict[str, int]:
-    """Read how many of each process type app.json asks for."""
-    rows = member(app_json, "formation", dict, "app.json", {})
-    counts = {kind: member(row, "quantity", int, f"app.json formation {kind}", 1) for kind, row in rows.items()}
-    return dict(parse_scale(f"{kind}={count}") for kind, count in counts.items())
+    return formation, {key: command for key, command in found.items() if command}, tuple(jobs)
 
 
 def parse_checks_file(text: str) -> tuple[Check, ...]:
@@ -768,11 +746,6 @@ def parse_checks_file(text: str) -> tuple[Check, ...]:
                 raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
             checks.append(Check(path=parts[3] or "/", scheme=parts[1] or "http", content=content.strip(), headers=(("Host", parts[2]),) if parts[2] else ()))
     return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"], wait=settings["WAIT"]) for check in checks)
-
-
-def parse_scale_file(text: str) -> dict[str, int]:
-    """Read a DOKKU_SCALE file: `type=count` a line."""
-    return dict(parse_scale(line.strip()) for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 
 
 def unquote_value(text: str) -> str:
@@ -957,14 +930,6 @@ def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[byte
         end(process)
         raise
     return process.wait()
-
-
-def supervise(argv: Sequence[str], *, env: Mapping[str, str], keep: Sequence[int]) -> int:
-    """Run git for an ssh client in a process group of its own, and end the group when the client goes away."""
-    # A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we stay as parent
-    # and watch our standard output for the error that a closed reader leaves there. `keep` are the descriptors of locks, handed
-    # down so that they live until git has moved its refs.
-    return watch(begin(argv, env=env, start_new_session=True, pass_fds=keep), end_group)
 
 
 def attend(argv: Sequence[str]) -> int:
@@ -1197,11 +1162,9 @@ def make_folder(path: Path, mode: int = 0o755) -> Path:
 
 def copy_file(source: Any, target: Path) -> None:
     """Copy what a file, or standard input, gives to a new file that only we read; how much has come is shown on a terminal. Refuses when a disk runs full."""
-    count = 0
     with open(target, "wb", opener=functools.partial(os.open, mode=0o600)) as file:
-        while chunk := source.read(2**20):
+        for count, chunk in enumerate(iter(functools.partial(source.read, 2**20), b""), 1):
             file.write(chunk)
-            count += 1
             require_disk() if count % 64 == 0 else None
             print(f"\r{count} MB", end="", file=sys.stderr) if sys.stderr.isatty() else None
 
@@ -1607,8 +1570,7 @@ def domains_of(app: str) -> list[str]:
 
 def allotted() -> list[tuple[str, str, str, str]]:
     """List the addresses given out: (address, app, incarnation, dyno). The file's name is the record."""
-    names = (path.name.split("=") for path in (ROOT / "addresses").glob("*=*=*=*"))
-    return [(address, app, incarnation, dyno) for address, app, incarnation, dyno in names]
+    return [tuple(path.name.split("=")) for path in (ROOT / "addresses").glob("*=*=*=*")]
 
 
 def allot_address(subnet: str, release: Release, dyno: str) -> str:
@@ -1617,9 +1579,8 @@ def allot_address(subnet: str, release: Release, dyno: str) -> str:
     mine = (release.app, release.incarnation_of(dyno), dyno)
     with server_lock("addresses"):
         owners = {address: tuple(owner) for address, *owner in allotted()}
-        for address, owner in owners.items():
-            if owner == mine:
-                return address
+        if found := next((address for address, owner in owners.items() if owner == mine), ""):
+            return found
         lower = next(ipaddress.ip_network(subnet).subnets())
         free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in owners), None)
         if not free:
@@ -1668,22 +1629,17 @@ class Property(NamedTuple):
     access: str = "configure"
 
 
-@functools.cache
-def patterns() -> dict[str, list[str]]:
-    """Read the kinds of words that need no more than a pattern."""
-    return {name: row for name, *row in read_table("words.tsv")}
-
-
 def parser_named(kind: str) -> Callable[[str], Any]:
     """Give the parser of a kind of word: a row of words.tsv, else `count` is parse_count; `{a/b}` takes these words only, `str` any."""
     if kind.startswith("{"):
         return one_of(*kind[1:-1].split("/"))
-    if row := patterns().get(kind):
+    if row := PATTERNS.get(kind):
         return matching(*row[:3], give=str.lower if row[3:] else str)
     # a kind that is not there is an error, so that no slip in a table opens a door
     return str if kind == "str" else globals()[f"parse_{kind.replace('-', '_')}"]
 
 
+PATTERNS = {name: row for name, *row in read_table("words.tsv")}  # the kinds of words that need no more than a pattern
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
               for noun, key, default, words, access, summary in read_table("properties.tsv")}
 NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
@@ -1878,6 +1834,7 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
 
 OURS = {"com.dokku.managed-by": "dokku_py"}
 EMPTY_IMAGE = "dokku/empty:latest"
+KEPT_IN_LABELS = (("app", "app-name"), ("dyno", "dyno"), ("incarnation", "incarnation"), ("published", "published"))
 
 
 @functools.cache
@@ -1978,27 +1935,15 @@ def logins_of(app: str) -> Iterator[dict[str, str]]:
         yield {**build_environment(), "DOCKER_CONFIG": str(folder)}
 
 
-def container_labels(release: Release, dyno: str, kind: str = "deploy") -> dict[str, str]:
-    """Give the labels that identify a container; nothing else does."""
-    alias = property_of(release.app, "logs", "app-label-alias")
-    return {**OURS, **({alias: release.app} if alias else {}), "com.dokku.app-name": release.app, "com.dokku.process-type": dyno.rpartition(".")[0], "com.dokku.dyno": dyno,
-            "com.dokku.container-type": kind, "com.dokku.release": release.name, "com.dokku.incarnation": release.incarnation_of(dyno)}
-
-
 def containers_of(app: str = "", kind: str = "deploy") -> list[Container]:
     """List our containers of one app, or of all, running or not."""
     labels = [f"com.dokku.container-type={kind}", "com.dokku.managed-by=dokku_py", *([f"com.dokku.app-name={app}"] if app else [])]
-    return [as_container(row) for row in engine().containers(all=True, filters={"label": labels})]
-
-
-def as_container(row: Mapping[str, Any]) -> Container:
-    """Read one row of Docker's list."""
-    labels, network = row["Labels"], row["NetworkSettings"]["Networks"].get(NETWORK) or {}
-    return Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), app=labels.get("com.dokku.app-name", ""),
-                     dyno=labels.get("com.dokku.dyno", ""), incarnation=labels.get("com.dokku.incarnation", ""), state=row["State"],
-                     running=row["State"] == "running", address=(network.get("IPAMConfig") or {}).get("IPv4Address", ""),
-                     published=labels.get("com.dokku.published", ""), holds_ports=any("PublicPort" in port for port in row["Ports"]),
-                     networks=tuple(row["NetworkSettings"]["Networks"]))
+    rows = engine().containers(all=True, filters={"label": labels})
+    return [Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), state=row["State"], running=row["State"] == "running",
+                      **{field: row["Labels"].get(f"com.dokku.{label}", "") for field, label in KEPT_IN_LABELS},
+                      address=((networks.get(NETWORK) or {}).get("IPAMConfig") or {}).get("IPv4Address", ""),
+                      holds_ports=any("PublicPort" in port for port in row["Ports"]), networks=tuple(networks))
+            for row in rows for networks in [row["NetworkSettings"]["Networks"]]]
 
 
 def process_environment(release: Release, config: Mapping[str, str], dyno: str) -> dict[str, str]:
@@ -2025,12 +1970,12 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
                      kind: str = "deploy", name: str = "", labels: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None,
                      published: Sequence[str] = (), **host: Any) -> str:
     """Create a container of a release without starting it; give its id. Config goes over the socket, never in argv; None is no environment."""
-    client, phase = engine(), "run" if kind in ("run", "cron") else "deploy"
-    words = [*docker_options_of(release.app, phase, dyno.rpartition(".")[0]), *(f"--publish={port}" for port in published)]
+    client, phase, process_type = engine(), "run" if kind in ("run", "cron") else "deploy", dyno.rpartition(".")[0]
+    words = [*docker_options_of(release.app, phase, process_type), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
     log = {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(release.app, "logs", "max-size")}}
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true",
-                                            log_config=log, **resource_limits(release.app, dyno.rpartition(".")[0]), **host) | reach
+                                            log_config=log, **resource_limits(release.app, process_type), **host) | reach
     bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
              for row in mounts_of(release.app) if phase in row.phases]  # one that is missing is an error: Docker makes none
     host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
@@ -2038,7 +1983,11 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
-    fixed = {"Labels": {**(chosen.get("Labels") or {}), **container_labels(release, dyno, kind), **(labels or {})}, "Env": wanted["Env"]}
+    alias = property_of(release.app, "logs", "app-label-alias")
+    own = {**OURS, **({alias: release.app} if alias else {}), "com.dokku.app-name": release.app, "com.dokku.process-type": process_type,
+           "com.dokku.dyno": dyno, "com.dokku.container-type": kind, "com.dokku.release": release.name,
+           "com.dokku.incarnation": release.incarnation_of(dyno)}  # these identify a container; nothing else does
+    fixed = {"Labels": {**(chosen.get("Labels") or {}), **own, **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
         identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation_of(dyno)}")["Id"]
     try:
@@ -2055,17 +2004,14 @@ def start_container(identity: str) -> None:
         engine().start(identity)
 
 
-def exec_lines(identity: str, command: list[str], environment: Mapping[str, str], what: str) -> Iterator[str]:
-    """Run a command in a running container and give its lines as they come. Raises DokkuError when it fails."""
-    begun = engine().exec_create(identity, command, environment=dict(environment))["Id"]
+def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Give the lines of what comes in pieces, each as soon as it has ended; the last may lack its end."""
     rest = b""
-    for chunk in engine().exec_start(begun, stream=True):
+    for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line.decode(errors="replace").rstrip("\r") for line in whole)
     if rest:
-        yield rest.decode(errors="replace")
-    if code := engine().exec_inspect(begun)["ExitCode"]:
-        raise DokkuError(f"The {what} command ended with exit code {code}")
+        yield rest.decode(errors="replace").rstrip("\r")
 
 
 def commit_container(identity: str, image: str) -> str:
@@ -2125,12 +2071,7 @@ def logs_of(identity: str, lines: int) -> list[str]:
 def log_stream(identity: str, lines: int, follow: bool = False) -> Iterator[tuple[str, str]]:
     """Give a container's output line by line, each with its time (RFC 3339, UTC); from a connection of its own."""
     chunks = engine.__wrapped__().logs(identity, tail=lines, timestamps=True, stream=True, follow=follow)
-    rest = b""
-    for chunk in itertools.chain(chunks, [b"\n"]):  # the last line may lack its end
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in filter(None, whole):  # each begins with its time
-            at, _, text = line.decode(errors="replace").rstrip("\r").partition(" ")
-            yield at, text
+    return (line.partition(" ")[::2] for line in lines_of(chunks) if line)  # each begins with its time
 
 
 def tag_image(release: Release, tag: str) -> None:
@@ -2187,21 +2128,19 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
     # it means to Docker, and a wrong one is refused in Docker's own words.
     if not inspect_image(EMPTY_IMAGE):
         run([docker_command(), "import", "-", EMPTY_IMAGE], stdin=b"\0" * 1024)  # two blocks of zeros: an empty tar
-    plain, wanted = created_with(()), created_with(options)
+    made = []
+    for words in ((), options):
+        try:
+            identity = output_of([docker_command(), "create", "--hostname", "h", *words, EMPTY_IMAGE, "true"])
+        except ToolFailed as error:
+            raise UsageError(f"Docker refuses {' '.join(words)}: {error.output.strip().splitlines()[0]}", "see docker run --help") from None
+        try:
+            made.append(inspect_container(identity))
+        finally:
+            remove_container(identity)
+    plain, wanted = made
     config, host = ({key: value for key, value in wanted[part].items() if value != plain[part].get(key)} for part in ("Config", "HostConfig"))
     return config, host
-
-
-def created_with(options: Sequence[str]) -> dict[str, Any]:
-    """Give what Docker makes of the options of a container."""
-    try:
-        identity = output_of([docker_command(), "create", "--hostname", "h", *options, EMPTY_IMAGE, "true"])
-    except ToolFailed as error:
-        raise UsageError(f"Docker refuses {' '.join(options)}: {error.output.strip().splitlines()[0]}", "see docker run --help") from None
-    try:
-        return inspect_container(identity)
-    finally:
-        remove_container(identity)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2393,20 +2332,16 @@ def vhost_of(release: Release | None, app: str) -> Vhost:
     upstreams = {row.container: (other,) if other else tuple(f"{address}:{row.container}" for _, address in found) for row in listeners}
     certificate = certificate_of(app) if any(row.scheme in ("https", "grpcs") for row in listeners) else None
     pages, guests = pages_of(app), tuple(read_lines(app_folder(app) / "ALLOWED_IPS"))
+    targets = ((source, *target.split()) for source, target in redirects_of(app).items())  # a host alone: by the way it came
     custom = "" if property_of(app, "nginx", "disable-custom-config") == "true" else f"{app_folder(app)}/nginx.conf.d/*.conf"
     return Vhost(app=app, domains=tuple(domains_of(app)), listeners=tuple(listeners), upstreams=upstreams, access_log=log_of(app, "access"),
                  error_log=log_of(app, "error"), settings={key: property_of(app, "nginx", key) for noun, key in PROPERTIES if noun == "nginx"}, includes=custom,
                  certificate=str(certificate or ""), seal=digest_of(read_text(certificate)) if certificate else "",
                  webroot=str(ROOT / "acme" / "webroot") if acme_folder(app).is_dir() else "", guests=guests,
-                 redirects=tuple((source, return_of(target)) for source, target in redirects_of(app).items()) if domains_of(app) else (),
+                 redirects=tuple((source, f"{status} {host if '://' in host else f'$scheme://{host}'}$request_uri")
+                                 for source, host, status in targets) if domains_of(app) else (),
                  users=str(users_file(app)) if (app_folder(app) / "HTTP_AUTH").exists() else "", errors=str(pages) if (pages / "502.html").exists() else "",
                  maintenance=str(pages if (pages / "maintenance.html").exists() else TEMPLATES / "pages") if (app_folder(app) / "MAINTENANCE").exists() else "")
-
-
-def return_of(target: str) -> str:
-    """Write as nginx does where a request is sent: to a host, by the way it came unless that is named, and with which status."""
-    host, status = target.split()
-    return f"{status} {host if '://' in host else f'$scheme://{host}'}$request_uri"
 
 
 def users_file(app: str) -> Path:
@@ -2470,14 +2405,10 @@ def reload_nginx() -> list[Worker]:
     return old
 
 
-def clear_candidates() -> None:
-    """Remove what a killed test left: a bad candidate of one app would have nginx refuse all others. Only under nginx's lock."""
-    remove_all((ROOT / "nginx" / "candidate").glob("*"))
-
-
 def test_candidate(name: str, text: str) -> None:
     """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses. Only under nginx's lock."""
     candidate = ROOT / "nginx" / "candidate" / Path(name).name
+    remove_all(candidate.parent.glob("*"))  # a bad one that is left of another app would have nginx refuse this one
     write_text(candidate, text)
     if name != SERVER_CONF:
         write_text(candidate.with_name(Path(SERVER_CONF).name), read_text(ROOT / "nginx" / SERVER_CONF))
@@ -2493,7 +2424,7 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
     folder = ROOT / "nginx"
     target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
-        clear_candidates()
+        remove_all(candidate.parent.glob("*"))  # what a killed test left
         old = read_text(target)
         if old == text and not anew and not unseen.exists():  # anew: what it includes may have changed
             return []
@@ -2511,11 +2442,6 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
             raise
         remove_file(unseen)
         return workers
-
-
-def was_cut_off(name: str) -> bool:
-    """Say whether a change of a vhost was killed before nginx had it: its candidate is there, or it is among the unseen."""
-    return (ROOT / "nginx" / "candidate" / name).exists() or name in read_lines(ROOT / "nginx" / "UNSEEN")
 
 
 def moves_address(old: str, new: str) -> bool:
@@ -2537,14 +2463,13 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
     """Name and count the vhosts that nginx refuses, each tested alone; `clean` moves them out of its way. Only under nginx's lock."""
     refused = 0
     for path in sorted((ROOT / "nginx").glob(f"{app}.conf")):
-        clear_candidates()
         try:
             test_candidate(path.name, read_text(path))
         except DokkuError as error:
             refused += 1
             complain(error)
             rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None  # one app never keeps others from serving
-    clear_candidates()
+    remove_all((ROOT / "nginx" / "candidate").glob("*"))
     return refused
 
 
@@ -2811,9 +2736,12 @@ def read_tree_file(tree: Path, name: str) -> str:
 def read_tree(release: Release, tree: Path) -> Release:
     """Read what the tree says of its processes: Procfile, app.json, CHECKS, and its vhost template. Bad files are refused before the build."""
     app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
+    formation, scripts, jobs = parse_app_json(app_json)
+    lines = [] if formation else map(str.strip, read_tree_file(tree, "DOKKU_SCALE").splitlines())  # `type=count` a line
+    formation = formation or dict(parse_scale(line) for line in lines if line and not line.startswith("#"))
     return release._replace(procfile=parse_procfile(read_tree_file(tree, property_of(release.app, "ps", "procfile-path"))),
                             template=read_tree_file(tree, property_of(release.app, "nginx", "nginx-conf-sigil-path")),
-                            formation=parse_formation(app_json) or parse_scale_file(read_tree_file(tree, "DOKKU_SCALE")), scripts=parse_scripts(app_json), jobs=parse_jobs(app_json),
+                            formation=formation, scripts=scripts, jobs=jobs,
                             checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
 
 
@@ -2971,7 +2899,8 @@ def new_release(like: Release, by: str, reason: str) -> Release:
 @contextlib.contextmanager
 def build_log(release: Release) -> Iterator[None]:
     """Keep what is said within as the release's log, and mark the release failed when it fails."""
-    with (release_folder(release.app, release.number) / "build.log").open("a", errors="replace") as log, transcript(log):
+    with (release_folder(release.app, release.number) / "build.log").open("a", errors="replace") as log:
+        token = TRANSCRIPT.set(log)
         try:
             yield
         except BaseException as error:
@@ -2979,6 +2908,8 @@ def build_log(release: Release) -> Iterator[None]:
                 mark_release(release.app, release.number, "cancelled" if isinstance(error, (Cancelled, BrokenPipeError)) else "failed")
             drop_images(release.app, release.number)
             raise
+        finally:
+            TRANSCRIPT.reset(token)
 
 
 def run_task(release: Release, name: str, commands: Mapping[str, str]) -> None:
@@ -3012,8 +2943,11 @@ def run_predeploy(release: Release) -> Release:
         start_container(identity)
         # the command gets the config, the container never had it: so no secret is in the image that is made of it
         environment = process_environment(release, merged_config(release.app), "predeploy.1")
-        for line in exec_lines(identity, shell_command(release.app, command), environment, "predeploy"):
+        begun = engine().exec_create(identity, shell_command(release.app, command), environment=environment)["Id"]
+        for line in lines_of(engine().exec_start(begun, stream=True)):
             detail(line)
+        if code := engine().exec_inspect(begun)["ExitCode"]:
+            raise DokkuError(f"The predeploy command ended with exit code {code}")
         return release._replace(image=commit_container(identity, release.image))
     finally:
         remove_container(identity)
@@ -3381,7 +3315,8 @@ def disagreements(app: str) -> Iterator[Disagreement]:
         yield found("its certificate ends within 14 days: renew it by certs:update or letsencrypt:enable", lambda: None)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
         yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
-    if read_text(ROOT / "nginx" / f"{app}.conf") != vhost_text(app) or was_cut_off(f"{app}.conf"):
+    nginx, name = ROOT / "nginx", f"{app}.conf"  # a change that was killed before nginx had it left its candidate, or is among the unseen
+    if read_text(nginx / name) != vhost_text(app) or (nginx / "candidate" / name).exists() or name in read_lines(nginx / "UNSEEN"):
         yield found("nginx does not serve what is on record", functools.partial(serve, app))
     if misplaced_process(app):
         yield found("Docker does not publish the ports on record", functools.partial(serve, app))
@@ -4021,7 +3956,7 @@ def argument(text: str) -> Arg:
     """Read one argument as templates/commands.tsv writes it."""
     flags, word, parser, many, default, name, unless = ARGUMENT.fullmatch(text).groups()  # type: ignore[union-attr]
     spellings = tuple(flags.split("|")) if flags else ()
-    own = word if word in patterns() or f"parse_{word}" in globals() else "str"  # without a parser: the kind of its own name, if there is one
+    own = word if word in PATTERNS or f"parse_{word}" in globals() else "str"  # without a parser: the kind of its own name, if there is one
     return Arg(name or word or spellings[0].lstrip("-").replace("-", "_"), parser_named(parser or own),
                spellings, many if many in ("?", "*", "+") else "", bool(flags) and parser is None and default is None, default, many == "...", many == "~", unless)
 
@@ -6503,7 +6438,11 @@ def git_receive_pack(new: str, caller: Caller) -> int:
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
     settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference",  # git flushes nothing of a small push itself
                 "gc.autoDetach=false")  # a gc that outlives the push would hold its lock
-    code = supervise(["git", *(word for setting in settings for word in ("-c", setting)), "receive-pack", repository], env=environment, keep=[lock, alive])
+    # A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we stay as parent of
+    # git's process group and watch our standard output for the error that a closed reader leaves there. The locks are handed down
+    # so that they live until git has moved its refs.
+    code = watch(begin(["git", *(word for setting in settings for word in ("-c", setting)), "receive-pack", repository],
+                       env=environment, start_new_session=True, pass_fds=[lock, alive]), end_group)
     if code and not same_file(lock, app_folder(app) / "lock"):
         raise NoSuchApp(app)  # destroyed meanwhile: git's own words for that are many, and none names it
     return code

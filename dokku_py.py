@@ -2679,9 +2679,8 @@ def lent_settings(secrets: bool = True) -> list[str]:
 def peek(tree: Path, name: str) -> str:
     """Read a text file of a pushed tree, its first MiB when it is larger; nothing where there is none or a link leads out of the tree."""
     path = tree / name
-    if not path.is_file() or not path.resolve().is_relative_to(tree.resolve()):
-        return ""
-    return path.open(errors="replace").read(2**20)
+    inside = path.is_file() and path.resolve().is_relative_to(tree.resolve())
+    return path.open(errors="replace").read(2**20) if inside else ""
 
 
 def look_up(tree: Path, name: str, pattern: str) -> str:
@@ -2819,13 +2818,12 @@ def ask_path(address: str, port: int, check: Check) -> str:
     connection = http.client.HTTPConnection(address, port, timeout=check.timeout) if check.scheme == "http" else http.client.HTTPSConnection(
         address, port, timeout=check.timeout, context=ssl._create_unverified_context())  # noqa: S323 - it is our own container
     try:
-        connection.request("GET", check.path, headers={"User-Agent": "dokku_py", **dict(check.headers)})
-        answer = connection.getresponse()
-        body = answer.read(2**20).decode(errors="replace")
+        with contextlib.closing(connection):
+            connection.request("GET", check.path, headers={"User-Agent": "dokku_py", **dict(check.headers)})
+            answer = connection.getresponse()
+            body = answer.read(2**20).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         return f"GET {check.path} on port {port}: {error or type(error).__name__}"
-    finally:
-        connection.close()
     if answer.status >= 400:
         return f"GET {check.path} on port {port}: answered {answer.status}"
     return "" if check.content in body else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
@@ -2914,7 +2912,12 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         tag_image(release, release.name)
         run_task(release, "release", release.procfile)
         switch_to(release)
-        run_postdeploy(release)
+        first = not any(release_status(app, number, release) == "replaced" for number in release_numbers(app) if number < release.number)
+        try:
+            run_task(release, "first", release.scripts if first else {})
+            run_task(release, "postdeploy", release.scripts)
+        except DokkuError as error:  # told, and changes nothing
+            complain(DokkuError(f"{error.message}; the release is live all the same"))
     milestone("Application deployed:")
     for url in urls_of(app):
         detail(url)
@@ -2994,16 +2997,6 @@ def run_predeploy(release: Release) -> Release:
         return release._replace(image=commit_container(identity, release.image))
     finally:
         remove_container(identity)
-
-
-def run_postdeploy(release: Release) -> None:
-    """Run app.json's commands for after a deploy; the release is live by then, so a failure is told and changes nothing."""
-    first = not any(number < release.number and release_status(release.app, number, release) == "replaced" for number in release_numbers(release.app))
-    try:
-        run_task(release, "first", release.scripts if first else {})
-        run_task(release, "postdeploy", release.scripts)
-    except DokkuError as error:
-        complain(DokkuError(f"{error.message}; the release is live all the same"))
 
 
 def switch_to(release: Release) -> None:
@@ -3087,8 +3080,7 @@ def stop_what_runs_alone(release: Release) -> list[Container]:
 
 def jobs_of(app: str) -> dict[str, Job]:
     """Give the cron jobs of the release that runs, by their ids."""
-    current = read_current(app)
-    return {job.id: job for job in current.jobs} if current else {}
+    return {job.id: job for job in current.jobs} if (current := read_current(app)) else {}
 
 
 def render_crontab() -> None:
@@ -3396,10 +3388,9 @@ def render_vhost(app: str, anew: bool = False) -> list[Worker]:
 
 def misplaced_process(app: str) -> Container | None:
     """Find the first web process of an app when Docker does not publish for it what is on record."""
-    current = read_current(app)
-    wanted = " ".join(published_ports(current)) if current else ""
-    rows = [row for row in containers_of(app) if current and row.dyno == "web.1" and current.has(row)]
-    return next((row for row in rows if row.published != wanted), None)
+    live = read_current(app)
+    wanted = " ".join(published_ports(live)) if live else ""
+    return next((row for row in containers_of(app) if live and row.dyno == "web.1" and live.has(row) and row.published != wanted), None)
 
 
 def serve(app: str) -> None:
@@ -3887,13 +3878,7 @@ def verify_backup(service: Service, name: str) -> int:
 # 17 Access: keys, roles, and who may do what
 # ---------------------------------------------------------------------------------------------------------------------
 
-ROLES = {
-    "admin": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create", "admin"}),
-    "developer": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create"}),
-    "operator": frozenset({"view", "operate"}),
-    "viewer": frozenset({"view"}),
-    "deploy": frozenset({"deploy"}),
-}
+ROLES = {role: frozenset(capabilities) for role, *capabilities in read_table("roles.tsv")}
 
 
 def read_keys() -> list[Key]:

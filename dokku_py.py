@@ -2489,8 +2489,8 @@ def start_process(release: Release, dyno: str, subnet: str, ended: Container | N
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
     published = published_ports(release) if dyno == "web.1" else []
-    words = shell_command(release.app, command) if command else None  # the image's own
-    identity = create_container(release, dyno, config=release_config(release), address=address, command=words,
+    identity = create_container(release, dyno, config=release_config(release), address=address,
+                                command=shell_command(release.app, command) if command else None,  # the image's own
                                 labels={"com.dokku.published": " ".join(published)}, published=published,
                                 restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
     start_container(identity)
@@ -2593,14 +2593,6 @@ def image_for(name: str, version: str) -> str:
     return own
 
 
-def files_image() -> str:
-    """Give the image that holds the programs which templates copy; each version of this product has its own."""
-    name, folder = f"dokku-images/files:{LIBRARY.name}", TEMPLATES / "build/files"
-    if not inspect_image(name):
-        output_of([docker_command(), "build", f"--tag={name}", f"--file={folder.parent / 'files.Dockerfile'}", "--", str(folder)], env=build_environment())
-    return name
-
-
 def lent_settings(secrets: bool = True) -> list[str]:
     """Give the options that lend a build this host's proxy, and its trust and registries as secrets: none of it stays in the image."""
     places = read_table("build/secrets.tsv") if secrets else []
@@ -2612,9 +2604,8 @@ def lent_settings(secrets: bool = True) -> list[str]:
 def peek(tree: Path, name: str) -> str:
     """Read a text file of a pushed tree, its first MiB when it is larger; nothing where there is none or a link leads out of the tree."""
     path = tree / name
-    if not path.is_file() or not path.resolve().is_relative_to(tree.resolve()):
-        return ""
-    return path.open(errors="replace").read(2**20)
+    inside = path.is_file() and path.resolve().is_relative_to(tree.resolve())
+    return path.open(errors="replace").read(2**20) if inside else ""
 
 
 def look_up(tree: Path, name: str, pattern: str) -> str:
@@ -2641,15 +2632,6 @@ def files_like(tree: Path, pattern: str) -> list[str]:
     return sorted(name for path in tree.glob(pattern) if path.is_file() and re.fullmatch(r"[\w./-]+", name := str(path.relative_to(tree)), re.ASCII))[:100]
 
 
-def default_web(language: Language, mark: str, tree: Path) -> tuple[str, str]:
-    """Find what web runs in a tree whose Procfile does not say: the command, and what it was taken for."""
-    for title, pattern, says, needs, command in language.serving:
-        for name in files_like(tree, pattern) if not needs or look_up(tree, mark, rf"(?i)\b{needs}\b") else ():
-            if (said := look_up(tree, name, says)) or not says:
-                return command.format(module=name.removesuffix(".py").replace("/", "."), said=said), f"{title}, {name}"
-    return "", ""
-
-
 def language_of(release: Release, tree: Path) -> tuple[str, str]:
     """Choose how a tree is built: the name of a language and the file that shows it; no name for a Dockerfile. Raises DokkuError."""
     chosen, dockerfile = (property_of(release.app, *key) for key in (("builder", "selected"), ("builder-dockerfile", "dockerfile-path")))
@@ -2665,7 +2647,11 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
 def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Release, str]:
     """Write the Dockerfile of a tree that has none; give the release, whose web process is found too, and the text. Says what was chosen, and how to change it."""
     app, language = release.app, languages()[name]
-    (version, where), (web, taken_for) = version_of(language, tree), default_web(language, mark, tree)
+    version, where = version_of(language, tree)
+    web, taken_for = next(((command.format(module=file.removesuffix(".py").replace("/", "."), said=said), f"{title}, {file}")
+                           for title, pattern, says, needs, command in language.serving
+                           for file in (files_like(tree, pattern) if not needs or look_up(tree, mark, rf"(?i)\b{needs}\b") else ())
+                           if (said := look_up(tree, file, says)) or not says), ("", ""))
     step(f"Building {app} {release.name}: {language.title} ({mark}); another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(languages())}")
     if language.versions:
         detail(f"version {version}{f' of {where}' if where else ''}; another: {' '.join(dict.fromkeys(file for file, _ in language.versions))}")
@@ -2676,39 +2662,24 @@ def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Rele
     if not own and web:
         detail(f"web: {web}   ({taken_for}); a Procfile changes it")
         release = release._replace(procfile={**release.procfile, "web": web})
+    files = f"dokku-images/files:{LIBRARY.name}"  # the programs which templates copy; each version of this product has its own
+    if not inspect_image(files):
+        folder = TEMPLATES / "build/files"
+        output_of([docker_command(), "build", f"--tag={files}", f"--file={folder}.Dockerfile", "--", str(folder)], env=build_environment())
     # A template asks; it never gets a text of the tree, so none can get into a Dockerfile.
-    return release, render(f"build/{name}.Dockerfile.j2", mark=mark, image=functools.cache(lambda row: image_for(row, version)), files=files_image(),
-                           says=lambda file, pattern: any(look_up(tree, found, pattern) for found in files_like(tree, file)),
+    return release, render(f"build/{name}.Dockerfile.j2", mark=mark, image=functools.cache(lambda row: image_for(row, version)),
+                           files=files, says=lambda file, pattern: any(look_up(tree, found, pattern) for found in files_like(tree, file)),
                            static=web == "exec serve-static" and not own, collects="DISABLE_COLLECTSTATIC" not in merged_config(app),
                            apt=[word for word in peek(tree, "Aptfile").split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", word)],
                            cache=f"{app}-{read_text(app_folder(app) / 'CREATED').strip()}-{read_text(app_folder(app) / 'CACHE').strip()}")
 
 
-def build_folder(app: str, tree: Path) -> Path:
-    """Choose the folder of the tree that is built: all of it, or the one that builder build-dir names."""
-    folder = tree / property_of(app, "builder", "build-dir")
-    if not folder.is_dir() or not folder.resolve().is_relative_to(tree.resolve()):
-        raise DokkuError(f"There is no folder {property_of(app, 'builder', 'build-dir')} in the tree", f"dokku builder:set {app} build-dir   sets it back")
-    return folder.resolve()
-
-
-def build_tree(app: str, tree: Path, options: Sequence[str]) -> str:
-    """Build a tree, saying each line as it comes; give the image's id. Raises DokkuError with the last lines and a likely cause."""
-    try:
-        with scratch_folder(app_folder(app), "tree.") as folder, logins_of(app) as environment:
-            argv = [docker_command(), "build", f"--iidfile={folder / 'id'}", f"--label=com.dokku.app-name={app}", *options, "--", str(tree)]
-            stream(argv, env=environment)
-            return read_text(folder / "id").strip()
-    except ToolFailed as error:
-        lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
-        raise DokkuError("\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])]), likely_cause(error.output)) from None
-
-
 def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
-    """Build a tree by its Dockerfile or by the template of its language, without any cache when `anew`; give the release with its image and its port."""
+    """Build a tree by its Dockerfile or a language's template, uncached when `anew`: the release with image and port. Raises DokkuError."""
     purged, (language, mark) = app_folder(release.app) / "PURGED", language_of(release, tree)
     secret = ["--secret", f"id=ssh_key,src={ssh_key_file(release.app)}"] if ssh_key_file(release.app).exists() else []
-    options = [*docker_options_of(release.app, "build"), *secret, *(["--no-cache"] if anew or purged.exists() else []), *lent_settings(bool(language))]
+    options = [f"--label=com.dokku.app-name={release.app}", *docker_options_of(release.app, "build"), *secret,
+               *(["--no-cache"] if anew or purged.exists() else []), *lent_settings(bool(language))]
     with scratch_folder(app_folder(release.app), "tree.") as beside, build_slot():
         require_disk()
         if language:
@@ -2719,7 +2690,15 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
             named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", read_tree_file(tree, mark), re.MULTILINE | re.IGNORECASE)
             if set(named) & set(own_base_images()):  # build arguments are not expanded
                 make_base_image()
-        image = build_tree(release.app, tree, [*options, f"--file={beside / 'Dockerfile' if language else tree / mark}"])
+        options.append(f"--file={beside / 'Dockerfile' if language else tree / mark}")
+        try:
+            with logins_of(release.app) as environment:
+                stream([docker_command(), "build", f"--iidfile={beside / 'id'}", *options, "--", str(tree)], env=environment)
+        except ToolFailed as error:  # its last lines say most
+            lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
+            said = "\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])])
+            raise DokkuError(said, likely_cause(error.output)) from None
+        image = read_text(beside / "id").strip()
     remove_file(purged)
     exposed = {} if language else inspect_image(image)["Config"].get("ExposedPorts") or {}
     first = min((int(port.partition("/")[0]) for port in exposed if not port.endswith("/udp")), default=DEFAULT_PORT)
@@ -2733,8 +2712,11 @@ def read_tree_file(tree: Path, name: str) -> str:
     return text
 
 
-def read_tree(release: Release, tree: Path) -> Release:
-    """Read what the tree says of its processes: Procfile, app.json, CHECKS, and its vhost template. Bad files are refused before the build."""
+def read_tree(release: Release, whole: Path) -> tuple[Release, Path]:
+    """Read what a tree says: Procfile, app.json, CHECKS, its vhost template; refuses bad ones. Gives the folder of it that is built too."""
+    named = property_of(release.app, "builder", "build-dir")
+    if not (whole / named).is_dir() or not (tree := (whole / named).resolve()).is_relative_to(whole.resolve()):
+        raise DokkuError(f"There is no folder {named} in the tree", f"dokku builder:set {release.app} build-dir   sets it back")
     app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
     formation, scripts, jobs = parse_app_json(app_json)
     lines = [] if formation else map(str.strip, read_tree_file(tree, "DOKKU_SCALE").splitlines())  # `type=count` a line
@@ -2742,7 +2724,7 @@ def read_tree(release: Release, tree: Path) -> Release:
     return release._replace(procfile=parse_procfile(read_tree_file(tree, property_of(release.app, "ps", "procfile-path"))),
                             template=read_tree_file(tree, property_of(release.app, "nginx", "nginx-conf-sigil-path")),
                             formation=formation, scripts=scripts, jobs=jobs,
-                            checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS")))
+                            checks=parse_healthchecks(app_json) or parse_checks_file(read_tree_file(tree, "CHECKS"))), tree
 
 
 def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
@@ -2764,13 +2746,12 @@ def ask_path(address: str, port: int, check: Check) -> str:
     connection = http.client.HTTPConnection(address, port, timeout=check.timeout) if check.scheme == "http" else http.client.HTTPSConnection(
         address, port, timeout=check.timeout, context=ssl._create_unverified_context())  # noqa: S323 - it is our own container
     try:
-        connection.request("GET", check.path, headers={"User-Agent": "dokku_py", **dict(check.headers)})
-        answer = connection.getresponse()
-        body = answer.read(2**20).decode(errors="replace")
+        with contextlib.closing(connection):
+            connection.request("GET", check.path, headers={"User-Agent": "dokku_py", **dict(check.headers)})
+            answer = connection.getresponse()
+            body = answer.read(2**20).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         return f"GET {check.path} on port {port}: {error or type(error).__name__}"
-    finally:
-        connection.close()
     if answer.status >= 400:
         return f"GET {check.path} on port {port}: answered {answer.status}"
     return "" if check.content in body else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
@@ -2810,19 +2791,14 @@ def process_trouble(container: Container) -> str:
     return f"it ended with exit code {code}{', out of memory' if state['OOMKilled'] else ''}"
 
 
-def checks_for(release: Release, container: Container) -> list[Check]:
-    """List what a process must pass before it serves: its own checks, else listening for web and staying up for others."""
-    defaults = {key: property_of(release.app, "checks", key) for key in ("attempts", "timeout", "wait")}
-    if check_mode(release.app, container.process_type) != "enabled":
-        return [Check(process="", uptime=float(property_of(release.app, "checks", "default-wait")))]
-    own = [check.settled(defaults) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
-    return own or [Check() if container.process_type == "web" else Check(process=container.process_type, uptime=STAY_UP_SECONDS)]
-
-
 def wait_until_healthy(release: Release, container: Container) -> None:
-    """Wait until a process passes its checks: asks at once, polls fast, gives up early when it ended. Raises DokkuError."""
+    """Wait until a process passes its own checks, else listens (web) or stays up (rest): polls fast, gives up early. Raises DokkuError."""
     port, unfit = port_of(release), f"{container.dyno} of {release.name} is not fit"
-    for check in checks_for(release, container):
+    settings = {key: property_of(release.app, "checks", key) for key in ("attempts", "timeout", "wait", "default-wait")}
+    checks = [check.settled(settings) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
+    if check_mode(release.app, container.process_type) != "enabled":
+        checks = [Check(process="", uptime=float(settings["default-wait"]))]
+    for check in checks or [Check() if container.process_type == "web" else Check(process=container.process_type, uptime=STAY_UP_SECONDS)]:
         time.sleep(check.delay)
         began, asked, pause = time.monotonic(), 0, 0.005
         patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
@@ -2858,14 +2834,18 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
     write_release(release, {})
     with build_log(release):
         with checkout(app, commit) as tree:
-            folder = build_folder(app, tree)
-            release = read_tree(release, folder)
+            release, folder = read_tree(release, tree)  # refuses bad files before the build
             release = run_predeploy(build_image(release, folder, anew))
         write_release(release, merged_config(app))
         tag_image(release, release.name)
         run_task(release, "release", release.procfile)
         switch_to(release)
-        run_postdeploy(release)
+        first = not any(release_status(app, number, release) == "replaced" for number in release_numbers(app) if number < release.number)
+        try:
+            run_task(release, "first", release.scripts if first else {})
+            run_task(release, "postdeploy", release.scripts)
+        except DokkuError as error:  # told, and changes nothing
+            complain(DokkuError(f"{error.message}; the release is live all the same"))
     milestone("Application deployed:")
     for url in urls_of(app):
         detail(url)
@@ -2953,16 +2933,6 @@ def run_predeploy(release: Release) -> Release:
         remove_container(identity)
 
 
-def run_postdeploy(release: Release) -> None:
-    """Run app.json's commands for after a deploy; the release is live by then, so a failure is told and changes nothing."""
-    first = not any(number < release.number and release_status(release.app, number, release) == "replaced" for number in release_numbers(release.app))
-    try:
-        run_task(release, "first", release.scripts if first else {})
-        run_task(release, "postdeploy", release.scripts)
-    except DokkuError as error:
-        complain(DokkuError(f"{error.message}; the release is live all the same"))
-
-
 def switch_to(release: Release) -> None:
     """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
     wanted, known = wanted_dynos(release), retiring(release.app)
@@ -3044,8 +3014,7 @@ def stop_what_runs_alone(release: Release) -> list[Container]:
 
 def jobs_of(app: str) -> dict[str, Job]:
     """Give the cron jobs of the release that runs, by their ids."""
-    current = read_current(app)
-    return {job.id: job for job in current.jobs} if current else {}
+    return {job.id: job for job in current.jobs} if (current := read_current(app)) else {}
 
 
 def render_crontab() -> None:
@@ -3139,30 +3108,34 @@ def mind(app: str) -> None:
     """See an app's switches to their end, detached: retire the old processes, and watch the new ones through their probation."""
     engine.cache_clear()  # the connection of the process we were forked from is closed here
     tidy, ending = False, {}
-    while not tidy or needs_minding(app):
-        if not app_exists(app):
-            return
+    while app_exists(app) and (needs_minding(app) or not tidy):
         with lock_if_free(app_folder(app) / "minder") as free:
             if not free:  # one is enough, however often the app is deployed: the work is left to it
                 return
             while app_exists(app) and (needs_minding(app) or ending or not tidy):
-                mind_once(app, ending)
-                tidy = not read_lines(retiring_file(app)) and (tidy or release_addresses(app))
+                tidy = mind_once(app, ending, tidy)
                 time.sleep(1.0 if tidy or ending else 0.1)
         # and look once more: whoever came before this has left
 
 
-def mind_once(app: str, ending: dict[int, str]) -> None:
-    """Begin to end what is due to retire, each set when its workers are gone or its deadline has passed; judge a probation."""
+def mind_once(app: str, ending: dict[int, str], tidy: bool) -> bool:
+    """Begin to end what is due to retire, judge a probation, take back the addresses that no container holds; says whether all is done."""
     for line in read_lines(retiring_file(app)):
         record = json.loads(line)
         if line not in ending.values() and (
                 uptime() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
-            # in a child: a process that ignores SIGTERM keeps no other waiting
+            # each set when its workers are gone or it is due; in a child: a process that ignores SIGTERM keeps no other waiting
             ending[fork_work(functools.partial(end_retired, app), line)] = line
     for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
         del ending[child]
     judge_probation(app)
+    retired = not read_lines(retiring_file(app))
+    if tidy or not retired or not app_exists(app):
+        return tidy and retired
+    with lock_if_free(app_folder(app) / "lock") as free:  # not while a deploy runs
+        held = {(row.incarnation, row.dyno) for row in containers_of(app)} if free else set()
+        free_addresses(app, lambda incarnation, dyno: not free or (incarnation, dyno) in held)
+        return free
 
 
 def mind_all() -> None:
@@ -3173,36 +3146,28 @@ def mind_all() -> None:
 
 def end_retired(app: str, line: str) -> None:
     """End the processes of one retirement, all at the same time, and take it off the record."""
+    engine.cache_clear()  # here, so that each child makes a connection of its own
     grace, identities = int(property_of(app, "ps", "stop-timeout-seconds")), json.loads(line)["containers"]
-    if in_parallel(identities, functools.partial(end_process, grace), len(identities)):
+    if in_parallel(identities, lambda identity: (stop_container(identity, grace), remove_container(identity)), len(identities)):
         return
     with server_lock("retiring"):
         write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
-    engine.cache_clear()
     if current := read_current(app):
         name_current(current)
-
-
-def end_process(grace: int, identity: str) -> None:
-    """End a process and remove its container, with a connection of its own to the engine."""
-    engine.cache_clear()
-    stop_container(identity, grace)
-    remove_container(identity)
 
 
 def restart_unfit(app: str) -> None:
     """Restart the processes of an app that fail their liveness checks."""
     current = read_current(app)
-    checks = [check for check in current.checks if check.kind == "liveness"] if current and not is_stopped(app) else []
+    checks = [row._replace(kind="startup") for row in current.checks if row.kind == "liveness"] if current and not is_stopped(app) else []
     for container in containers_of(app) if current and checks else []:
-        own = current._replace(checks=tuple(check._replace(kind="startup") for check in checks if check.process == container.process_type))
-        if not own.checks or not current.has(container) or not container.running:
-            continue
-        try:
-            wait_until_healthy(own, container)
-        except DokkuError as error:
-            restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-            record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
+        own = current._replace(checks=tuple(check for check in checks if check.process == container.process_type))
+        if own.checks and current.has(container) and container.running:
+            try:
+                wait_until_healthy(own, container)
+            except DokkuError as error:
+                restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
+                record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
 
 
 def judge_probation(app: str) -> None:
@@ -3229,16 +3194,6 @@ def judge_probation(app: str) -> None:
             remove_file(probation_file(app))
             record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
                          note=f"{current.name}: {container.dyno} kept crashing")
-
-
-def release_addresses(app: str) -> bool:
-    """Take back the addresses that no container of the app holds; not while a deploy runs: says whether it was done."""
-    if not app_exists(app):
-        return False
-    with lock_if_free(app_folder(app) / "lock") as free:
-        held = {(row.incarnation, row.dyno) for row in containers_of(app)} if free else set()
-        free_addresses(app, lambda incarnation, dyno: not free or (incarnation, dyno) in held)
-        return free
 
 
 def keep_images(app: str) -> None:
@@ -3368,10 +3323,9 @@ def render_vhost(app: str, anew: bool = False) -> list[Worker]:
 
 def misplaced_process(app: str) -> Container | None:
     """Find the first web process of an app when Docker does not publish for it what is on record."""
-    current = read_current(app)
-    wanted = " ".join(published_ports(current)) if current else ""
-    rows = [row for row in containers_of(app) if current and row.dyno == "web.1" and current.has(row)]
-    return next((row for row in rows if row.published != wanted), None)
+    live = read_current(app)
+    wanted = " ".join(published_ports(live)) if live else ""
+    return next((row for row in containers_of(app) if live and row.dyno == "web.1" and live.has(row) and row.published != wanted), None)
 
 
 def serve(app: str) -> None:
@@ -3443,9 +3397,8 @@ def wait_for_workers(app: str, workers: Sequence[Worker]) -> None:
 
 def stop_processes(app: str) -> None:
     """End every process of an app, and keep the containers."""
-    grace = int(property_of(app, "ps", "stop-timeout-seconds"))
     for container in containers_of(app):
-        stop_container(container.id, grace)
+        stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
 
 
 def start_app(app: str) -> None:
@@ -3789,8 +3742,8 @@ def drop_dead_services() -> None:
         for row in [row for kind in ("service", "scratch") for row in containers_of("", kind) if name in (row.name, row.name.rpartition(".data")[0])]:
             remove_container(row.id)
         for network in [row["Id"] for row in engine().networks() if row["Name"] == name]:
-            for member in engine().inspect_network(network)["Containers"]:  # a process of before an unlink may still be ending
-                engine().disconnect_container_from_network(member, network, force=True)
+            for member in engine().inspect_network(network)["Containers"].values():  # a process of before an unlink may still be ending
+                engine().disconnect_container_from_network(member["Name"], network, force=True)
             engine().remove_network(network)
         run(in_folder(folder, ["find", ".", "-mindepth", "1", "-delete"]))
         folder.rmdir()
@@ -3865,13 +3818,7 @@ def verify_backup(service: Service, name: str) -> int:
 # 17 Access: keys, roles, and who may do what
 # ---------------------------------------------------------------------------------------------------------------------
 
-ROLES = {
-    "admin": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create", "admin"}),
-    "developer": frozenset({"view", "operate", "configure", "secrets", "run", "deploy", "create"}),
-    "operator": frozenset({"view", "operate"}),
-    "viewer": frozenset({"view"}),
-    "deploy": frozenset({"deploy"}),
-}
+ROLES = {role: frozenset(capabilities) for role, *capabilities in read_table("roles.tsv")}
 
 
 def read_keys() -> list[Key]:
@@ -3913,9 +3860,8 @@ def render_authorized_keys() -> None:
 
 def find_key(word: str) -> Key:
     """Find a key by name or whole fingerprint. Raises NotFound."""
-    for key in read_keys():
-        if word in (key.name, key.fingerprint):
-            return key
+    if key := next((key for key in read_keys() if word in (key.name, key.fingerprint)), None):
+        return key
     raise NotFound(f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
 
 

@@ -4047,8 +4047,8 @@ class Command(NamedTuple):
 
     @property
     def doc(self) -> list[str]:
-        """Give what it promises, line by line."""
-        return [line.strip() for line in (self.text or self.body.__doc__ or "").strip().splitlines()]
+        """Give what it promises: a sentence, then a blank line and the rest."""
+        return " ".join((self.text or self.body.__doc__ or "").split()).replace(". ", ".\n\n", 1).split("\n")
 
 
 QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
@@ -4229,30 +4229,24 @@ def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
 
 
 def is_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any]) -> bool:
-    """Say whether a caller may do a command with such words. What is set for all apps is for administrators; + is for who names no app, and sees the own ones.
-
-    A service is reached as ENGINE:NAME among a key's apps; with an app beside it, both must be.
-    """
-    capability, kind = row.access.removesuffix("+"), engine_named(row.name.partition(":")[0])
+    """Say whether a caller may do a command with such words. What is set for all apps is for administrators; + is for who names no app, and sees the own ones."""
+    capability, kind = row.access.removesuffix("+"), engine_named(row.name.partition(":")[0])  # a service is ENGINE:NAME among a key's apps
     named = [f"{kind.name}:{chosen[key]}" if kind and key != "app" else chosen[key] for key in ("app", "service", "new") if chosen.get(key)]
     if "--global" in named:
         return may(caller, "view" if capability == "view" else "admin")
     if not named:
         return may(caller, capability) or (row.access.endswith("+") and capability in ROLES.get(caller.role, ()))
-    return all(may(caller, capability, name) for name in named)
+    return all(may(caller, capability, name) for name in named)  # of a service with an app beside it: both
 
 
 def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> Mapping[str, Any]:
-    """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second.
-
-    Gives the words with a service's record in the place of its name.
-    """
+    """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second."""
     if not (hook if row.access == "hook" else is_allowed(row, caller, chosen)):
         become_owner(ROOT)
         record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=AccessDenied.code)
         raise AccessDenied
     if chosen.get("app") not in (None, "--global"):
-        require_app(chosen["app"])
+        require_app(chosen["app"])  # and a service's record takes the place of its name
     return {**chosen, "service": require_service(row.name.partition(":")[0], chosen["service"])} if chosen.get("service") else chosen
 
 
@@ -5468,10 +5462,7 @@ def read_entry(name: str, caller: Caller, capability: str = "configure") -> list
 
 
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
-    """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept.
-
-    volume:create takes paths in the container, a folder for each. --chown gives them to the user of images of that kind, or to a number; false to nobody.
-    """
+    """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept."""
     rows = [Mount(name, row.source or f"{name}.{number}".removesuffix(".0"), row.target) for number, row in enumerate(folders or [Mount("", "")])]
     if any("/" in row.source for row in rows) and not may(caller, "admin"):
         raise AccessDenied
@@ -5555,10 +5546,7 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
 
 
 def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
-    """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container.
-
-    --phase limits it to processes (deploy) or one-offs (run). Several apps may mount the same.
-    """
+    """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container."""
     rows, place = read_entry(what.entry, caller), (target or what.target).removeprefix("-")
     wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
     if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
@@ -5990,10 +5978,7 @@ def tag_rm(app: str, tag: str) -> None:
 # --- logs ---
 
 def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> None:
-    """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave.
-
-    -p names a process type (web) or one process (web.1); -q leaves the times and names out.
-    """
+    """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave."""
     if tail:
         return follow_logs(app, process, lines, quiet)
     if not (found := select_processes(app, process)):
@@ -6093,10 +6078,7 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str],
                 no_tty: bool = False, detach: str = "") -> int:
-    """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards.
-
-    A single word that the Procfile names runs that entry; a single word with blanks goes to a shell.
-    """
+    """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards."""
     tty = force_tty or (sys.stdin.isatty() and not no_tty and not detach)
     name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=not detach)
     if detach:
@@ -6198,11 +6180,7 @@ def key_facts_given(role: str | None, apps: str | None, until: str | None, sourc
 
 
 def ssh_keys_add(name: str | None, file: str | None, caller: Caller, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
-    """Let a public key in, as administrator unless --role says less; from standard input, or from a file when root asks.
-
-    --apps blog,shop-* limits it to apps, --until 2027-01-31 to a day, --from 192.0.2.0/24 to addresses. A person with several keys has them as NAME@PLACE.
-    access:add needs no name: the key's fingerprint gives one.
-    """
+    """Let a public key in, as administrator unless --role says less; from standard input, or from a file when root asks."""
     public, fingerprint = parse_public_key(read_given(file, caller))
     write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now(), **key_facts_given(role, apps, until, sources)))
     say(fingerprint)

@@ -4160,7 +4160,7 @@ def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[s
 
 
 def find_command(word: str) -> Command | None:
-    """Find a command by any of its spellings; nothing for a noun and for NOUN:help. Raises DokkuError for a word that is refused for good, or mistyped."""
+    """Find a command by any of its spellings; nothing for a noun and for NOUN:help. Raises DokkuError for others."""
     if (row := commands().get(word)) or commands_of(word.removesuffix(":help")):
         return row
     if instead := next((hint for refused, hint in read_table("refused.tsv") if refused in word.split(":", 1)), ""):
@@ -4170,7 +4170,7 @@ def find_command(word: str) -> Command | None:
 
 
 def read_words(row: Command, words: list[str]) -> dict[str, Any]:
-    """Read a command's words; --global, or the name behind --app, stands in the app's place. Where both dialects have it and word it differently, that reading counts in which an app's name stands for an app."""
+    """Read a command's words. Of the readings that fit, that one counts in which an app's name stands for an app. Raises UsageError."""
     found, wrong = [], None
     for reading in row.readings:
         args = [arg for arg in map(argument, reading.split()) if arg.unless not in words]
@@ -4179,7 +4179,7 @@ def read_words(row: Command, words: list[str]) -> dict[str, Any]:
             rest, named = take_global_words(args, words)
             if "--global" in rest and place and place.parse is parse_app_or_global:
                 rest, named = [word for word in rest if word != "--global"], "--global"
-            if named and place:
+            if named and place:  # --global, or the name behind --app, stands in the app's place
                 found.append(parse_arguments(row.name, [arg for arg in args if arg is not place], rest) | {"app": place.parse(named)})
             else:
                 found.append(parse_arguments(row.name, args, [named, *rest] if named else rest))
@@ -4272,10 +4272,10 @@ def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller
         return write_text(property_file(app, noun, "dns"), render_environment({name: word for name, word in known.items() if word}), secret=True)
     if (noun, key) == ("nginx", "proxy-protocol") and app != "--global":
         raise UsageError("Apps share their ports: either all of them are behind PROXY protocol or none", "dokku nginx:set --global proxy-protocol true")
-    for name in value if noun == "network" and key in NETWORK_KEYS else ():  # for who may configure an app in it; one that we did not make, for administrators
+    for name in value if noun == "network" and key in NETWORK_KEYS else ():  # only administrators may name one that we did not make
         users = ["", *(other for other in apps() if name in networks_of(other))]
         if not any(may(caller, "configure", user) for user in users) or not (name in shared_networks() or may(caller, "admin")):
-            raise AccessDenied
+            raise AccessDenied  # nobody else one that only apps of others are in
         require_network(name)
     change_property(noun, app, key, " ".join(map(str, value)))
     render_crontab() if noun == "cron" else None
@@ -4910,7 +4910,7 @@ def keep_certificate(app: str, text: str = "") -> None:
 
 
 def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update: str = "") -> None:
-    """Serve an app by https with a certificate and its key: two files of root's, or from standard input a tar of them or both one after the other."""
+    """Serve an app by https: two files of root's, or on standard input a tar of them, or certificate and key one after the other."""
     import io
     import tarfile
     if update and not certificate_file(app).exists():
@@ -6277,7 +6277,8 @@ def help_command(word: str | None, every: bool) -> None:
 def document(kind: str) -> None:
     """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
     known = {name: row for name, row in sorted(commands().items()) if row.access not in ("hook", "local")}
-    say(render(f"host/{'' if kind == 'man' else 'completion.'}{kind}.j2", version=VERSION, spellings=list(known), summaries={name: row.doc[0] for name, row in known.items()},
+    template, summaries = "man" if kind == "man" else f"completion.{kind}", {name: row.doc[0] for name, row in known.items()}
+    say(render(f"host/{template}.j2", version=VERSION, spellings=list(known), summaries=summaries,
                options={name: flags for name, row in known.items() if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
                rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
 
@@ -6466,7 +6467,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
-    """Split what an ssh client asked for into words, with quotes honoured and nothing expanded, and find the caller by its key's name. Raises AccessDenied."""
+    """Split what an ssh client asked for into words, quotes honoured, nothing expanded; and find the caller by a key's name."""
     try:
         words = shlex.split(inherited("SSH_ORIGINAL_COMMAND"))
     except ValueError as error:
@@ -6479,7 +6480,7 @@ def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
 
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
-    """Call the function of a command with what it asks for; print what it gives: JSON when asked for, else a text, a list, `name: value` lines or a table."""
+    """Call the function of a command with what it asks for, and print what it gives where the table says so; give the exit code."""
     given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
@@ -6509,7 +6510,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     needs_words = any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in args)
     if not row or (len(words) == 1 and needs_words and commands_of(words[0])):
         return help_command(words[0].removesuffix(":help"), False) or 0
-    asked = words[1:2] if any(arg.raw for arg in args) else words[1:]  # behind a raw argument's first word, they may be for the user's own command
+    asked = words[1:2] if any(arg.raw for arg in args) else words[1:]  # later ones are for the user's own command
     if "--help" in asked or ("-h" in asked and row.access != "hook"):
         return say(usage_of(row)) or 0
     absent = {arg.name: None for arg in commands()[row.name].args}  # this spelling may know fewer

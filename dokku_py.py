@@ -3933,8 +3933,8 @@ class Command(NamedTuple):
 
     @property
     def doc(self) -> list[str]:
-        """Give what it promises, line by line."""
-        return [line.strip() for line in (self.text or self.body.__doc__ or "").strip().splitlines()]
+        """Give what it promises: a sentence, then a blank line and the rest."""
+        return " ".join((self.text or self.body.__doc__ or "").split()).replace(". ", ".\n\n", 1).split("\n")
 
 
 QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
@@ -3969,15 +3969,6 @@ def commands() -> dict[str, Command]:
     return found
 
 
-def why_unknown(word: str) -> DokkuError:
-    """Say why a word is no command: refused for good, or mistyped."""
-    noun, _, verb = word.partition(":")
-    if instead := next((hint for refused, hint in read_table("refused.tsv") if refused in (noun, verb)), ""):
-        return DokkuError(f"{word} is not part of this product", instead)
-    close = nearest(word, commands())
-    return UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
-
-
 def parser_of(name: str, args: Iterable[Arg]) -> Any:
     """Build the argparse parser of one command."""
     import argparse
@@ -4008,7 +3999,10 @@ def parse_arguments(name: str, args: Sequence[Arg], words: Sequence[str]) -> dic
     if unknown and not collector:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     found = {**vars(known), **({collector: unknown} if collector else {})}
-    return {arg.name: parsed(arg, found[arg.name]) for arg in args}
+    for arg in args:
+        if not arg.switch and (value := found[arg.name]) is not None:
+            found[arg.name] = [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
+    return found
 
 
 def usage_of(row: Command) -> str:
@@ -4025,13 +4019,6 @@ def short_usage(row: Command) -> str:
     return " ".join(parser_of(row.name, row.args).format_usage().split()).removeprefix("usage: ")
 
 
-def parsed(arg: Arg, value: Any) -> Any:
-    """Parse the value of an argument, or each of its values."""
-    if arg.switch or value is None:
-        return value
-    return [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
-
-
 def commands_of(noun: str) -> list[str]:
     """List the commands of a noun, in every spelling."""
     within = [name for name in commands() if name.startswith(f"{noun}:")]
@@ -4039,14 +4026,6 @@ def commands_of(noun: str) -> list[str]:
 
 
 GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
-
-
-def take_leading_words(words: list[str]) -> list[str]:
-    """Put the global words that stand before a command behind it."""
-    count = 0
-    while count < len(words) and words[count] in GLOBAL_WORDS:
-        count += 2 if words[count] == "--app" else 1
-    return [*words[count:count + 1], *words[:count], *words[count + 1:]]
 
 
 def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
@@ -4066,31 +4045,30 @@ def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[s
     return kept, app
 
 
-def wants_help(row: Command, words: Sequence[str]) -> bool:
-    """Say whether the words ask what a command does."""
-    asked = words[:1] if any(arg.raw for arg in row.args) else words
-    return "--help" in asked or ("-h" in asked and row.access != "hook")
-
-
 def find_command(word: str) -> Command | None:
-    """Find a command by any of its spellings; nothing for a noun and for NOUN:help."""
-    row = commands().get(word)
-    if not row and not commands_of(word.removesuffix(":help")):
-        raise why_unknown(word)
-    return row
-
-
-def needs_words(row: Command) -> bool:
-    """Say whether a command has an argument that must be given."""
-    return any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in row.args)
+    """Find a command by any of its spellings; nothing for a noun and for NOUN:help. Raises DokkuError for others."""
+    if (row := commands().get(word)) or commands_of(word.removesuffix(":help")):
+        return row
+    if instead := next((hint for refused, hint in read_table("refused.tsv") if refused in word.split(":", 1)), ""):
+        raise DokkuError(f"{word} is not part of this product", instead)
+    close = nearest(word, commands())
+    raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
 
 
 def read_words(row: Command, words: list[str]) -> dict[str, Any]:
-    """Read a command's words. Where both dialects have it and word it differently, that reading counts in which an app's name stands for an app."""
+    """Read a command's words. Of the readings that fit, that one counts in which an app's name stands for an app. Raises UsageError."""
     found, wrong = [], None
     for reading in row.readings:
+        args = [arg for arg in map(argument, reading.split()) if arg.unless not in words]
+        place = next((arg for arg in args if arg.name == "app"), None)
         try:
-            found.append(read_so(row.name, [argument(word) for word in reading.split()], words))
+            rest, named = take_global_words(args, words)
+            if "--global" in rest and place and place.parse is parse_app_or_global:
+                rest, named = [word for word in rest if word != "--global"], "--global"
+            if named and place:  # --global, or the name behind --app, stands in the app's place
+                found.append(parse_arguments(row.name, [arg for arg in args if arg is not place], rest) | {"app": place.parse(named)})
+            else:
+                found.append(parse_arguments(row.name, args, [named, *rest] if named else rest))
         except UsageError as error:
             wrong = wrong or error
     if not found:
@@ -4102,43 +4080,25 @@ def read_words(row: Command, words: list[str]) -> dict[str, Any]:
     return (fits or found)[0]
 
 
-def read_so(name: str, args: list[Arg], words: list[str]) -> dict[str, Any]:
-    """Read a command's words as such arguments; --global, or the name behind --app, stands in the app's place."""
-    args = [arg for arg in args if arg.unless not in words]
-    words, named = take_global_words(args, words)
-    place = next((arg for arg in args if arg.name == "app"), None)
-    if "--global" in words and place and place.parse is parse_app_or_global:
-        words, named = [word for word in words if word != "--global"], "--global"
-    if named and place:
-        return parse_arguments(name, [arg for arg in args if arg is not place], words) | {"app": place.parse(named)}
-    return parse_arguments(name, args, [named, *words] if named else words)
-
-
 def is_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any]) -> bool:
-    """Say whether a caller may do a command with such words. What is set for all apps is for administrators; + is for who names no app, and sees the own ones.
-
-    A service is reached as ENGINE:NAME among a key's apps; with an app beside it, both must be.
-    """
-    capability, kind = row.access.removesuffix("+"), engine_named(row.name.partition(":")[0])
+    """Say whether a caller may do a command with such words. What is set for all apps is for administrators; + is for who names no app, and sees the own ones."""
+    capability, kind = row.access.removesuffix("+"), engine_named(row.name.partition(":")[0])  # a service is ENGINE:NAME among a key's apps
     named = [f"{kind.name}:{chosen[key]}" if kind and key != "app" else chosen[key] for key in ("app", "service", "new") if chosen.get(key)]
     if "--global" in named:
         return may(caller, "view" if capability == "view" else "admin")
     if not named:
         return may(caller, capability) or (row.access.endswith("+") and capability in ROLES.get(caller.role, ()))
-    return all(may(caller, capability, name) for name in named)
+    return all(may(caller, capability, name) for name in named)  # of a service with an app beside it: both
 
 
 def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hook: bool) -> Mapping[str, Any]:
-    """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second.
-
-    Gives the words with a service's record in the place of its name.
-    """
+    """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second."""
     if not (hook if row.access == "hook" else is_allowed(row, caller, chosen)):
         become_owner(ROOT)
         record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=AccessDenied.code)
         raise AccessDenied
     if chosen.get("app") not in (None, "--global"):
-        require_app(chosen["app"])
+        require_app(chosen["app"])  # and a service's record takes the place of its name
     return {**chosen, "service": require_service(row.name.partition(":")[0], chosen["service"])} if chosen.get("service") else chosen
 
 
@@ -4146,7 +4106,6 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 # 19 Commands
 # ---------------------------------------------------------------------------------------------------------------------
 
-DOCUMENTS = {"bash": "completion.bash.j2", "zsh": "completion.zsh.j2", "man": "man.j2"}
 SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
 
 
@@ -4199,8 +4158,11 @@ def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller
         return write_text(property_file(app, noun, "dns"), render_environment({name: word for name, word in known.items() if word}), secret=True)
     if (noun, key) == ("nginx", "proxy-protocol") and app != "--global":
         raise UsageError("Apps share their ports: either all of them are behind PROXY protocol or none", "dokku nginx:set --global proxy-protocol true")
-    if noun == "network":
-        guard_network(key, value, caller)
+    for name in value if noun == "network" and key in NETWORK_KEYS else ():  # only administrators may name one that we did not make
+        users = ["", *(other for other in apps() if name in networks_of(other))]
+        if not any(may(caller, "configure", user) for user in users) or not (name in shared_networks() or may(caller, "admin")):
+            raise AccessDenied  # nobody else one that only apps of others are in
+        require_network(name)
     change_property(noun, app, key, " ".join(map(str, value)))
     render_crontab() if noun == "cron" else None
     step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(map(str, value))}")
@@ -4794,17 +4756,11 @@ def nginx_validate_config(clean: bool, app: str | None) -> int:
     return 1 if refused and not clean else 0
 
 
-def nginx_reload() -> None:
-    """Have nginx read its configuration again, or start it."""
+def nginx_operate(stop: str = "") -> None:
+    """Have nginx read its configuration again, or start it; or stop it."""
     with server_lock("nginx"):
-        serve_vhosts()
-
-
-def nginx_stop() -> None:
-    """Stop nginx: no app is reached until nginx:start, or the next command that nginx is needed for."""
-    with server_lock("nginx"):
-        said = output_of(as_root(["/usr/sbin/service", "nginx", "stop"]), check=False)
-        if worker_processes():
+        said = output_of(as_root(["/usr/sbin/service", "nginx", "stop"]), check=False) if stop else serve_vhosts()
+        if stop and worker_processes():
             raise DokkuError(f"nginx runs on: {said}", "stop it as root: service nginx stop")
 
 
@@ -4839,23 +4795,20 @@ def keep_certificate(app: str, text: str = "") -> None:
             warn(f"The certificate is not for {domain}, which {app} answers to: browsers will refuse it there")
 
 
-def given_certificate(crt: str | None, key: str | None, caller: Caller) -> str:
-    """Read a certificate and its key: two files of root's, or from standard input a tar of them or both one after the other."""
-    if crt:
-        return read_given(crt, caller) + "\n" + read_given(key, caller)
+def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update: str = "") -> None:
+    """Serve an app by https: two files of root's, or on standard input a tar of them, or certificate and key one after the other."""
     import io
     import tarfile
-    raw = sys.stdin.buffer.read(2**20)
-    with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
-        raw = b"\n".join(file.read(2**18) for member in bundle if member.isfile() and (file := bundle.extractfile(member)))
-    return raw.decode(errors="replace")
-
-
-def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update: str = "") -> None:
-    """Serve an app, or with --global all whose domains it names and that have no other, by https with a certificate from now on."""
     if update and not certificate_file(app).exists():
         raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
-    keep_certificate(app, checked_certificate(given_certificate(crt, key, caller)))
+    if crt:
+        text = read_given(crt, caller) + "\n" + read_given(key, caller)
+    else:
+        raw = sys.stdin.buffer.read(2**20)
+        with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
+            raw = b"\n".join(file.read(2**18) for member in bundle if member.isfile() and (file := bundle.extractfile(member)))
+        text = raw.decode(errors="replace")
+    keep_certificate(app, checked_certificate(text))
     step("Certificate installed")
 
 
@@ -5354,10 +5307,7 @@ def read_entry(name: str, caller: Caller, capability: str = "configure") -> list
 
 
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
-    """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept.
-
-    volume:create takes paths in the container, a folder for each. --chown gives them to the user of images of that kind, or to a number; false to nobody.
-    """
+    """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept."""
     rows = [Mount(name, row.source or f"{name}.{number}".removesuffix(".0"), row.target) for number, row in enumerate(folders or [Mount("", "")])]
     if any("/" in row.source for row in rows) and not may(caller, "admin"):
         raise AccessDenied
@@ -5391,14 +5341,10 @@ def describe_entry(name: str) -> dict[str, str]:
     return {"name": name, "path": " ".join(sources), "container-dir": " ".join(targets), "apps": " ".join(users_of(name))}
 
 
-def storage_info(name: str, caller: Caller) -> dict[str, str]:
+def storage_info(name: str, caller: Caller, users: str = "") -> dict[str, str] | list[str]:
     """Print where storage is, which apps mount it, and where when nobody says otherwise."""
-    return describe_entry(read_entry(name, caller, "view")[0].entry)
-
-
-def storage_users(name: str, caller: Caller) -> list[str]:
-    """List the apps that mount storage."""
-    return storage_info(name, caller)["apps"].split()
+    found = describe_entry(read_entry(name, caller, "view")[0].entry)
+    return found["apps"].split() if users else found
 
 
 def storage_list_entries(scheduler: str | None, style: str) -> None:
@@ -5441,10 +5387,7 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
 
 
 def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
-    """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container.
-
-    --phase limits it to processes (deploy) or one-offs (run). Several apps may mount the same.
-    """
+    """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container."""
     rows, place = read_entry(what.entry, caller), (target or what.target).removeprefix("-")
     wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
     if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
@@ -5793,15 +5736,6 @@ def mend_services() -> None:
 
 # --- networks: apps meet in those that they share, and nowhere else ---
 
-def guard_network(key: str, names: list[str], caller: Caller) -> None:
-    """Refuse a network that is not there, that of apps that are none of the caller's, and to all but administrators one that we did not make."""
-    for name in names if key in NETWORK_KEYS else ():
-        users = ["", *(app for app in apps() if name in networks_of(app))]
-        if not any(may(caller, "configure", app) for app in users) or not (name in shared_networks() or may(caller, "admin")):
-            raise AccessDenied
-        require_network(name)
-
-
 def network_create(name: str) -> None:
     """Make a network that network:set puts apps in."""
     if name in [row["Name"] for row in engine().networks()]:
@@ -5878,10 +5812,7 @@ def tag_rm(app: str, tag: str) -> None:
 # --- logs ---
 
 def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> None:
-    """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave.
-
-    -p names a process type (web) or one process (web.1); -q leaves the times and names out.
-    """
+    """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave."""
     if tail:
         return follow_logs(app, process, lines, quiet)
     if not (found := select_processes(app, process)):
@@ -5981,10 +5912,7 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str],
                 no_tty: bool = False, detach: str = "") -> int:
-    """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards.
-
-    A single word that the Procfile names runs that entry; a single word with blanks goes to a shell.
-    """
+    """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards."""
     tty = force_tty or (sys.stdin.isatty() and not no_tty and not detach)
     name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=not detach)
     if detach:
@@ -6086,11 +6014,7 @@ def key_facts_given(role: str | None, apps: str | None, until: str | None, sourc
 
 
 def ssh_keys_add(name: str | None, file: str | None, caller: Caller, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
-    """Let a public key in, as administrator unless --role says less; from standard input, or from a file when root asks.
-
-    --apps blog,shop-* limits it to apps, --until 2027-01-31 to a day, --from 192.0.2.0/24 to addresses. A person with several keys has them as NAME@PLACE.
-    access:add needs no name: the key's fingerprint gives one.
-    """
+    """Let a public key in, as administrator unless --role says less; from standard input, or from a file when root asks."""
     public, fingerprint = parse_public_key(read_given(file, caller))
     write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now(), **key_facts_given(role, apps, until, sources)))
     say(fingerprint)
@@ -6241,7 +6165,8 @@ def help_command(word: str | None, every: bool) -> None:
 def document(kind: str) -> None:
     """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
     known = {name: row for name, row in sorted(commands().items()) if row.access not in ("hook", "local")}
-    say(render(f"host/{DOCUMENTS[kind]}", version=VERSION, spellings=list(known), summaries={name: row.doc[0] for name, row in known.items()},
+    template, summaries = "man" if kind == "man" else f"completion.{kind}", {name: row.doc[0] for name, row in known.items()}
+    say(render(f"host/{template}.j2", version=VERSION, spellings=list(known), summaries=summaries,
                options={name: flags for name, row in known.items() if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
                rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
 
@@ -6316,26 +6241,21 @@ def server_disagreements() -> Iterator[Disagreement]:
         yield found(what=error.message)
 
 
-def examine(app: str) -> list[Disagreement]:
-    """List what differs from the record of an app; one that is being changed right now is left out, and said."""
-    with lock_if_free(app_folder(app) / "lock") as free:
-        if free:
-            return list(disagreements(app))
-    warn(f"{app} is being changed right now and was not looked at: {read_text(app_folder(app) / 'lock').strip()}")
-    return []
-
-
 def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     """List what differs from the record, for the server and its apps; --fix mends it. The exit code is 1 while something is left."""
-    server = list(server_disagreements()) if not app and may(caller, "admin") else []
+    rows = list(server_disagreements()) if not app and may(caller, "admin") else []
     if fix and not app and not may(caller, "operate"):
         raise AccessDenied
     if fix:
-        for row in server:
+        for row in rows:
             row.mend()
         each_app(app, not app, converge, CONVERGE_AT_ONCE)
         return doctor(False, style, app, caller)
-    rows = [*server, *(row for name in ([require_app(app)] if app else visible_apps(caller)) for row in examine(name))]
+    for name in [require_app(app)] if app else visible_apps(caller):
+        with lock_if_free(app_folder(name) / "lock") as free:
+            rows += disagreements(name) if free else []
+        if not free:
+            warn(f"{name} is being changed right now and was not looked at: {read_text(app_folder(name) / 'lock').strip()}")
     if style == "json":
         say_json([{"app": row.app, "what": row.what} for row in rows])
     else:
@@ -6438,65 +6358,61 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
 # 20 Front door: who asks for what, and with which exit code it ends
 # ---------------------------------------------------------------------------------------------------------------------
 
-def words_of_ssh(text: str) -> list[str]:
-    """Split what an ssh client asked for into words; quotes are honoured, nothing is expanded."""
+def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
+    """Split what an ssh client asked for into words, quotes honoured, nothing expanded; and find the caller by a key's name."""
     try:
-        words = shlex.split(text)
+        words = shlex.split(inherited("SSH_ORIGINAL_COMMAND"))
     except ValueError as error:
         raise UsageError(f"That command can't be read: {error}", "check its quotes") from None
     if words[:1] and words[0].startswith("git-"):
         words[1:] = [word.strip("/").removesuffix(".git") for word in words[1:]]
-    return words
-
-
-def caller_of(name: str) -> Caller:
-    """Give the caller behind a key's name. Raises AccessDenied for a key that is no longer on record."""
-    key = next((key for key in read_keys() if key.name == name), None)
-    if not key:
-        raise AccessDenied
-    return Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
+    if not (key := next((key for key in read_keys() if key.name == name), None)):
+        raise AccessDenied  # it is no longer on record
+    return words, Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
 
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
-    """Call the function of a command with what it asks for; give the exit code."""
+    """Call the function of a command with what it asks for, and print what it gives where the table says so; give the exit code."""
     given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
     rest = {*chosen, *row.fixed} - {"style", "app"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
     outcome = body(**{name: value for name, value in given.items() if name in asked or name in rest})
-    if row.call.startswith("print "):
-        say_result(outcome, chosen.get("style") or "text")
-    return outcome if isinstance(outcome, int) else 0
-
-
-def say_result(found: Any, style: str) -> None:
-    """Print what a command gives: JSON when asked for, else a text, a list of them, `name: value` lines or a table."""
-    if style == "json":
-        return say_json(found)
-    if isinstance(found, str):
-        return say(found)
-    if isinstance(found, dict):
-        return say_table([[f"{key}:", str(value)] for key, value in found.items()])
-    return say_table([list(row.values()) for row in found]) if found and isinstance(found[0], dict) else say_lines(found)
+    if not row.call.startswith("print "):
+        return outcome if isinstance(outcome, int) else 0
+    if chosen.get("style") == "json":
+        say_json(outcome)
+    elif isinstance(outcome, str):
+        say(outcome)
+    elif isinstance(outcome, dict):
+        say_table([[f"{key}:", str(value)] for key, value in outcome.items()])
+    else:
+        say_table([list(one.values()) for one in outcome]) if outcome and isinstance(outcome[0], dict) else say_lines(outcome)
+    return 0
 
 
 def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     """Find the command, check access, check the words, do it; note it in events."""
-    words = take_leading_words(words) or ["help"]
+    lead = 0
+    while words[lead:] and words[lead] in GLOBAL_WORDS:  # those that stand before a command come behind it
+        lead += 2 if words[lead] == "--app" else 1
+    words = [*words[lead:lead + 1], *words[:lead], *words[lead + 1:]] or ["help"]
     row = find_command(words[0])
-    if not row or (len(words) == 1 and needs_words(row) and commands_of(words[0])):
+    args = row.args if row else []
+    needs_words = any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in args)
+    if not row or (len(words) == 1 and needs_words and commands_of(words[0])):
         return help_command(words[0].removesuffix(":help"), False) or 0
-    if wants_help(row, words[1:]):
+    asked = words[1:2] if any(arg.raw for arg in args) else words[1:]  # later ones are for the user's own command
+    if "--help" in asked or ("-h" in asked and row.access != "hook"):
         return say(usage_of(row)) or 0
     absent = {arg.name: None for arg in commands()[row.name].args}  # this spelling may know fewer
-    chosen, began = absent | read_words(row, words[1:]), time.monotonic()
-    chosen = require_allowed(row, caller, chosen, hook)
+    began, code = time.monotonic(), 70
+    chosen = require_allowed(row, caller, absent | read_words(row, words[1:]), hook)
     if row.access != "local":
         become_owner(ROOT)
     if (ROOT / "TRACE").exists():
         os.environ["DOKKU_TRACE"] = "1"
     os.environ.setdefault("DOKKU_CALLER", caller.name)
-    code = 70
     try:
         code = do_command(row, chosen, caller)
     except DokkuError as error:
@@ -6514,7 +6430,7 @@ def main(words: list[str]) -> int:
     try:
         if words[:1] == ["--as"]:
             become_owner(ROOT)
-            return run_command(words_of_ssh(inherited("SSH_ORIGINAL_COMMAND")), caller_of(words[1]))
+            return run_command(*asked_by_ssh(words[1]))
         hook = words == ["git-hook"] and bool(inherited("DOKKU_LOCK_FD"))
         return run_command(words, Caller(pwd.getpwuid(os.getuid()).pw_name, local=True), hook=hook)
     except DokkuError as error:

@@ -292,7 +292,7 @@ def test_an_app_that_does_not_come_up_keeps_its_links(service, switch):
     switch.assert_untouched()
 
 
-def test_the_other_dialect_names_the_app_first(admin, words):
+def test_the_other_dialect_names_the_app_first(admin, words, tmp_path):
     name = f"t-{uuid.uuid4().hex[:8]}"
     admin.ok("postgresql:create", name)
     try:
@@ -300,6 +300,10 @@ def test_the_other_dialect_names_the_app_first(admin, words):
         assert words.get("/write/DATABASE_URL/word") == (200, "written")
         assert "word" in admin.ok("postgresql:console", words.name, name, stdin="SELECT * FROM words;")
         assert words.name in admin.ok("postgresql:info", words.name, name)
+        sh("sh", "-c", f"ssh {' '.join(admin.options)} dokku@127.0.0.1 postgresql:dump {words.name} {name} > {tmp_path}/dump")
+        admin.ok("postgresql:console", words.name, name, stdin="DELETE FROM words;")
+        assert sh("sh", "-c", f"ssh {' '.join(admin.options)} dokku@127.0.0.1 postgresql:import {words.name} {name} < {tmp_path}/dump").returncode == 0
+        assert words.get("/read/DATABASE_URL") == (200, "word")
         assert "1" in admin.ok("postgresql:console:admin", name, stdin="SELECT 1;")
         admin.ok("postgresql:unlink", words.name, name)
     finally:
@@ -320,6 +324,10 @@ def test_a_port_of_the_host_leads_to_it_only_when_asked_and_only_from_here(servi
 
 def test_a_stopped_service_stays_so_and_a_dead_one_comes_back(service):
     one = service("redis")
+    one.ok("exists")
+    assert one.ok("enter", "redis-server", "--version").startswith("Redis server")
+    one.ok("pause")
+    one.ok("start")
     one.ok("stop")
     sh("dokku", "tick")
     assert not one.inspect()["State"]["Running"] and one.ok("info", flags=("--status",)).strip() in ("exited", "missing")
@@ -501,6 +509,21 @@ def test_a_key_for_one_service_opens_no_other(service, new_person, admin):
     assert strange == person.refused("redis:restart", "no-such-service", code=77)
     person.refused("redis:info", one.name, code=77)
     person.refused("redis:list", code=77)
+
+
+def test_nothing_leaves_the_server_without_a_passphrase_and_what_opens_a_bucket_is_forgotten(service):
+    one, port = service("redis"), free_port()
+    secrets = STATE / "data" / "backups" / "redis" / one.name
+    one.ok("backup-auth", "AKIA", "-", "eu-1", "v4", f"http://127.0.0.1:{port}", stdin="the-secret\n")
+    assert "backup-set-encryption" in one.refused("backup", "my-bucket/folder")
+    one.ok("backup-set-encryption", stdin="a long passphrase\n")
+    assert "the-secret" in (secrets / "bucket").read_text() and all((secrets / name).stat().st_mode & 0o077 == 0 for name in ("bucket", "passphrase"))
+    done = one.admin.ssh("redis:backup", one.name, "my-bucket/folder")
+    assert done.returncode != 0 and "connection refused" in done.stderr and "the-secret" not in done.stderr, done.stderr
+    one.ok("backup-deauth")
+    one.ok("backup-unset-encryption")
+    assert not (secrets / "bucket").exists() and not (secrets / "passphrase").exists()
+    one.assert_whole()
 
 
 def test_engines_without_a_server_here_say_so(admin):

@@ -41,7 +41,7 @@ def test_every_command_of_the_dialects_is_named_by_a_test():
     spellings = {row.name: {word for word, other in d.commands().items() if other.name == row.name} for row in d.commands().values()}
     declared = {name for name in spellings if name.partition(":")[2] in ("set", "report") and name.partition(":")[0] in {noun for noun, _ in d.PROPERTIES}}
     declared |= {name for name, row in d.commands().items() if row.access in ("local", "hook") or name.startswith("git-")}  # install.sh and git run those
-    tried = {*re.findall(r'(?:ok|refused|load)\("([a-z:-]+)"', SERVICES), *re.findall(r'[a-z}]:([a-z:-]+)"', SERVICES)}  # of an engine, whichever it is
+    tried = {*re.findall(r'(?:ok|refused|load)\("([a-z:-]+)"', SERVICES), *re.findall(r'[a-z}]:([a-z:-]+)[ "]', SERVICES)}  # of an engine, whichever it is
     declared |= {name for name, words in spellings.items() if d.engine_named(name.partition(":")[0]) and {word.partition(":")[2] for word in words} & tried}
     untested = [name for name, words in sorted(spellings.items()) if name not in declared and not any(f'"{word}"' in TESTS for word in words)]
     assert untested == []

@@ -1687,7 +1687,7 @@ def write_property(app: str, noun: str, key: str, value: str) -> None:
 
 def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0, seconds: float = 0.0, note: str = "") -> None:
     """Add a line of JSON to events.log."""
-    if (ROOT / "EVENTS_OFF").exists():
+    if (ROOT / "EVENTS_OFF").exists() and command != "events:off":
         return
     event = {"at": now(), "who": caller.name, "from": caller.address, "command": command, "app": app, "result": result,
              "ms": round(seconds * 1000), "note": note}
@@ -1811,8 +1811,8 @@ def fetch(app: str, url: str, argv: Sequence[str]) -> str:
     environment = {**git_environment(), "HOME": str(ROOT), "GIT_ALLOW_PROTOCOL": SUBMODULE_PROTOCOLS,
                    "GIT_SSH_COMMAND": shlex.join(["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", *own])}
     if pin := pinned(app, url):
-        environment |= {"GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "http.curloptResolve", "GIT_CONFIG_VALUE_0": pin,
-                        "GIT_CONFIG_KEY_1": "http.followRedirects", "GIT_CONFIG_VALUE_1": "false"}
+        environment |= {"GIT_CONFIG_COUNT": "3", "GIT_CONFIG_KEY_1": "http.curloptResolve", "GIT_CONFIG_VALUE_1": pin,
+                        "GIT_CONFIG_KEY_2": "http.followRedirects", "GIT_CONFIG_VALUE_2": "false"}  # behind that of FLUSHED
     try:
         return output_of(argv, env=environment, timeout=FETCH_SECONDS)
     except ToolFailed as error:
@@ -2284,7 +2284,8 @@ def app_port(app: str) -> int:
         with server_lock("ports"):
             files = [path for other in apps() for path in (app_folder(other) / "PORT", property_file(other, "proxy", "proxy-port"))]
             taken = {*map(read_text, files), *(f"{row.host}\n" for other in apps() for row in own_maps(other)), *(f"{port}\n" for port in listening_ports())}
-            write_text(own, next(f"{port}\n" for port in range(5001, 10000) if f"{port}\n" not in taken))
+            if not read_text(own):  # nobody else chose one meanwhile
+                write_text(own, next(f"{port}\n" for port in range(5001, 10000) if f"{port}\n" not in taken))
     return int(read_text(own))
 
 
@@ -4095,7 +4096,7 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
     """Refuse what a caller may not do, and then what does not exist; the first is noted in the events, and says nothing of the second."""
     if not (hook if row.access == "hook" else is_allowed(row, caller, chosen)):
         become_owner(ROOT)
-        record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=AccessDenied.code)
+        record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=AccessDenied.code, note=chosen.get("service") or "")
         raise AccessDenied
     if chosen.get("app") not in (None, "--global"):
         require_app(chosen["app"])  # and a service's record takes the place of its name
@@ -4195,6 +4196,7 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
     except BaseException:
         write_property(app, noun, key, old)
         with contextlib.suppress(DokkuError):
+            serve_unknown_names() if key == "proxy-protocol" else None
             each_app(None, True, serve)
         raise
 
@@ -6420,7 +6422,8 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         raise
     finally:
         if row.access.removesuffix("+") not in QUIET_ACCESS:
-            record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=code, seconds=time.monotonic() - began)
+            record_event(caller, row.name, app=chosen.get("app") or chosen.get("new") or "", result=code, seconds=time.monotonic() - began,
+                         note=getattr(chosen.get("service"), "name", ""))
     return code
 
 

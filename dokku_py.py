@@ -5529,7 +5529,7 @@ def service_info(flags: list[str], style: str, service: Service) -> None:
     return say_lines(f"       {name.replace('-', ' ').capitalize() + ':':24} {value}".rstrip() for name, value in rows.items())
 
 
-def change_links(app: str, links: Sequence[tuple[str, str]], config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
+def change_links(app: str, links: Iterable[tuple[str, str]], config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
     """Give an app other links and the config vars that go with them; when it does not come up so, it keeps the old ones. Only under the app's lock."""
     old = links_of(app)
     write_links(app, links)
@@ -5550,9 +5550,9 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
         agree_service(service)
     kind, engine_name = engine_of(service), service.engine.upper()
     with locked(app, f"{service.engine}:link {service.name}"):
-        config, links = read_config(app), links_of(app)
-        if (service.engine, service.name) in links:
-            raise DokkuError(f"Already linked as {', '.join(key for key, value in config.items() if is_url_of(service, value)) or 'a network only'}")
+        config, links = read_config(app), dict.fromkeys([*links_of(app), (service.engine, service.name)])
+        if held := [key for key, value in config.items() if is_url_of(service, value)]:
+            raise DokkuError(f"Already linked as {', '.join(held)}")
         names = [f"{alias}_URL"] if alias else [kind.variable, *(f"DOKKU_{engine_name}_{color}_URL" for color in COLORS)]
         name = next((name for name in names if name not in config), None)
         if not name:
@@ -5560,15 +5560,16 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
         scheme = config.get(f"{engine_name}_DATABASE_SCHEME")
         url = url_of(service, parser_named("scheme")(scheme) if scheme else "")
         step(f"Setting {name} on {app}")
-        change_links(app, [*links, (service.engine, service.name)], {**config, name: url + (f"{'&' if '?' in url else '?'}{query}" if query else "")}, no_restart, caller,
+        change_links(app, links, {**config, name: url + (f"{'&' if '?' in url else '?'}{query}" if query else "")}, no_restart, caller,
                      f"{service.engine}:link {service.name}")
 
 
 def service_unlink(no_restart: bool, service: Service, app: str, caller: Caller) -> None:
     """Take from an app what its link to a service gave it: the config vars that hold its address, and the network."""
     with locked(app, f"{service.engine}:unlink {service.name}"):
-        service_linked(service, app)
         config = {key: value for key, value in read_config(app).items() if not is_url_of(service, value)}
+        if config == read_config(app):  # else an unlink that was killed half-way is completed
+            service_linked(service, app)
         step(f"Unsetting {' '.join(sorted(set(read_config(app)) - set(config)))} on {app}")
         change_links(app, [row for row in links_of(app) if row != (service.engine, service.name)], config, no_restart, caller, f"{service.engine}:unlink {service.name}")
 

@@ -70,11 +70,11 @@ def lives(pid):
 
 
 def processes_of_dokku():
-    """List the processes that work for the product."""
+    """List the processes that work for the product; those of containers, where the same number may be another user, are not among them."""
     account, found = pwd.getpwnam("dokku").pw_uid, []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if folder.stat().st_uid == account and lives(folder.name):
+            if folder.stat().st_uid == account and lives(folder.name) and os.readlink(folder / "ns" / "pid") == os.readlink("/proc/self/ns/pid"):
                 found.append(folder.name)
     return found
 
@@ -520,9 +520,15 @@ class OnService(Operation):
             self.home, self.dump = STATE / "services" / self.engine / self.service, subject.bench.folder / "dump"
             self.ask(subject, "create")
             self.sql("CREATE TABLE words (word TEXT); INSERT INTO words SELECT 'kept ' || n FROM generate_series(1, 50) n;")
-            subject.bench.before = subject.bench.belongings()
+            self.keep(subject)
         self.sql(f"DELETE FROM words WHERE word LIKE 'turn%'; INSERT INTO words VALUES ('turn {subject.turn}');")
         self.ready(subject)
+
+    @staticmethod
+    def keep(subject):
+        """Count what is there now as belonging here, but for the app's addresses."""
+        subject.bench.before = subject.bench.belongings()
+        subject.bench.before["files"] = {name for name in subject.bench.before["files"] if f"={subject.name}=" not in name}
 
     def ready(self, subject):
         """Bring the service to where the operation can be carried out."""
@@ -621,7 +627,7 @@ class UpgradeService(OnService):
         self.ask(subject, "upgrade", "--confirm")
         image = json.loads((self.home / "service.json").read_text())["image"]
         docker("tag", image, f"c-newer/{self.engine}:{subject.turn}")
-        subject.bench.before = subject.bench.belongings()
+        self.keep(subject)
 
     def act(self, subject, point=""):
         return subject.bench.ask(f"{self.engine}:upgrade", "--image", f"c-newer/{self.engine}", "--image-version", str(subject.turn), self.service, point=point)

@@ -24,8 +24,10 @@ def lines(*argv):
 
 
 def processes_of_dokku():
-    """Count the processes that the user dokku has, those that see switches to their end among them; not what waits for its parent."""
-    return len([state for state in sh("ps", "-u", "dokku", "-o", "stat=").stdout.split() if not state.startswith("Z")])
+    """Count the processes that the user dokku has, those that see switches to their end among them; not what waits for its parent, nor what runs in containers."""
+    own = os.stat("/proc/self/ns/pid").st_ino
+    rows = [row.split() for row in sh("ps", "-u", "dokku", "-o", "stat=,pidns=").stdout.splitlines()]
+    return len([state for state, space in rows if not state.startswith("Z") and space == str(own)])
 
 
 def memory_mb(pid_file):

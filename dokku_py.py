@@ -3637,12 +3637,16 @@ def change_service(service: Service, **changes: Any) -> Service:
     return new
 
 
+def running_server(service: Service) -> str:
+    """Give the container of a service that runs. Raises DokkuError."""
+    if (row := service_container(service)) and row.running:
+        return row.id
+    raise DokkuError(f"{service.name} does not run", f"dokku {service.engine}:start {service.name}   starts it")
+
+
 def dump_service(service: Service, target: Path) -> None:
     """Write a dump of a running service to a file."""
-    row = service_container(service)
-    if not row or not row.running:
-        raise DokkuError(f"{service.name} does not run", f"dokku {service.engine}:start {service.name}   starts it")
-    feed(script_words(service, row.id, "dump", "--interactive"), target=target)
+    feed(script_words(service, running_server(service), "dump", "--interactive"), target=target)
 
 
 @contextlib.contextmanager
@@ -3709,12 +3713,12 @@ def cut_off(service: Service) -> Iterator[None]:
 
 def upgrade_service(service: Service, **changes: Any) -> Service:
     """Have a service run another image. With tables: dump, load into a new server, compare, switch, and the old data is kept; else the new server takes the data over."""
-    row = service_container(service)
-    if not engine_of(service).has("count") or not row or not row.running:
+    if not engine_of(service).has("count"):
         return change_service(service, **changes)
+    agree_service(service)
     with scratch_folder(service.folder, "tmp.") as folder, cut_off(service):
         dump_service(service, folder / "dump")
-        return replace_data(service, folder / "dump", count_rows(service, row.id), **changes, kept=f"{service.data} {service.image}")
+        return replace_data(service, folder / "dump", count_rows(service, running_server(service)), **changes, kept=f"{service.data} {service.image}")
 
 
 @contextlib.contextmanager
@@ -3779,11 +3783,12 @@ def back_up(service: Service) -> str:
 
     The rows are counted before and after: a table that nobody wrote to meanwhile must have as many when the backup is verified.
     """
-    row, folder = service_container(service), make_folder(service.folder / "backup", 0o700)
+    agree_service(service)
+    server, folder = running_server(service), make_folder(service.folder / "backup", 0o700)
     try:
-        before = count_rows(service, row.id) if row and row.running else {}
+        before = count_rows(service, server)
         dump_service(service, folder / "dump")
-        after = count_rows(service, row.id) if row else {}
+        after = count_rows(service, server)
         write_json(folder / "rows.json", {table: count for table, count in before.items() if after.get(table) == count})
         if restic(service, "cat", "config", check=False).returncode:
             restic(service, "init")
@@ -5590,13 +5595,6 @@ def service_promote(service: Service, app: str, caller: Caller, purpose: str) ->
     change_config(app, promoted, False, caller, f"{purpose} {service.name}")
 
 
-def running_server(service: Service) -> str:
-    """Give the container of a service that runs. Raises DokkuError."""
-    if (row := service_container(service)) and row.running:
-        return row.id
-    raise DokkuError(f"{service.name} does not run", f"dokku {service.engine}:start {service.name}   starts it")
-
-
 def service_script(service: Service, script: str) -> int:
     """Run one of an engine's scripts in a service's container, on our own terminal or pipes."""
     return attend(script_words(service, running_server(service), script, "--interactive", *(["--tty"] if sys.stdin.isatty() else [])))
@@ -5647,6 +5645,7 @@ def service_import(service: Service) -> None:
 def service_clone(service: Service, new: str, **given: Any) -> None:
     """Make a second service with what the first holds; flags as for create."""
     with holding(service, "clone") as held, scratch_folder(held.folder, "tmp.") as folder:
+        agree_service(held)
         dump_service(held, folder / "dump")
 
         def load(clone: Service) -> None:

@@ -140,7 +140,7 @@ class Bench:
             (self.log / name).write_text(text)
             (self.log / name).chmod(0o666)
         done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, errors="replace",
-                              timeout=300, stdin=subprocess.DEVNULL, check=False, **{"env": self.person.environment(), **options})
+                              timeout=300, check=False, **{"env": self.person.environment(), "stdin": subprocess.DEVNULL, **options})
         self.quiet()
         points = [json.loads(line) for line in (self.log / "points").read_text().splitlines()]
         return done.returncode, done.stdout + done.stderr, points
@@ -548,7 +548,7 @@ class OnService(Operation):
         return self.sql("\\pset format unaligned\n\\t\nSELECT count(*) FROM words WHERE word LIKE 'kept%'; SELECT word FROM words WHERE word LIKE 'turn%' ORDER BY 1;").split("\n", 2)[-1]
 
     def facts(self, subject):
-        return self.rows(), subject.read("LINKS"), (self.home / "service.json").read_text()
+        return subject.read("LINKS"), (self.home / "service.json").read_text()
 
     def expected(self, subject):
         """Say which words there may be after a kill, and then which there are once all is done."""
@@ -587,7 +587,7 @@ class Link(OnService):
     """A link between an app and a service."""
 
     def ready(self, subject):
-        sh("dokku", f"{self.engine}:unlink", self.service, subject.name)
+        subject.bench.ask(f"{self.engine}:unlink", self.service, subject.name)
 
     def act(self, subject, point=""):
         return subject.bench.ask(f"{self.engine}:link", self.service, subject.name, point=point)

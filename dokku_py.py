@@ -1596,14 +1596,6 @@ def free_addresses(app: str, keep: Callable[[str, str], bool]) -> None:
             remove_file(ROOT / "addresses" / f"{address}={owner}={incarnation}={dyno}")
 
 
-def free_port() -> int:
-    """Find a port of this host that nothing listens on."""
-    import socket
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def require_disk() -> None:
     """Refuse to begin where a disk would run full. Raises DokkuError."""
     import shutil
@@ -3509,38 +3501,31 @@ def is_url_of(service: Service, value: str) -> bool:
     return value.partition("?")[0].partition("://")[2] == address
 
 
-def service_files(service: Service) -> list[dict[str, Any]]:
-    """Write the files that a server reads, and give their mounts. They lie in a folder that only this product reads; in the container its server may."""
-    words, mounts = service_words(service), []
-    for number, (target, text) in enumerate(engine_of(service).files.items()):
-        path = service.folder / "mounted" / str(number)
-        if read_text(path) != (content := text.format(**words)):
-            write_text(path, content)
-        mounts.append({"Type": "bind", "Source": str(path), "Target": target, "ReadOnly": True})
-    return mounts
-
-
 def create_service_container(service: Service, name: str, *, scratch: bool = False) -> str:
     """Create a service's container, without starting it, and give its id. A scratch one is in no network, and `tick` removes it when nobody else does."""
-    row, client, alias = engine_of(service), engine(), service_words(service)["host"]
+    row, client, words, mounts = engine_of(service), engine(), service_words(service), []
+    for number, (target, text) in enumerate(row.files.items()):  # in a folder that only this product reads; in the container its server may
+        path, content = service.folder / "mounted" / str(number), text.format(**words)
+        write_text(path, content) if read_text(path) != content else None
+        mounts.append({"Type": "bind", "Source": str(path), "Target": target, "ReadOnly": True})
+    if row.data:
+        mounts.append({"Type": "bind", "Source": str(service.folder / service.data), "Target": row.data, "ReadOnly": False})
     custom = dict(pair.partition("=")[::2] for pair in service.environment.split(";") if pair)
-    environment = {key: value.format(**service_words(service)) for key, value in row.environment.items()} | custom
-    data = [{"Type": "bind", "Source": str(make_folder(service.folder / service.data)), "Target": row.data, "ReadOnly": False}] if row.data else []
+    environment = {key: value.format(**words) for key, value in row.environment.items()} | custom
     bindings = {} if scratch else {f"{row.port}/tcp": [{"HostIp": address, "HostPort": port} for address, _, port in (text.rpartition(":") for text in service.exposed)]}
-    limits = {"mem_limit": f"{service.memory}m"} if service.memory else {}
     host = client.create_host_config(log_config={"type": "json-file", "config": {**LOG_OPTIONS, "max-size": "10m"}}, port_bindings=bindings, network_mode="none" if scratch else service.container,
-                                     restart_policy={"Name": "no" if scratch else "unless-stopped"}, shm_size=f"{service.shm}m" if service.shm else None, extra_hosts={alias: "127.0.0.1"} if scratch else None, **limits)
-    host["Mounts"] = [*service_files(service), *data]
-    networking = None if scratch else client.create_networking_config({service.container: client.create_endpoint_config(aliases=[alias])})
+                                     restart_policy={"Name": "no" if scratch else "unless-stopped"}, shm_size=f"{service.shm}m" if service.shm else None, extra_hosts={words["host"]: "127.0.0.1"} if scratch else None, mem_limit=f"{service.memory}m" if service.memory else None)
+    host["Mounts"] = mounts
+    networking = None if scratch else client.create_networking_config({service.container: client.create_endpoint_config(aliases=[words["host"]])})
     labels = {**OURS, "com.dokku.container-type": "scratch" if scratch else "service", "com.dokku.service": service.container, "com.dokku.spec": spec_of(service)}
     labels |= {"com.dokku.expires": str(int(uptime()) + 86400)} if scratch else {}
     with engine_errors(f"The container of {service.name} can't be made"):
         remove_container(name)
-        identity = client.create_container(service.image, [*row.command, *shlex.split(service.options)] or None, name=name, hostname=alias, environment=environment,
-                                           labels=labels, host_config=host, networking_config=networking, ports=[row.port], stop_signal=None)["Id"]
+        identity = client.create_container(service.image, [*row.command, *shlex.split(service.options)] or None, name=name, hostname=words["host"], environment=environment,
+                                           labels=labels, host_config=host, networking_config=networking, ports=[row.port])["Id"]
         for network in service.networks.split() if not scratch else ():
             require_network(network)
-            client.connect_container_to_network(identity, network, aliases=[alias])
+            client.connect_container_to_network(identity, network, aliases=[words["host"]])
     return identity
 
 
@@ -3573,26 +3558,35 @@ def service_container(service: Service) -> Container | None:
     return next((row for row in containers_of("", "service") if row.name == service.container), None)
 
 
-def service_disagreements(service: Service) -> Iterator[Disagreement]:
-    """Find what differs between a service's record and Docker, with what mends it."""
+def service_trouble(service: Service) -> Disagreement | None:
+    """Find what differs between a service's record and its container, with what mends it."""
     found = functools.partial(Disagreement, f"{service.engine} {service.name}")
     row = service_container(service)
     if row and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
-        yield found("its container is not the one on record", functools.partial(renew_service, service))
-    elif service.stopped and row and row.running:
-        yield found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
-    elif not service.stopped and not (row and row.running and service.container in row.networks):
-        yield found("it does not run", functools.partial(renew_service, service))
+        return found("its container is not the one on record", functools.partial(renew_service, service))
+    if service.stopped and row and row.running:
+        return found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
+    if not service.stopped and not (row and row.running and service.container in row.networks):
+        return found("it does not run", functools.partial(renew_service, service))
+    return None
+
+
+def service_disagreements(service: Service) -> Iterator[Disagreement]:
+    """Find what is wrong with a service's container, and what is left over of it."""
+    if trouble := service_trouble(service):
+        yield trouble
     scratch, folders = strays_of(service)
     if scratch or folders:
-        yield found(f"left over from something that was killed: {', '.join([*(row.name for row in scratch), *folders])}", functools.partial(drop_strays, service))
+        yield Disagreement(f"{service.engine} {service.name}", f"left over from something that was killed: {', '.join([*(row.name for row in scratch), *folders])}",
+                           functools.partial(drop_strays, service))
 
 
 def strays_of(service: Service) -> tuple[list[Container], list[str]]:
-    """List what a killed command left of a service: scratch servers, and folders that its record does not name. Only under its lock."""
+    """List what a killed command left of a service: scratch servers, and folders that its record, as it is now, does not name. Only under its lock."""
+    known = read_service(service.engine, service.name) or service
     scratch = [row for row in containers_of("", "scratch") if row.name.rpartition(".data")[0] == service.container]
     folders = [path.name for pattern in ("data.*", "tmp.*", "backup") for path in service.folder.glob(pattern)]
-    return scratch, [name for name in folders if name not in (service.data, service.kept.partition(" ")[0])]
+    return scratch, [name for name in folders if name not in (known.data, known.kept.partition(" ")[0])]
 
 
 def drop_strays(service: Service) -> None:
@@ -3605,7 +3599,9 @@ def drop_strays(service: Service) -> None:
 
 
 def renew_service(service: Service) -> None:
-    """Have a service run as it is on record, in a new container."""
+    """Have a service run as it is on record, in a new container. Raises DokkuError rather than begin with no data."""
+    if engine_of(service).data and not (service.folder / service.data).is_dir():
+        raise DokkuError(f"The data of {service.name} is missing: {service.folder / service.data}", f"dokku {service.engine}:restore {service.name}   loads a backup")
     ensure_shared_network(service.container)
     if old := service_container(service):
         stop_container(old.id, SERVICE_GRACE)
@@ -3615,12 +3611,13 @@ def renew_service(service: Service) -> None:
 
 
 def agree_service(service: Service) -> None:
-    """Make Docker agree with what is on record for a service, and wait until its server answers. Only under the service's lock."""
-    for difference in service_disagreements(service):
-        difference.mend()
+    """Make Docker agree with what is on record for a service, and wait until its server answers; only then what is left over goes. Only under the service's lock."""
+    if trouble := service_trouble(service):
+        trouble.mend()
     row = service_container(service)
     if not service.stopped and row:
         wait_for_server(service, row.id)
+    drop_strays(service)
 
 
 def change_service(service: Service, **changes: Any) -> Service:
@@ -3674,7 +3671,7 @@ def filled(service: Service, dump: Path) -> Iterator[tuple[Service, str]]:
             raise DokkuError(f"The dump can't be loaded: {error.message}", f"{service.name} is as it was") from None
         yield fresh, identity
     finally:
-        drop_strays(read_service(service.engine, service.name) or service)
+        drop_strays(service)
 
 
 def count_rows(service: Service, identity: str) -> dict[str, str]:
@@ -3683,15 +3680,17 @@ def count_rows(service: Service, identity: str) -> dict[str, str]:
     return {table: count for table, _, count in (line.rpartition(" ") for line in lines)}
 
 
-def compare_rows(service: Service, identity: str, wanted: Mapping[str, str]) -> None:
-    """Compare the rows of a server's tables with those expected. Raises DokkuError that names the tables that differ."""
+def compare_rows(service: Service, identity: str, wanted: Mapping[str, str] | None) -> None:
+    """Compare the rows of a server's tables with those expected; None is any, but some. Raises DokkuError that names the tables that differ."""
     found = count_rows(service, identity)
-    if wrong := [f"{table}: {found.get(table, 'no')} instead of {count}" for table, count in wanted.items() if found.get(table) != count]:
+    if wanted is None and not found and engine_of(service).has("count"):
+        raise DokkuError("That dump holds no table of this database: it is of others, or of none", f"{service.name} is as it was")
+    if wrong := [f"{table}: {found.get(table, 'no')} instead of {count}" for table, count in (wanted or {}).items() if found.get(table) != count]:
         raise DokkuError(f"What was loaded differs in its rows: {'; '.join(wrong)}", f"{service.name} is as it was")
     detail(f"Loaded and compared: {len(found)} tables" if found else "Loaded")
 
 
-def replace_data(service: Service, dump: Path, rows: Mapping[str, str], **changes: Any) -> Service:
+def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, **changes: Any) -> Service:
     """Have a service work on what a dump holds, once that was loaded beside it and has the rows expected. Only under its lock."""
     with filled(service._replace(**changes), dump) as (fresh, identity):
         compare_rows(fresh, identity, rows)
@@ -3702,12 +3701,13 @@ def replace_data(service: Service, dump: Path, rows: Mapping[str, str], **change
 @contextlib.contextmanager
 def cut_off(service: Service) -> Iterator[None]:
     """Keep the apps away from a running service, so that nothing is written; what is wrong afterwards is mended by `agree_service`."""
-    with engine_errors(f"{service.name} can't be cut off from its apps"):
-        engine().disconnect_container_from_network(service.container, service.container, force=True)
+    for network in [service.container, *service.networks.split()]:
+        with engine_errors(f"{service.name} can't be cut off from its apps"):
+            engine().disconnect_container_from_network(service.container, network, force=True)
     try:
         yield
     except BaseException:
-        agree_service(service)
+        agree_service(read_service(service.engine, service.name) or service)
         raise
 
 
@@ -3728,30 +3728,36 @@ def holding(service: Service, purpose: str) -> Iterator[Service]:
         yield found or require_service(service.engine, service.name)
 
 
-def mend_service(service: Service) -> None:
+def mend_service(engine_name: str, name: str) -> None:
     """Make Docker agree with what is on record for a service, without waiting for its server; one that a command works on is left alone."""
-    with lock_if_free(service.folder / "lock") as free:
-        for difference in service_disagreements(service) if free else ():
+    with lock_if_free(ROOT / "services" / engine_name / name / "lock") as free:
+        known = read_service(engine_name, name) if free else None
+        for difference in service_disagreements(known) if known else ():
             difference.mend()
 
 
-def dead_services() -> list[Path]:
-    """List the folders of services without a record that no command works on: never finished, or half removed."""
-    return [path.parent for path in (ROOT / "services").glob("*/*/lock") if not (path.parent / "service.json").exists() and not is_locked(path)]
-
-
 def drop_dead_services() -> None:
-    """Remove what is left of services without a record: containers, network, data."""
-    for folder in dead_services():
-        name = f"dokku.{folder.parent.name}.{folder.name}"
+    """Remove what is left of services without a record that no command works on, never finished or half removed: containers, network, data; their lock last."""
+    for lock in (ROOT / "services").glob("*/*/lock"):
+        with lock_if_free(lock) as free:
+            if free and lock.exists() and not (lock.parent / "service.json").exists():
+                drop_dead(lock.parent)
+
+
+def drop_dead(folder: Path) -> None:
+    """Remove what is left of one service without a record; a failure is told, and tried again by `tick`."""
+    name = f"dokku.{folder.parent.name}.{folder.name}"
+    try:
         for row in [row for kind in ("service", "scratch") for row in containers_of("", kind) if name in (row.name, row.name.rpartition(".data")[0])]:
             remove_container(row.id)
         for network in [row["Id"] for row in engine().networks() if row["Name"] == name]:
             for member in engine().inspect_network(network)["Containers"].values():  # a process of before an unlink may still be ending
                 engine().disconnect_container_from_network(member["Name"], network, force=True)
             engine().remove_network(network)
-        run(in_folder(folder, ["find", ".", "-mindepth", "1", "-delete"]))
-        folder.rmdir()
+        run(in_folder(folder, ["find", ".", "-mindepth", "1", "-not", "-name", "lock", "-delete"]))
+        remove_folder(folder)
+    except (DokkuError, OSError) as error:
+        warn(f"Something of the service {folder.name} is left: {error}")
 
 
 # Backups: a restic repository for each service, with its settings beside it; both outlive the service.
@@ -3761,21 +3767,25 @@ def restic(service: Service, *words: str, check: bool = True, target: Path | Non
     """Run restic on a service's repository; passphrase and keys come from 0600 files. What it prints may go to a file."""
     home, where = make_folder(backup_home(service), 0o700), backup_settings(service)["where"]
     keys = parse_environment(read_text(home / "bucket"))
-    if not (home / "passphrase").exists():
-        if where:
-            raise DokkuError("No passphrase is set, and nothing leaves this server unencrypted", f"dokku {service.engine}:backup-set-encryption {service.name}   reads one from standard input")
-        write_text(home / "passphrase", os.urandom(16).hex() + "\n", secret=True)
+    secret = home / ("passphrase" if where else "key")  # what stays on this server is encrypted by a key of its own
+    if not secret.exists() and where:
+        raise DokkuError("No passphrase is set, and nothing leaves this server unencrypted", f"dokku {service.engine}:backup-set-encryption {service.name}   reads one from standard input")
+    if not secret.exists():
+        write_text(secret, os.urandom(16).hex() + "\n", secret=True)
     repository = where if ":" in where or where.startswith("/") else f"s3:{keys.get('ENDPOINT', 's3.amazonaws.com')}/{where}" if where else str(home / "repository")
-    environment = {**build_environment(), **keys, "RESTIC_REPOSITORY": repository, "RESTIC_PASSWORD_FILE": str(home / "passphrase")}
+    environment = {**build_environment(), **keys, "RESTIC_REPOSITORY": repository, "RESTIC_PASSWORD_FILE": str(secret)}
     argv = ["restic", "--quiet", "--no-cache", *words]
     return feed(argv, target=target, env=environment) if target else run(argv, env=environment, check=check)
 
 
 def snapshots_of(service: Service) -> list[dict[str, Any]]:
-    """List the backups of a service, oldest first; none where there is no repository yet."""
-    if not (backup_home(service) / "passphrase").exists():
+    """List the backups of a service, oldest first; none where there is no repository yet. Raises DokkuError when that can't be read."""
+    if not any((backup_home(service) / name).exists() for name in ("key", "passphrase")):
         return []
-    return json.loads(restic(service, "snapshots", "--json", f"--tag={service.container}", check=False).stdout or b"[]")
+    done = restic(service, "snapshots", "--json", f"--tag={service.container}", check=False)
+    if done.returncode and b"Is there a repository" not in done.stderr:
+        raise DokkuError(f"The backups can't be listed: {done.stderr.decode(errors='replace').strip()[:300]}")
+    return json.loads(done.stdout or b"[]")
 
 
 def back_up(service: Service) -> str:
@@ -3792,8 +3802,10 @@ def back_up(service: Service) -> str:
         write_json(folder / "rows.json", {table: count for table, count in before.items() if after.get(table) == count})
         if restic(service, "cat", "config", check=False).returncode:
             restic(service, "init")
-        restic(service, "backup", f"--tag={service.container}", str(folder))
-        restic(service, "forget", "--group-by=tags", f"--tag={service.container}", f"--keep-last={backup_settings(service)['keep']}", "--prune")
+        tags = f"--tag={service.container},{service.created}"  # those of an earlier service of that name are not counted
+        restic(service, "unlock")  # of one that was killed
+        restic(service, "backup", tags, str(folder))
+        restic(service, "forget", "--group-by=tags", tags, f"--keep-last={backup_settings(service)['keep']}", "--prune")
     finally:
         remove_folder(folder)
     return snapshots_of(service)[-1]["short_id"]
@@ -3809,15 +3821,6 @@ def fetched(service: Service, name: str) -> Iterator[tuple[Path, dict[str, str]]
         except ToolFailed as error:
             raise DokkuError(f"The backup can't be read: {error.message}", f"dokku {service.engine}:backup-list {service.name}   lists all") from None
         yield folder / "dump", read_json(folder / "rows.json")
-
-
-def verify_backup(service: Service, name: str) -> int:
-    """Load a backup into a scratch server and compare its rows; give how many tables agree. Notes that it was verified."""
-    with fetched(service, name) as (dump, wanted), filled(service, dump) as (fresh, identity):
-        compare_rows(fresh, identity, wanted)
-        known = snapshots_of(service)[-1]["short_id"] if name == "latest" else name
-        write_text(backup_home(service) / "verified", f"{known} at {now()}\n")
-        return len(wanted)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3879,8 +3882,8 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
 
 
 def reaches(patterns: Sequence[str], app: str) -> bool:
-    """Say whether an app is among those that names and patterns such as blog-* mean."""
-    return any(fnmatch.fnmatchcase(app, pattern) for pattern in patterns)
+    """Say whether an app is among those that names and patterns such as blog-* mean; what stands for apps stands for no service (ENGINE:NAME)."""
+    return any(fnmatch.fnmatchcase(app, pattern) and (":" in app) == (":" in pattern) for pattern in patterns)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4055,14 +4058,15 @@ def find_command(word: str) -> Command | None:
     """Find a command by any of its spellings; nothing for a noun and for NOUN:help. Raises DokkuError for others."""
     if (row := commands().get(word)) or commands_of(word.removesuffix(":help")):
         return row
-    if instead := next((hint for refused, hint in read_table("refused.tsv") if refused in word.split(":", 1)), ""):
+    noun, _, verb = word.partition(":")
+    if instead := next((hint for refused, hint in read_table("refused.tsv") if refused == noun or (refused == verb and "-" in verb)), ""):
         raise DokkuError(f"{word} is not part of this product", instead)
     close = nearest(word, commands())
     raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
 
 
-def read_words(row: Command, words: list[str]) -> dict[str, Any]:
-    """Read a command's words. Of the readings that fit, that one counts in which an app's name stands for an app. Raises UsageError."""
+def read_words(row: Command, words: list[str], caller: Caller) -> dict[str, Any]:
+    """Read a command's words. Of the readings that fit, that one counts in which an app's name stands for an app of the caller's. Raises UsageError."""
     found, wrong = [], None
     for reading in row.readings:
         args = [arg for arg in map(argument, reading.split()) if arg.unless not in words]
@@ -4079,7 +4083,7 @@ def read_words(row: Command, words: list[str]) -> dict[str, Any]:
             wrong = wrong or error
     if not found:
         raise wrong or UsageError("")
-    fits = [one for one in found if one.get("app") and app_exists(one["app"])]
+    fits = [one for one in found if one.get("app") and app_exists(one["app"]) and (not caller.apps or reaches(caller.apps, one["app"]))]
     if len({one["app"] for one in fits}) > 1:
         raise UsageError(f"{fits[0]['app']} and {fits[1]['app']} are both names of apps: which one is meant?",
                          "   or   ".join(f"dokku --app {one['app']} {row.name} {one['service']}" for one in fits))
@@ -4154,6 +4158,15 @@ def visible_apps(caller: Caller) -> list[str]:
     return [app for app in apps() if may(caller, "view", app)]
 
 
+def guard_networks(names: Iterable[str], caller: Caller) -> None:
+    """Let only administrators name a network that we did not make, and nobody else one that only apps of others are in."""
+    for name in names:
+        users = ["", *(other for other in apps() if name in networks_of(other))]
+        if not any(may(caller, "configure", user) for user in users) or not (name in shared_networks() or may(caller, "admin")):
+            raise AccessDenied
+        require_network(name)
+
+
 def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller) -> None:
     """Set a property, or clear it without a value, when the caller may."""
     secret = noun == "letsencrypt" and key.startswith("dns-provider-")  # what lego must know of the provider, by lego's own name for it
@@ -4164,11 +4177,7 @@ def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller
         return write_text(property_file(app, noun, "dns"), render_environment({name: word for name, word in known.items() if word}), secret=True)
     if (noun, key) == ("nginx", "proxy-protocol") and app != "--global":
         raise UsageError("Apps share their ports: either all of them are behind PROXY protocol or none", "dokku nginx:set --global proxy-protocol true")
-    for name in value if noun == "network" and key in NETWORK_KEYS else ():  # only administrators may name one that we did not make
-        users = ["", *(other for other in apps() if name in networks_of(other))]
-        if not any(may(caller, "configure", user) for user in users) or not (name in shared_networks() or may(caller, "admin")):
-            raise AccessDenied  # nobody else one that only apps of others are in
-        require_network(name)
+    guard_networks(value if noun == "network" and key in NETWORK_KEYS else (), caller)
     change_property(noun, app, key, " ".join(map(str, value)))
     render_crontab() if noun == "cron" else None
     step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(map(str, value))}")
@@ -4201,8 +4210,9 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
     except BaseException:
         write_property(app, noun, key, old)
         with contextlib.suppress(DokkuError):
-            serve_unknown_names() if key == "proxy-protocol" else None
             each_app(None, True, serve)
+        with contextlib.suppress(DokkuError):
+            serve_unknown_names() if key == "proxy-protocol" else None
         raise
 
 
@@ -5446,8 +5456,11 @@ def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None
     return {**kept, "image": wanted}
 
 
-def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Callable[[Service], Any]) -> None:
+def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Caller, make: Callable[[Service], Any]) -> None:
     """Make a service that runs and answers, or leave no trace of it; `make` brings it up."""
+    guard_networks(" ".join(given[key.replace("-", "_")] or "" for key in SERVICE_NETWORKS).split(), caller)
+    if kind.seed and "appendonly" in (given["options"] or ""):
+        raise UsageError("What import, clone and restore put in place is not read with appendonly", "the data is saved once a minute as it is")
     changes = chosen_image(kind, given)
     try:
         with service_lock(kind.name, name, "create") as known:
@@ -5455,7 +5468,7 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Calla
                 raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
             new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
             for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
-                write_text(new.folder / file, (secret_word(given[key]) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
+                write_text(new.folder / file, (parser_named("password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
             try:
                 make(new)
             except BaseException:
@@ -5467,11 +5480,12 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], make: Calla
 
 def bring_up(service: Service) -> None:
     """Write the record of a new service, and wait until its server answers."""
+    make_folder(service.folder / service.data)
     write_service(service)
     agree_service(service)
 
 
-def service_create(noun: str, new: str, **given: Any) -> None:
+def service_create(noun: str, new: str, caller: Caller, **given: Any) -> None:
     """Make a service, with a server, a network and a password of its own, and wait until it answers.
 
     --custom-env is 'A=1;B=2', --config-options goes to the server, --memory and --shm-size are in MiB; a --password or --root-password of - comes from standard input.
@@ -5479,7 +5493,7 @@ def service_create(noun: str, new: str, **given: Any) -> None:
     kind = engine_named(noun)
     warn(f"{kind.name}: {kind.unproven}") if kind.unproven else None
     step(f"Creating the {kind.name} service {new}")
-    found_service(kind, new, given, bring_up)
+    found_service(kind, new, given, caller, bring_up)
     milestone(f"{kind.name} service {new} answers")
     detail(f"dokku {kind.name}:link {new} APP   gives it to an app")
 
@@ -5494,6 +5508,8 @@ def service_destroy(force: bool, service: Service) -> None:
             if sys.stdin.readline().strip() != service.name:
                 raise DokkuError("That is not its name; nothing was removed")
         remove_file(service.folder / "service.json")
+    if backup_settings(service)["schedule"]:
+        set_backups(service, schedule="")
     drop_dead_services()
     step(f"Destroyed {service.name}" + (f"; its backups are kept in {backup_home(service)}" if backup_home(service).exists() else ""))
 
@@ -5512,20 +5528,15 @@ def service_linked(service: Service, app: str) -> None:
         raise DokkuError(f"Service {service.name} is not linked to {app}", f"dokku {service.engine}:links {service.name}   lists who is")
 
 
-def describe_service(service: Service) -> dict[str, str]:
-    """Give what info prints of a service: flag -> value. The address, which holds the password, is among it."""
-    row = service_container(service)
-    network = (inspect_container(row.id)["NetworkSettings"]["Networks"] if row else {}).get(service.container) or {}
-    settings = backup_settings(service)
-    return {"config-dir": str(service.folder / "mounted"), "data-dir": str(service.folder / service.data), "dsn": url_of(service), "exposed-ports": " ".join(service.exposed) or "-",
-            "id": row.id if row else "", "internal-ip": network.get("IPAddress", ""), "links": " ".join(linked_apps(service)) or "-", "service-root": str(service.folder),
-            **{key: getattr(service, key.replace("-", "_")) for key in SERVICE_NETWORKS}, "status": row.state if row else "missing", "version": service.image, "kept": service.kept,
-            "backup-schedule": settings["schedule"], "backup-where": settings["where"] or str(backup_home(service)), "backup-verified": read_text(backup_home(service) / "verified", "never").strip()}
-
-
 def service_info(flags: list[str], style: str, service: Service) -> None:
     """Print what is known of a service, its address with the password too; --NAME prints one bare value."""
-    rows = describe_service(service)
+    row, home, settings = service_container(service), backup_home(service), backup_settings(service)
+    network = (inspect_container(row.id)["NetworkSettings"]["Networks"] if row else {}).get(service.container) or {}
+    rows = {"config-dir": str(service.folder / "mounted"), "data-dir": str(service.folder / service.data), "dsn": url_of(service),
+            "exposed-ports": " ".join(service.exposed) or "-", "id": row.id if row else "", "internal-ip": network.get("IPAddress", ""),
+            "links": " ".join(linked_apps(service)) or "-", "service-root": str(service.folder), "status": row.state if row else "missing",
+            **{key: getattr(service, key.replace("-", "_")) for key in SERVICE_NETWORKS}, "version": service.image, "kept": service.kept,
+            "backup-schedule": settings["schedule"], "backup-where": settings["where"] or str(home), "backup-verified": read_text(home / "verified", "never").strip()}
     if wrong := [flag for flag in flags if flag.removeprefix("--") not in rows]:
         raise DokkuError(f"Invalid flag passed: {wrong[0]}, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
     if flags or style == "json":
@@ -5537,12 +5548,13 @@ def service_info(flags: list[str], style: str, service: Service) -> None:
 def change_links(app: str, links: Iterable[tuple[str, str]], config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
     """Give an app other links and the config vars that go with them; when it does not come up so, it keeps the old ones. Only under the app's lock."""
     old = links_of(app)
-    write_links(app, links)
+    write_links(app, dict.fromkeys([*old, *links]))  # a network is left when no release that runs needs it
     try:
         write_config(app, config) if no_restart else apply_config(app, config, caller.name, reason)
     except BaseException:
         write_links(app, old)
         raise
+    write_links(app, links)
     agree_networks(app)
 
 
@@ -5551,10 +5563,10 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
 
     The var is DATABASE_URL or its like, or when that is taken a name of its own, which --alias chooses.
     """
-    with holding(service, "link"):
-        agree_service(service)
     kind, engine_name = engine_of(service), service.engine.upper()
-    with locked(app, f"{service.engine}:link {service.name}"):
+    with holding(service, "link") as service, locked(app, f"{service.engine}:link {service.name}"):  # held to the end: it can't be destroyed meanwhile
+        agree_service(service)
+        remove_strays(app)
         config, links = read_config(app), dict.fromkeys([*links_of(app), (service.engine, service.name)])
         if held := [key for key, value in config.items() if is_url_of(service, value)]:
             raise DokkuError(f"Already linked as {', '.join(held)}")
@@ -5572,6 +5584,7 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
 def service_unlink(no_restart: bool, service: Service, app: str, caller: Caller) -> None:
     """Take from an app what its link to a service gave it: the config vars that hold its address, and the network."""
     with locked(app, f"{service.engine}:unlink {service.name}"):
+        remove_strays(app)
         config = {key: value for key, value in read_config(app).items() if not is_url_of(service, value)}
         if config == read_config(app):  # else an unlink that was killed half-way is completed
             service_linked(service, app)
@@ -5595,14 +5608,10 @@ def service_promote(service: Service, app: str, caller: Caller, purpose: str) ->
     change_config(app, promoted, False, caller, f"{purpose} {service.name}")
 
 
-def service_script(service: Service, script: str) -> int:
-    """Run one of an engine's scripts in a service's container, on our own terminal or pipes."""
-    return attend(script_words(service, running_server(service), script, "--interactive", *(["--tty"] if sys.stdin.isatty() else [])))
-
-
-def service_enter(service: Service, words: list[str]) -> int:
-    """Open a shell, or run a command, in a service's container."""
-    return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), running_server(service), *(words or ["bash"])])
+def service_run(service: Service, script: str = "", words: Sequence[str] = ()) -> int:
+    """Run one of an engine's scripts in a service's container, or a command, a shell by default, on our own terminal or pipes."""
+    server, options = running_server(service), ["--interactive", *(["--tty"] if sys.stdin.isatty() else [])]
+    return attend(script_words(service, server, script, *options) if script else [docker_command(), "exec", *options, server, *(words or ["bash"])])
 
 
 def service_logs(tail: bool, service: Service, lines: int) -> int:
@@ -5623,7 +5632,10 @@ def service_operate(noun: str, service: Service | None, verb: str) -> None:
 
 def service_expose(service: Service, ports: Sequence[str] = (), off: str = "") -> None:
     """Have a port of the host lead to a service: on 127.0.0.1, unless an address is named; its server is restarted. No firewall is opened."""
-    wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in ports or [str(free_port())]) if not off else ()
+    import socket
+    with socket.create_server(("127.0.0.1", 0)) as probe:  # a port that nothing listens on
+        chosen = ports or [str(probe.getsockname()[1])]
+    wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in chosen) if not off else ()
     with holding(service, "expose") as held:
         change_service(held, exposed=wanted)
     step(f"{service.name} answers on {' '.join(wanted) or 'no port of the host'}")
@@ -5639,21 +5651,22 @@ def service_import(service: Service) -> None:
     """Replace what a service holds by a dump from standard input: it is loaded into a server beside it first, so that a bad one changes nothing."""
     with holding(service, "import") as held, scratch_folder(held.folder, "tmp.") as folder:
         copy_file(sys.stdin.buffer, folder / "dump")
-        replace_data(held, folder / "dump", {})
+        replace_data(held, folder / "dump", None)
 
 
-def service_clone(service: Service, new: str, **given: Any) -> None:
+def service_clone(service: Service, new: str, caller: Caller, **given: Any) -> None:
     """Make a second service with what the first holds; flags as for create."""
-    with holding(service, "clone") as held, scratch_folder(held.folder, "tmp.") as folder:
+    with holding(service, "clone") as held:
         agree_service(held)
-        dump_service(held, folder / "dump")
+        with scratch_folder(held.folder, "tmp.") as folder:
+            dump_service(held, folder / "dump")
 
-        def load(clone: Service) -> None:
-            """Bring the new service up on a folder that was loaded beside it."""
-            with filled(clone._replace(image=held.image if not given["image"] and not given["version"] else clone.image), folder / "dump") as (fresh, identity):
-                stop_container(identity, SERVICE_GRACE)
-                bring_up(fresh)
-        found_service(engine_of(held), new, given, load)
+            def load(clone: Service) -> None:
+                """Bring the new service up on a folder that was loaded beside it."""
+                with filled(clone._replace(image=held.image if not given["image"] and not given["version"] else clone.image), folder / "dump") as (fresh, identity):
+                    stop_container(identity, SERVICE_GRACE)
+                    bring_up(fresh)
+            found_service(engine_of(held), new, given, caller, load)
     step(f"Cloned {service.name} to {new}")
 
 
@@ -5665,13 +5678,13 @@ def service_upgrade(service: Service, confirm: bool, anew: bool, **given: Any) -
     with holding(service, "upgrade") as held:
         if confirm:
             write_service(held._replace(kept=""))
-            return drop_strays(held._replace(kept=""))
+            return drop_strays(held)
         if held.kept:
             raise DokkuError(f"{held.name} still keeps {held.kept} from the upgrade before", f"dokku {held.engine}:upgrade {held.name} --confirm   lets go of it")
         kind = engine_of(held)
         new = upgrade_service(held, **(chosen_image(kind, given, held) or chosen_image(kind, given)))
     for app in linked_apps(new) if anew else ():
-        under_lock("upgrade", restart)(app)
+        under_lock("upgrade", restart, app)
     return step(f"{new.name} runs {new.image}" + (f"; the data from before is kept: {new.kept}" if new.kept else ""))
 
 
@@ -5683,9 +5696,14 @@ def set_backups(service: Service, **changes: Any) -> None:
 
 def service_backup(service: Service, where: str | None) -> None:
     """Back a service up, encrypted, by restic: into a repository on this server, or where WHERE says: a bucket, a folder, or what restic takes, as sftp:HOST:/PATH."""
+    old = backup_settings(service)
     set_backups(service, where=where)
-    with holding(service, "backup") as held:
-        step(f"Backed up as {back_up(held)}")
+    try:
+        with holding(service, "backup") as held:
+            step(f"Backed up as {back_up(held)}")
+    except BaseException:
+        set_backups(service, where=old["where"])  # a place that never worked is not where the next one goes
+        raise
 
 
 def backup_schedule_cat(service: Service) -> str:
@@ -5700,8 +5718,11 @@ def backup_list(service: Service) -> list[str]:
 
 def backup_verify(service: Service, backup: str) -> None:
     """Load a backup, the newest by default, into a server beside the service, and compare its rows; the service is not touched."""
-    with holding(service, "backup-verify") as held:
-        step(f"The backup is good: it loads, and the rows of {verify_backup(held, backup)} tables were compared")
+    with holding(service, "backup-verify") as held, fetched(held, backup) as (dump, wanted), filled(held, dump) as (fresh, identity):
+        compare_rows(fresh, identity, wanted)
+        name = snapshots_of(held)[-1]["short_id"] if backup == "latest" else backup
+        write_text(backup_home(held) / "verified", f"{name} at {now()}\n")
+    step(f"The backup is good: it loads, and the rows of {len(wanted)} tables were compared")
 
 
 def service_restore(service: Service, backup: str) -> None:
@@ -5718,6 +5739,8 @@ def keep_bucket(service: Service, key: str, secret: str, region: str | None, sig
 
 def keep_passphrase(service: Service, passphrase: str) -> None:
     """Set the passphrase of a service's backups elsewhere, from standard input. Keep a copy: without it no backup opens."""
+    if (backup_home(service) / "passphrase").exists():
+        raise DokkuError("There is a passphrase, and the backups made with it open with no other", f"dokku {service.engine}:backup-unset-encryption {service.name}   forgets it")
     write_text(backup_home(service) / "passphrase", secret_word(passphrase) + "\n", secret=True)
 
 
@@ -5727,13 +5750,12 @@ def drop_backup_secret(service: Service, file: str) -> None:
 
 
 def mend_services() -> None:
-    """Mend every service, and remove what is left of those that are no more; one's trouble does not keep it from the others."""
-    for service in services():
+    """Mend every service, and remove what is left of those that are no more; no trouble of one keeps it from the others, or from the apps."""
+    for work in [*(functools.partial(mend_service, path.parent.parent.name, path.parent.name) for path in (ROOT / "services").glob("*/*/service.json")), drop_dead_services]:
         try:
-            mend_service(service)
-        except DokkuError as error:
-            complain(error)
-    drop_dead_services()
+            work()
+        except Exception as error:
+            warn(f"Something of the services is not as it is on record: {error}")
 
 
 # --- networks: apps meet in those that they share, and nowhere else ---
@@ -6032,7 +6054,7 @@ def access_check(name: str, words: list[str]) -> None:
     key, row = find_key(name), find_command(words[0]) if words else None
     if not row:
         raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
-    chosen = read_words(row, words[1:])
+    chosen = read_words(row, words[1:], Caller(key.name, key.role, key.apps))
     if not is_allowed(row, Caller(key.name, key.role, key.apps), chosen):
         lacks = row.access.removesuffix("+") not in ROLES[key.role]
         raise DokkuError(f"{key.name} may not: {row.name} needs {row.access.removesuffix('+')}" + (f", which the role {key.role} lacks" if lacks else f"; the key is for {' '.join(key.apps) or 'apps'}"))
@@ -6228,7 +6250,7 @@ def server_disagreements() -> Iterator[Disagreement]:
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
     for service in services():
-        yield from (row._replace(mend=functools.partial(mend_service, service)) for row in service_disagreements(service) if not is_locked(service.folder / "lock"))
+        yield from (row._replace(mend=functools.partial(mend_service, service.engine, service.name)) for row in service_disagreements(service) if not is_locked(service.folder / "lock"))
     if lost := orphans():
         names = ", ".join(row.name for row in lost)
         yield Disagreement("server", f"containers of apps that are no more: {names}", lambda: [remove_container(row.id) for row in lost])
@@ -6276,9 +6298,9 @@ def tick() -> None:
         remove_container(container.id)
     mind_all()
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
-        mend_services() if free else None  # else the one before may still be asking
-        for work in (revive, restart_unfit) if free else ():
+        for work in (revive, restart_unfit) if free else ():  # else the one before may still be asking
             each_app(None, True, work, CONVERGE_AT_ONCE)
+        mend_services() if free else None
 
 
 def boot() -> None:
@@ -6409,7 +6431,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
         return say(usage_of(row)) or 0
     absent = {arg.name: None for arg in commands()[row.name].args}  # this spelling may know fewer
     began, code = time.monotonic(), 70
-    chosen = require_allowed(row, caller, absent | read_words(row, words[1:]), hook)
+    chosen = require_allowed(row, caller, absent | read_words(row, words[1:], caller), hook)
     if row.access != "local":
         become_owner(ROOT)
     if (ROOT / "TRACE").exists():

@@ -100,7 +100,7 @@ def test_help_in_every_form(admin):
 
 
 def test_what_is_not_there_is_said_as_such(admin):
-    assert "postgres:create is not available in this version" in admin.refused("postgres:create", "x")
+    assert "backup:export is not part of this product" in admin.refused("backup:export", "x")
     said = admin.refused("plugin:install", "https://example.com/x.git")
     assert "is not part of this product" in said and "there are no plugins" in said
     assert "did you mean apps:create?" in admin.refused("apps:crate", "x", code=2)

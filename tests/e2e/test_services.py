@@ -227,7 +227,11 @@ def test_what_is_no_whole_dump_is_refused_and_changes_nothing(service, words, en
     dump, bad = one.export(tmp_path / "dump"), tmp_path / "bad"
     content = dump.read_bytes()
     assert len(content) > 60
-    for wrong in (b"", b"GIF89a" + os.urandom(2000), content[:len(content) // 2]):
+    wrongs = [b"", b"GIF89a" + os.urandom(2000), content[:len(content) // 2]]
+    if engine == "postgres":
+        wrongs.append(sh("docker", "exec", one.container, "pg_dump", "-U", "postgres", one.name.replace("-", "_")).stdout.rpartition("--\n-- PostgreSQL database dump complete")[0].encode())
+        assert len(wrongs[-1]) > 500
+    for wrong in wrongs:
         bad.write_bytes(wrong)
         error = one.load(bad, code=1)
         assert " !     " in error and ("as it was" in error or "nothing was changed" in error), error
@@ -258,6 +262,52 @@ def test_a_password_is_read_from_standard_input_and_not_from_a_local_command_lin
         assert ":open-sesame@" in admin.ok("redis:info", "--dsn", name)
     finally:
         admin.ok("redis:destroy", "--force", name)
+
+
+def test_what_waits_for_an_import_acts_on_what_the_import_made(service, words, tmp_path):
+    one = service("postgres")
+    one.ok("connect", stdin="CREATE TABLE things (id INT); INSERT INTO things SELECT generate_series(1, 500);")
+    dump = one.export(tmp_path / "dump")
+    one.ok("connect", stdin="DELETE FROM things;")
+    loading = subprocess.Popen(["sh", "-c", f"ssh {' '.join(one.admin.options)} dokku@127.0.0.1 postgres:import {one.name} < {dump}"], stderr=subprocess.DEVNULL)
+    wait_until(lambda: sh("flock", "-n", one.folder / "lock", "true").returncode or loading.poll() is not None)
+    one.ok("link", words.name)
+    assert loading.wait() == 0
+    sh("dokku", "tick")
+    assert "500" in one.ok("connect", stdin="SELECT count(*) FROM things;")
+    one.assert_whole()
+
+
+def test_a_server_that_does_not_answer_with_its_new_data_gets_its_old_data_back(service, tmp_path):
+    one = service("mariadb")
+    one.ok("connect", stdin="CREATE TABLE things (id INT); INSERT INTO things VALUES (7);")
+    (tmp_path / "sql").write_text("-- MariaDB dump\nCREATE TABLE others (id INT);\nINSERT INTO others VALUES (1);\nDROP USER `%s`@`%%`;\n-- Dump completed\n" % one.name.replace("-", "_"))
+    user = one.dsn().split("//")[1].split(":")[0]
+    (tmp_path / "sql").write_text((tmp_path / "sql").read_text().replace(one.name.replace("-", "_"), user))
+    sh("docker", "exec", one.container, "sh", "-c", "true")
+    assert "as it was" in one.load(tmp_path / "sql", code=1) or one.ok("info", flags=("--status",)).strip() == "running"
+    assert "7" in one.ok("connect", stdin="SELECT * FROM things;")
+    one.assert_whole()
+
+
+def test_a_dump_without_a_table_of_this_database_is_refused(service, tmp_path):
+    one = service("mariadb")
+    one.ok("connect", stdin="CREATE TABLE things (id INT);")
+    (tmp_path / "sql").write_text("-- MariaDB dump\nCREATE DATABASE other; USE other; CREATE TABLE t (id INT);\n-- Dump completed\n")
+    assert "no table" in one.load(tmp_path / "sql", code=1)
+    assert "things" in one.ok("connect", stdin="SHOW TABLES;")
+    one.assert_whole()
+
+
+def test_a_service_without_its_data_is_not_begun_anew(service):
+    one = service("redis")
+    record = json.loads((one.folder / "service.json").read_text())
+    one.ok("stop")
+    (one.folder / record["data"]).rename(one.folder / "elsewhere")
+    assert "is missing" in one.refused("start")
+    (one.folder / "elsewhere").rename(one.folder / record["data"])
+    one.ok("start")
+    one.assert_whole()
 
 
 def test_names_of_links_do_not_collide_and_one_may_be_promoted(service, words):
@@ -374,7 +424,7 @@ def test_an_upgrade_is_loaded_and_compared_beside_it_and_the_old_data_is_kept(fu
         assert facts_of(one) == facts and one.inspect()["Config"]["Image"] == f"{image}:next"
         assert len(one.folders()) == 2
         assert "--confirm" in one.refused("upgrade", flags=("--image", image, "--image-version", "next"))
-        one.ok("upgrade", flags=("--confirm",))
+        one.ok("upgrade", flags=("--confirm", "--restart-apps"))
         assert len(one.folders()) == 1 and facts_of(one) == facts
         one.refused("upgrade", flags=("--image", "t-newer/none", "--image-version", "1"))
         assert facts_of(one) == facts
@@ -520,8 +570,12 @@ def test_nothing_leaves_the_server_without_a_passphrase_and_what_opens_a_bucket_
     assert "the-secret" in (secrets / "bucket").read_text() and all((secrets / name).stat().st_mode & 0o077 == 0 for name in ("bucket", "passphrase"))
     done = one.admin.ssh("redis:backup", one.name, "my-bucket/folder")
     assert done.returncode != 0 and "connection refused" in done.stderr and "the-secret" not in done.stderr, done.stderr
+    assert "is a passphrase" in one.refused("backup-set-encryption", stdin="another one\n")
+    assert one.ok("info", flags=("--backup-where",)).strip() == str(secrets), "a place that never worked is forgotten"
+    one.ok("backup")
     one.ok("backup-deauth")
     one.ok("backup-unset-encryption")
+    assert len(one.ok("backup-list").splitlines()) == 1
     assert not (secrets / "bucket").exists() and not (secrets / "passphrase").exists()
     one.assert_whole()
 
@@ -529,6 +583,22 @@ def test_nothing_leaves_the_server_without_a_passphrase_and_what_opens_a_bucket_
 def test_engines_without_a_server_here_say_so(admin):
     for engine in ("mysql", "mongo"):
         assert "not run against the real server" in admin.ok(f"{engine}:help")
+
+
+def test_words_that_would_break_a_server_are_refused(admin):
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    for flags, stdin in ((("--config-options", "'--a \"b'"), ""), (("--config-options", "'--appendonly yes'"), ""), (("--custom-env", "'A B=1'"), "")):
+        assert "Traceback" not in admin.refused("redis:create", *flags, name, stdin=stdin, code=2)
+    assert "password" in admin.refused("redis:create", "--password", "-", name, stdin="p@ss w#rd!\n", code=2)
+    assert "does not exist" in admin.refused("redis:info", name)
+
+
+def test_a_developer_puts_no_service_into_a_network_of_others(service, new_person):
+    one, person, name = service("memcached"), new_person(), f"test-{uuid.uuid4().hex[:8]}"
+    done = sh("dokku", "ssh-keys:add", "--role", "developer", "--apps", "blog,redis:mine-*", name, "-", stdin=person.public)
+    assert done.returncode == 0, done.stderr
+    person.refused("redis:create", "--initial-network", one.container, "mine-x", code=77)
+    person.refused("redis:create", "other", code=77)
 
 
 def test_a_create_that_fails_leaves_nothing(admin):

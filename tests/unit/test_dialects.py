@@ -65,23 +65,23 @@ def test_of_two_readings_that_counts_in_which_an_apps_name_stands_for_an_app(tmp
     monkeypatch.setattr(d, "ROOT", tmp_path)
     (tmp_path / "apps" / "blog").mkdir(parents=True)
     row = d.Command("db:link", "configure", ("--alias:str service app", "app service"), "require_app")
-    assert d.read_words(row, ["data", "blog"]) == {"alias": None, "service": "data", "app": "blog"}
-    assert d.read_words(row, ["blog", "data"]) == {"service": "data", "app": "blog"}
-    assert d.read_words(row, ["nothing", "neither"])["app"] == "neither", "where nothing tells them apart the first reading counts"
-    assert d.read_words(row, ["--alias", "X", "data", "blog"])["alias"] == "X"
+    assert d.read_words(row, ["data", "blog"], d.Caller("root", local=True)) == {"alias": None, "service": "data", "app": "blog"}
+    assert d.read_words(row, ["blog", "data"], d.Caller("root", local=True)) == {"service": "data", "app": "blog"}
+    assert d.read_words(row, ["nothing", "neither"], d.Caller("root", local=True))["app"] == "neither", "where nothing tells them apart the first reading counts"
+    assert d.read_words(row, ["--alias", "X", "data", "blog"], d.Caller("root", local=True))["alias"] == "X"
     (tmp_path / "apps" / "data").mkdir()
     with pytest.raises(d.UsageError, match="both names of apps") as refused:
-        d.read_words(row, ["data", "blog"])
+        d.read_words(row, ["data", "blog"], d.Caller("root", local=True))
     assert "dokku --app blog db:link data" in refused.value.hint
     for words in (["--app", "blog", "data"], ["data", "--app", "blog"]):
-        assert {key: value for key, value in d.read_words(row, words).items() if value} == {"service": "data", "app": "blog"}
+        assert {key: value for key, value in d.read_words(row, words, d.Caller("root", local=True)).items() if value} == {"service": "data", "app": "blog"}
     with pytest.raises(d.UsageError):
-        d.read_words(row, ["a", "b", "c"])
+        d.read_words(row, ["a", "b", "c"], d.Caller("root", local=True))
 
 
 def test_a_spelling_may_have_arguments_of_its_own():
     """dokku-alt's access:add takes no name, ssh-keys:add must have one: both are one command."""
     assert d.commands()["access:add"].body is d.commands()["ssh-keys:add"].body
-    assert d.read_words(d.commands()["access:add"], [])["name"] is None
+    assert d.read_words(d.commands()["access:add"], [], d.Caller("root", local=True))["name"] is None
     with pytest.raises(d.UsageError):
-        d.read_words(d.commands()["ssh-keys:add"], [])
+        d.read_words(d.commands()["ssh-keys:add"], [], d.Caller("root", local=True))

@@ -94,14 +94,14 @@ def test_networks_of_an_app_are_named_once_and_never_its_own(root):
                                           (["--global", "--password-stdin", "host:5000", "u"], ("--global", "host:5000", "u", None))])
 def test_a_login_is_told_apart_by_the_number_of_its_words(words, found):
     row = d.commands().get("registry:login")
-    chosen = {"password": None} | d.read_words(row, words)
+    chosen = {"password": None} | d.read_words(row, words, d.Caller("root", local=True))
     assert tuple(chosen[name] for name in ("app", "server", "username", "password")) == found
 
 
 @pytest.mark.parametrize("words", [["host"], ["host", "u"], ["a", "host", "u", "p", "more"], ["--password-stdin", "a", "host", "u", "p"], ["--global", "host", "u"]])
 def test_a_login_with_too_few_or_many_words_is_refused(words):
     with pytest.raises(d.UsageError):
-        d.read_words(d.commands().get("registry:login"), words)
+        d.read_words(d.commands().get("registry:login"), words, d.Caller("root", local=True))
 
 
 @pytest.mark.parametrize("word", ["host", "host:5000", "registry.example.com", "registry.example.com:5000/team", "127.0.0.1:5000", "docker.io"])

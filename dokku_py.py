@@ -5468,7 +5468,7 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Cal
                 raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
             new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
             for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
-                write_text(new.folder / file, (parser_named("password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
+                write_text(new.folder / file, (parser_named("service-password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
             try:
                 make(new)
             except BaseException:

@@ -17,6 +17,8 @@ ROLES = {  # what each role is for, said once more and independently: a change o
 CANDIDATES = ["web", "A=1", "A", "x.example.com", "3", "v1", "http:80:5000", "run", "--memory=1g", "/data", "main", "debian", "crt", "https://h.example.com/x", "bash", "chown", "web=2",
               "192.0.2.1", "host.example.com", "me@example.com", "0 3 * * *", "A=1;", "5432", "latest", "initial-network"]
 NAMES = sorted(name for name, row in d.commands().items() if name == row.name and row.access not in ("hook", "local", "anyone"))
+TWINS = ("mariadb", "mongo", "mongodb", "mysql", "postgresql", "rabbitmq", "redis")  # engines whose rows are those of postgres
+NAMES = [name for name in NAMES if name.partition(":")[0] not in TWINS]
 ENGINES = {found.name for name in NAMES if (found := d.engine_named(name.partition(":")[0]))}
 FOR_NO_APP = {"apps:list", "report", "status", "certs:doctor", "run:list", "run:logs", "run:stop", "doctor"}  # what lists, and lists the own ones only
 
@@ -67,6 +69,14 @@ def server(tmp_path, monkeypatch):
         os.environ.update(before)
         return bool(done), code, out.getvalue()
     return ask
+
+
+def test_an_engine_is_like_another():
+    rows = {name: row for name, row in d.commands().items() if name.partition(":")[0] in TWINS}
+    assert len(rows) > 200
+    for name, row in rows.items():
+        twin = d.commands()["postgres:" + name.partition(":")[2]]
+        assert (row.access, row.call, row.readings) == (twin.access, twin.call, twin.readings), name
 
 
 @pytest.mark.parametrize("name", NAMES)

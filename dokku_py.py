@@ -4202,7 +4202,7 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
         """Have one app served by what the server's property says now."""
         with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
             pass
-    old = read_text(path).strip()
+    old = read_text(path).strip() if (noun, key) in PROPERTIES else ""  # what is none is refused by the next line, before its name becomes a path
     write_property(app, noun, key, value)
     try:
         serve_unknown_names() if key == "proxy-protocol" else None

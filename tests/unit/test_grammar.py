@@ -40,7 +40,9 @@ def root(tmp_path, monkeypatch):
     def no_program(*args, **kwargs):
         raise FileNotFoundError(args)
     monkeypatch.setattr("subprocess.Popen", no_program)
-    monkeypatch.setattr("os.execvp", no_program)
+    def no_turning(*args):
+        raise d.ToolFailed(args[1], 1, "there are no programs here")
+    monkeypatch.setattr("os.execvp", no_turning)
     return tmp_path
 
 
@@ -52,7 +54,7 @@ def snapshot(root):
 def run(words):
     """Run one command in this process, with nothing on standard input; give its code and what it said."""
     out, err, before = io.TextIOWrapper(io.BytesIO(), errors="surrogateescape"), io.StringIO(), dict(os.environ)
-    stdin, sys.stdin = sys.stdin, io.StringIO("")
+    stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO())
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             return d.main(words), err.getvalue()

@@ -4009,6 +4009,8 @@ def parse_arguments(name: str, args: Sequence[Arg], words: Sequence[str]) -> dic
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     found = {**vars(known), **({collector: unknown} if collector else {})}
     for arg in args:
+        if found[arg.name] == [] and arg.many not in ("*", "+") and not (arg.raw or arg.unknown):
+            parser.error(f"{arg.name} is missing: -- is no word")  # what argparse makes of it
         if not arg.switch and (value := found[arg.name]) is not None:
             found[arg.name] = [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
     return found

@@ -2,7 +2,9 @@
 """Measure the installed product against the cost of its parts, in one run on one machine: only the ratios mean something.
 
     sudo tests/bench/run [rounds]           latency and deploys
-    sudo tests/bench/run [rounds] large     many containers and many apps as well (some ten minutes)
+    sudo tests/bench/run [rounds] apps      beside 10, 100, 500 and 1,000 apps
+    sudo tests/bench/run [rounds] restore   10, 50 and 200 containers are started again (half an hour)
+    sudo tests/bench/run [rounds] large     all of these
     sudo tests/bench/run [rounds] builds    apps without a Dockerfile, against Dockerfiles written by hand (some minutes)
 
 Each row: what was done, the product's median, the median of the floor (the same work done by hand), their ratio,
@@ -74,6 +76,10 @@ def cli_rows(app):
     for words in (["version"], ["apps:list"], ["config", app.name], ["help"], ["ps:report", app.name]):
         row(f"`dokku {words[0]}` / `python3 -c pass`", median(lambda words=words: ran("dokku", *words), 30), floor, 4)
     ssh = ["ssh", *app.person.options, "dokku@127.0.0.1"]
+    ran("dokku", "ssh-keys:add", "--role", "operator", "--apps", "nothing-here", "bench-stranger", "-", stdin=Person(app.work.parent / "stranger").public)
+    refused = [median(lambda name=name: sh("dokku", "--as", "bench-stranger", env={**os.environ, "SSH_ORIGINAL_COMMAND": f"ps:restart {name}"}), 60) for name in (app.name, "no-such-app")]
+    ran("dokku", "ssh-keys:remove", "bench-stranger")
+    row("a refusal for somebody else's app / for one that does not exist", *refused, 1)
     row("`ssh dokku@host version` / the same command without ssh", median(lambda: ran(*ssh, "version")), median(lambda: ran("dokku", "version")), "-")
 
 
@@ -305,11 +311,12 @@ def main():
         print(f"{base_image()}, {os.cpu_count()} processors, median of {ROUNDS}\n\n| what | ms | floor, ms | ratio | goal |\n|---|--:|--:|--:|--:|")
         try:
             app.deploy(Procfile=PROCFILE)
-            cli_rows(app)
-            deploy_rows(app, folder)
-            if "large" in sys.argv:
-                restore_rows(app)
-                many_apps_rows(app)
+            kinds = {word for word in sys.argv[1:] if not word.isdigit()} or {"plain"}
+            if kinds & {"plain", "large"}:
+                cli_rows(app)
+                deploy_rows(app, folder)
+            restore_rows(app) if kinds & {"large", "restore"} else None
+            many_apps_rows(app) if kinds & {"large", "apps"} else None
         finally:
             ran("dokku", "--force", "apps:destroy", app.name)
             ran("dokku", "ssh-keys:remove", "bench")

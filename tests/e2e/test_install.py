@@ -1,5 +1,7 @@
 """install.sh on a machine where nothing is installed: a bare Debian container with a Docker Engine of its own."""
 
+import json
+import re
 import subprocess
 import uuid
 
@@ -123,3 +125,16 @@ def test_a_full_disk_leaves_the_old_release_serving(machine):
     assert machine(push).strip() == "0", machine("cat /root/out")
     assert machine("dokku releases hello | head -1").split()[-1] == "live"
     assert machine("flock -n /var/lib/dokku/apps/hello/lock true && ls -d /var/lib/dokku/apps/hello/tree.* 2>/dev/null || true") == ""
+
+
+# The first versions without what was published against those before (CVE-2025-27516; CVE-2024-47081; CVE-2025-50181; CVE-2024-3651; CVE-2024-39689).
+SOUND = {"jinja2": (3, 1, 6), "requests": (2, 32, 4), "urllib3": (2, 5, 0), "idna": (3, 7), "certifi": (2024, 7, 4)}
+
+
+def test_what_is_installed_of_pypi_is_what_is_pinned_and_has_no_known_hole(server):
+    listed = json.loads(sh("/usr/lib/dokku-py/venv/bin/pip", "list", "--format", "json").stdout)
+    have = {row["name"].lower(): row["version"] for row in listed}
+    assert (have["docker"], have["jinja2"]) == ("7.2.0", "3.1.6")
+    assert set(have) <= {"docker", "jinja2", *SOUND, "markupsafe", "charset-normalizer", "pip", "setuptools", "wheel"}, "nothing else holds the socket of Docker"
+    for name, least in SOUND.items():
+        assert tuple(map(int, re.findall("[0-9]+", have[name])[:len(least)])) >= least, name

@@ -1,6 +1,7 @@
 """Certificates of a real authority that speaks ACME: got, renewed, revoked, refused; the challenge goes through nginx."""
 
 import base64
+import contextlib
 import http.server
 import json
 import os
@@ -63,6 +64,27 @@ def serial(app, context):
         return stream.getpeercert()["serialNumber"]
 
 
+@contextlib.contextmanager
+def asked_all_along(ask):
+    """Ask from four threads, one connection after the other; give the answers, among them what went wrong."""
+    answers, over = [], threading.Event()
+
+    def go_on():
+        while not over.wait(0.01):
+            try:
+                answers.append(ask())
+            except Exception as error:
+                answers.append(repr(error))
+
+    threads = [threading.Thread(target=go_on) for _ in range(4)]
+    [thread.start() for thread in threads]
+    try:
+        yield answers
+    finally:
+        over.set()
+        [thread.join() for thread in threads]
+
+
 def test_a_certificate_is_got_renewed_and_revoked(certified, trusting):
     app = certified
     done = app.lego("letsencrypt:enable", app.name)
@@ -71,12 +93,14 @@ def test_a_certificate_is_got_renewed_and_revoked(certified, trusting):
     first = serial(app, trusting)
     again = app.lego("letsencrypt:enable", app.name)
     assert again.returncode == 0 and "needs no renewal" in again.stdout and serial(app, trusting) == first, "nothing changed: nobody is asked"
-    forced = app.lego("letsencrypt:enable", app.name, "--force")
-    assert forced.returncode == 0, forced.stderr
-    second = serial(app, trusting)
-    assert second != first
-    app.ok("letsencrypt:set", "graceperiod", "999999999")
-    renewed = app.lego("letsencrypt:auto-renew")
+    with asked_all_along(lambda: https(app.host, trusting)[2]) as answers:
+        forced = app.lego("letsencrypt:enable", app.name, "--force")
+        assert forced.returncode == 0, forced.stderr
+        second = serial(app, trusting)
+        assert second != first
+        app.ok("letsencrypt:set", "graceperiod", "999999999")
+        renewed = app.lego("letsencrypt:auto-renew")
+    assert set(answers) == {HELLO_TEXT} and len(answers) > 20, "nobody noticed"
     assert renewed.returncode == 0 and serial(app, trusting) not in (first, second), renewed.stderr
     app.ok("domains:add", f"two-{app.host}")
     assert app.lego("letsencrypt:enable", app.name).returncode == 0

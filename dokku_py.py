@@ -1507,7 +1507,7 @@ def services(engine_name: str = "") -> list[Service]:
 def read_service(engine_name: str, name: str) -> Service | None:
     """Read the record of a service."""
     record = read_json(ROOT / "services" / engine_name / name / "service.json")
-    return Service(**{**record, "exposed": tuple(record["exposed"])}) if record else None
+    return Service(**{key: value for key, value in record.items() if key in Service._fields} | {"exposed": tuple(record["exposed"])}) if record else None
 
 
 def write_service(service: Service) -> None:
@@ -3754,7 +3754,7 @@ def drop_dead(folder: Path) -> None:
             for member in engine().inspect_network(network)["Containers"].values():  # a process of before an unlink may still be ending
                 engine().disconnect_container_from_network(member["Name"], network, force=True)
             engine().remove_network(network)
-        run(in_folder(folder, ["find", ".", "-mindepth", "1", "-not", "-name", "lock", "-delete"]))
+        run(in_folder(folder, ["find", ".", "-mindepth", "1", "-not", "-path", "./lock", "-delete"]))
         remove_folder(folder)
     except (DokkuError, OSError) as error:
         warn(f"Something of the service {folder.name} is left: {error}")

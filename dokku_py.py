@@ -3667,6 +3667,7 @@ def filled(service: Service, dump: Path) -> Iterator[tuple[Service, str]]:
             wait_for_server(fresh, identity)
             if not row.seed:
                 feed(script_words(fresh, identity, "load", "--interactive"), source=dump)
+                run(script_words(fresh, identity, "ready"))  # a dump may bring other users
         except DokkuError as error:
             raise DokkuError(f"The dump can't be loaded: {error.message}", f"{service.name} is as it was") from None
         yield fresh, identity
@@ -5464,20 +5465,18 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Cal
     if kind.seed and "appendonly" in (given["options"] or ""):
         raise UsageError("What import, clone and restore put in place is not read with appendonly", "the data is saved once a minute as it is")
     changes = chosen_image(kind, given)
-    try:
-        with service_lock(kind.name, name, "create") as known:
-            if known:
-                raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
-            new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
+    with service_lock(kind.name, name, "create") as known:
+        if known:
+            raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
+        new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
+        try:
             for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
                 write_text(new.folder / file, (parser_named("service-password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
-            try:
-                make(new)
-            except BaseException:
-                remove_file(new.folder / "service.json")
-                raise
-    finally:
-        drop_dead_services()
+            make(new)
+        except BaseException:
+            remove_file(new.folder / "service.json")
+            drop_dead(new.folder)
+            raise
 
 
 def bring_up(service: Service) -> None:
@@ -5510,9 +5509,9 @@ def service_destroy(force: bool, service: Service) -> None:
             if sys.stdin.readline().strip() != service.name:
                 raise DokkuError("That is not its name; nothing was removed")
         remove_file(service.folder / "service.json")
+        drop_dead(service.folder)
     if backup_settings(service)["schedule"]:
         set_backups(service, schedule="")
-    drop_dead_services()
     step(f"Destroyed {service.name}" + (f"; its backups are kept in {backup_home(service)}" if backup_home(service).exists() else ""))
 
 

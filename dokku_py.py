@@ -3752,8 +3752,9 @@ def drop_dead(folder: Path) -> None:
         for row in [row for kind in ("service", "scratch") for row in containers_of("", kind) if name in (row.name, row.name.rpartition(".data")[0])]:
             remove_container(row.id)
         for network in [row["Id"] for row in engine().networks() if row["Name"] == name]:
-            for member in engine().inspect_network(network)["Containers"].values():  # a process of before an unlink may still be ending
-                engine().disconnect_container_from_network(member["Name"], network, force=True)
+            for member, row in engine().inspect_network(network)["Containers"].items():  # a process of before an unlink may still be ending
+                attached = row["Name"] if member.startswith("ep-") else member  # ep-... is what a killed engine left; else the name may be an earlier one
+                engine().disconnect_container_from_network(attached, network, force=True)
             engine().remove_network(network)
         run(in_folder(folder, ["find", ".", "-mindepth", "1", "-not", "-path", "./lock", "-delete"]))
         remove_folder(folder)

@@ -1538,11 +1538,6 @@ def links_of(app: str) -> list[tuple[str, str]]:
     return [(row[0], row[2]) for row in (line.partition(" ") for line in read_lines(app_folder(app) / "LINKS"))]
 
 
-def write_links(app: str, links: Iterable[tuple[str, str]]) -> None:
-    """Keep which services an app is linked to."""
-    write_lines(app_folder(app) / "LINKS", map(" ".join, links))
-
-
 def linked_apps(service: Service) -> list[str]:
     """List the apps that are linked to a service."""
     return [app for app in apps() if (service.engine, service.name) in links_of(app)]
@@ -5549,14 +5544,14 @@ def service_info(flags: list[str], style: str, service: Service) -> None:
 
 def change_links(app: str, links: Iterable[tuple[str, str]], config: Mapping[str, str], no_restart: bool, caller: Caller, reason: str) -> None:
     """Give an app other links and the config vars that go with them; when it does not come up so, it keeps the old ones. Only under the app's lock."""
-    old = links_of(app)
-    write_links(app, dict.fromkeys([*old, *links]))  # a network is left when no release that runs needs it
+    path, old = app_folder(app) / "LINKS", links_of(app)
+    write_lines(path, map(" ".join, dict.fromkeys([*old, *links])))  # a network is left when no release that runs needs it
     try:
         write_config(app, config) if no_restart else apply_config(app, config, caller.name, reason)
     except BaseException:
-        write_links(app, old)
+        write_lines(path, map(" ".join, old))
         raise
-    write_links(app, links)
+    write_lines(path, map(" ".join, links))
     agree_networks(app)
 
 
@@ -5618,8 +5613,9 @@ def service_run(service: Service, script: str = "", words: Sequence[str] = ()) -
 
 def service_logs(tail: bool, service: Service, lines: int) -> int:
     """Print the last lines of a service's log; -t follows it."""
-    row = service_container(service)
-    return attend([docker_command(), "logs", "--tail", str(lines), *(["--follow"] if tail else []), row.id]) if row else 1
+    if row := service_container(service):
+        return attend([docker_command(), "logs", "--tail", str(lines), *(["--follow"] if tail else []), row.id])
+    raise DokkuError(f"{service.name} has no container, and no log", f"dokku {service.engine}:start {service.name}   makes one")
 
 
 def service_operate(noun: str, service: Service | None, verb: str) -> None:
@@ -5634,10 +5630,11 @@ def service_operate(noun: str, service: Service | None, verb: str) -> None:
 
 def service_expose(service: Service, ports: Sequence[str] = (), off: str = "") -> None:
     """Have a port of the host lead to a service: on 127.0.0.1, unless an address is named; its server is restarted. No firewall is opened."""
-    import socket
-    with socket.create_server(("127.0.0.1", 0)) as probe:  # a port that nothing listens on
-        chosen = ports or [str(probe.getsockname()[1])]
-    wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in chosen) if not off else ()
+    if not ports and not off:
+        import socket
+        with socket.create_server(("127.0.0.1", 0)) as probe:  # a port that nothing listens on
+            ports = [str(probe.getsockname()[1])]
+    wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in ports)
     with holding(service, "expose") as held:
         change_service(held, exposed=wanted)
     step(f"{service.name} answers on {' '.join(wanted) or 'no port of the host'}")
@@ -5659,13 +5656,15 @@ def service_import(service: Service) -> None:
 def service_clone(service: Service, new: str, caller: Caller, **given: Any) -> None:
     """Make a second service with what the first holds; flags as for create."""
     with holding(service, "clone") as held:
+        if not given["image"] and not given["version"]:  # no other image is fetched or made for it
+            given["image"], _, given["version"] = held.image.rpartition(":")
         agree_service(held)
         with scratch_folder(held.folder, "tmp.") as folder:
             dump_service(held, folder / "dump")
 
             def load(clone: Service) -> None:
                 """Bring the new service up on a folder that was loaded beside it."""
-                with filled(clone._replace(image=held.image if not given["image"] and not given["version"] else clone.image), folder / "dump") as (fresh, identity):
+                with filled(clone, folder / "dump") as (fresh, identity):
                     stop_container(identity, SERVICE_GRACE)
                     bring_up(fresh)
             found_service(engine_of(held), new, given, caller, load)
@@ -6252,6 +6251,8 @@ def server_disagreements() -> Iterator[Disagreement]:
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
     for service in services():
+        if backup_settings(service)["schedule"] and not (backup_home(service) / "verified").exists():
+            yield found(what=f"no backup of {service.name} was ever verified: dokku {service.engine}:backup-verify {service.name}")
         yield from (row._replace(mend=functools.partial(mend_service, service.engine, service.name)) for row in service_disagreements(service) if not is_locked(service.folder / "lock"))
     if lost := orphans():
         names = ", ".join(row.name for row in lost)

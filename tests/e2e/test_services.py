@@ -382,6 +382,7 @@ def test_a_stopped_service_stays_so_and_a_dead_one_comes_back(service):
     one.ok("start")
     assert one.inspect()["State"]["Running"]
     docker("rm", "-f", one.container)
+    assert "no container" in one.refused("logs")
     done = sh("dokku", "doctor")
     assert f"redis {one.name}" in done.stdout and "does not run" in done.stdout
     sh("dokku", "tick")
@@ -462,6 +463,9 @@ def test_backups_go_by_a_schedule_are_few_and_outlive_the_service(service):
     assert f"3 4 * * * /usr/bin/dokku redis:backup {one.name}" in sh("crontab", "-l", "-u", "dokku").stdout
     for _ in range(3):
         one.ok("backup")
+    assert f"no backup of {one.name} was ever verified" in sh("dokku", "doctor").stdout
+    one.ok("backup-verify")
+    assert one.name not in sh("dokku", "doctor").stdout
     assert len(one.ok("backup:list").splitlines()) == 2
     one.ok("backup-unschedule")
     assert one.name not in sh("crontab", "-l", "-u", "dokku").stdout

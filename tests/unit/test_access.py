@@ -17,7 +17,7 @@ ROLES = {  # what each role is for, said once more and independently: a change o
 CANDIDATES = ["web", "A=1", "A", "x.example.com", "3", "v1", "http:80:5000", "run", "--memory=1g", "/data", "main", "debian", "crt", "https://h.example.com/x", "bash", "chown", "web=2",
               "192.0.2.1", "host.example.com", "me@example.com", "0 3 * * *", "A=1;", "5432", "latest", "initial-network"]
 NAMES = sorted(name for name, row in d.commands().items() if name == row.name and row.access not in ("hook", "local", "anyone"))
-TWINS = ("mariadb", "mongo", "mongodb", "mysql", "postgresql", "rabbitmq", "redis")  # engines whose rows are those of postgres
+TWINS = ("mariadb", "mongo", "mongodb", "mysql", "postgresql", "rabbitmq", "redis", "valkey")  # engines whose rows are those of postgres
 NAMES = [name for name in NAMES if name.partition(":")[0] not in TWINS]
 ENGINES = {found.name for name in NAMES if (found := d.engine_named(name.partition(":")[0]))}
 FOR_NO_APP = {"apps:list", "report", "status", "certs:doctor", "run:list", "run:logs", "run:stop", "doctor"}  # what lists, and lists the own ones only

@@ -95,6 +95,7 @@ STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
 PROBATION_SECONDS = 60.0  # a new release is watched this long, and rolled back when it crash-loops
 PROBATION_RESTARTS = 3  # this many restarts in probation are a crash loop
 RELOAD_SECONDS = 30.0  # nginx must have taken a new configuration within this
+VERIFY_SECONDS = 31 * 86400  # scheduled backups of a service of which none was verified for so long are named by doctor
 EXPIRY_WARNING = 14 * 86400  # seconds before the end of a certificate at which doctor and pushes say so
 LOG_OPTIONS = {"max-file": "3"}
 VALUE_LIMIT = 128 * 1024 - 1  # bytes in one environment string: Linux' MAX_ARG_STRLEN, execve(2)
@@ -254,6 +255,12 @@ def say_lines(lines: Iterable[str]) -> None:
     """Print a list, one item a line."""
     for line in lines:
         say(line)
+
+
+def show_amount(size: int) -> None:
+    """Show how many bytes have come, in place, where a person sees it: on a terminal, and not with --quiet."""
+    if sys.stderr.isatty() and not inherited("DOKKU_QUIET_OUTPUT"):
+        print(f"\r{size >> 20} MB", end="", file=sys.stderr, flush=True)
 
 
 def say_table(rows: Sequence[Sequence[str]]) -> None:
@@ -920,23 +927,25 @@ def become(argv: Sequence[str]) -> NoReturn:
     os.execvp(argv[0], list(argv))  # noqa: S606 - that is what it is for: no shell stands between
 
 
-def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None]) -> int:
-    """Wait for a program and give its exit code; `end` it when the client goes away, or when we are ended ourselves."""
+def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None], amount: bool = False) -> int:
+    """Wait for a program and give its exit code; `end` it when the client goes away, or when we are ended ourselves. The `amount` in a file that we write is shown."""
     try:
         while process.poll() is None:
             if reader_left(0.05):
                 leave()
+            if amount and os.path.isfile("/dev/stdout"):
+                show_amount(os.lseek(1, 0, os.SEEK_CUR))
     except BaseException:
         end(process)
         raise
     return process.wait()
 
 
-def attend(argv: Sequence[str]) -> int:
-    """Run a program on our own terminal or pipes; end it when the client goes away. Gives its exit code."""
+def attend(argv: Sequence[str], amount: bool = False) -> int:
+    """Run a program on our own terminal, pipes or file, the `amount` in which is shown; end it when the client goes away. Gives its exit code."""
     # sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells
     signal.signal(signal.SIGHUP, leave)
-    return watch(begin(argv), lambda process: process.terminate())
+    return watch(begin(argv), lambda process: process.terminate(), amount)
 
 
 def leave(*_: Any) -> NoReturn:
@@ -1166,7 +1175,7 @@ def copy_file(source: Any, target: Path) -> None:
         for count, chunk in enumerate(iter(functools.partial(source.read, 2**20), b""), 1):
             file.write(chunk)
             require_disk() if count % 64 == 0 else None
-            print(f"\r{count} MB", end="", file=sys.stderr) if sys.stderr.isatty() else None
+            show_amount(count << 20)
 
 
 def rename_file(path: Path, target: Path) -> None:
@@ -5607,8 +5616,11 @@ def service_promote(service: Service, app: str, caller: Caller, purpose: str) ->
 
 def service_run(service: Service, script: str = "", words: Sequence[str] = ()) -> int:
     """Run one of an engine's scripts in a service's container, or a command, a shell by default, on our own terminal or pipes."""
-    server, options = running_server(service), ["--interactive", *(["--tty"] if sys.stdin.isatty() else [])]
-    return attend(script_words(service, server, script, *options) if script else [docker_command(), "exec", *options, server, *(words or ["bash"])])
+    if script == "dump" and sys.stdout.isatty():
+        raise UsageError("A dump is no text for a terminal, which would change it", f"dokku {service.engine}:export {service.name} > FILE, and over ssh without -t")
+    server, options = running_server(service), ["--interactive", *(["--tty"] if sys.stdin.isatty() and script != "dump" else [])]
+    argv = script_words(service, server, script, *options) if script else [docker_command(), "exec", *options, server, *(words or ["bash"])]
+    return attend(argv, amount=script == "dump")
 
 
 def service_logs(tail: bool, service: Service, lines: int) -> int:
@@ -6251,8 +6263,10 @@ def server_disagreements() -> Iterator[Disagreement]:
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
     for service in services():
-        if backup_settings(service)["schedule"] and not (backup_home(service) / "verified").exists():
-            yield found(what=f"no backup of {service.name} was ever verified: dokku {service.engine}:backup-verify {service.name}")
+        verified = backup_home(service) / "verified"
+        if backup_settings(service)["schedule"] and not (verified.exists() and time.time() - verified.stat().st_mtime < VERIFY_SECONDS):
+            last = f"last was {read_text(verified, 'none').strip()}"
+            yield found(what=f"no backup of {service.name} was verified this month ({last}): dokku {service.engine}:backup-verify {service.name}")
         yield from (row._replace(mend=functools.partial(mend_service, service.engine, service.name)) for row in service_disagreements(service) if not is_locked(service.folder / "lock"))
     if lost := orphans():
         names = ", ".join(row.name for row in lost)
@@ -6287,6 +6301,8 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
         say_json([{"app": row.app, "what": row.what} for row in rows])
     else:
         say_lines(f"{row.app}: {row.what}" for row in rows)
+        if not app and may(caller, "admin"):
+            say_lines(f"{row.engine} {row.name}: last verified backup {last}" for row in services() if (last := read_text(backup_home(row) / "verified").strip()))
         say(f"dokku doctor {app or ''} --fix   mends what can be mended".replace("  --", " --") if rows else "All is as it should be.")
     return 1 if rows else 0
 

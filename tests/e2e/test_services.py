@@ -5,14 +5,18 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
 
 import pytest
-from conftest import APPS, STATE, App, destroyed, docker, free_port, sh, start_docker, stop_docker, wait_until
+from conftest import APPS, DOCKER, STATE, App, destroyed, docker, free_port, sh, start_docker, stop_docker, wait_until
 
-VARIABLES = {"postgres": "DATABASE_URL", "mariadb": "DATABASE_URL", "redis": "REDIS_URL", "memcached": "MEMCACHED_URL", "rabbitmq": "RABBITMQ_URL"}
+VARIABLES = {"postgres": "DATABASE_URL", "mariadb": "DATABASE_URL", "redis": "REDIS_URL", "memcached": "MEMCACHED_URL", "rabbitmq": "RABBITMQ_URL", "valkey": "REDIS_URL"}
+TEMPLATES = Path(__file__).parents[2] / "templates"
+RCLONE = Path(sys.executable).parent / "rclone"
 KEEPING = [name for name in VARIABLES if name != "memcached"]
 
 
@@ -81,12 +85,28 @@ class Service:
         assert len(self.folders()) <= 1, self.folders()
 
 
+@pytest.fixture(scope="module")
+def valkey_image():
+    """Valkey is in Debian from 13 on: where this host's release is older, its image is made of that release's packages, by the product's own scripts."""
+    if docker("images", "-q", "dokku-images/valkey") or "Candidate: 8" in sh("apt-cache", "policy", "valkey-server").stdout:
+        return
+    images = TEMPLATES / "images"
+    script = (images / "debian" / "rootfs").read_text().replace(". /etc/os-release\n", ". /etc/os-release\nVERSION_CODENAME=trixie\n")
+    with tempfile.TemporaryFile() as tree:
+        subprocess.run(["sh", "-c", script], stdout=tree, check=True)
+        tree.seek(0)
+        base = subprocess.run([*DOCKER, "import", "-"], stdin=tree, capture_output=True, text=True, check=True).stdout.strip()
+    done = sh(*DOCKER, "build", "-q", "--build-arg", f"BASE={base}", "-t", "dokku-images/valkey:8.1", images / "valkey", env={**os.environ, "DOCKER_BUILDKIT": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
-def service(admin, words):
+def service(admin, words, request):
     """Make services; at the end they are unlinked and gone."""
     made = []
 
     def make(engine, *flags):
+        request.getfixturevalue("valkey_image") if engine == "valkey" else None
         made.append(Service(admin, engine, *flags))
         return made[-1]
 
@@ -463,9 +483,14 @@ def test_backups_go_by_a_schedule_are_few_and_outlive_the_service(service):
     assert f"3 4 * * * /usr/bin/dokku redis:backup {one.name}" in sh("crontab", "-l", "-u", "dokku").stdout
     for _ in range(3):
         one.ok("backup")
-    assert f"no backup of {one.name} was ever verified" in sh("dokku", "doctor").stdout
+    assert f"no backup of {one.name} was verified this month (last was none)" in sh("dokku", "doctor").stdout
     one.ok("backup-verify")
-    assert one.name not in sh("dokku", "doctor").stdout
+    newest = one.ok("backup-list").splitlines()[-1].split()[0]
+    said = [line for line in sh("dokku", "doctor").stdout.splitlines() if one.name in line]
+    assert len(said) == 1 and said[0].startswith(f"redis {one.name}: last verified backup {newest} at 2"), said
+    verified = STATE / "data" / "backups" / "redis" / one.name / "verified"
+    os.utime(verified, (time.time() - 32 * 86400,) * 2)
+    assert f"no backup of {one.name} was verified this month (last was {newest} at 2" in sh("dokku", "doctor").stdout
     assert len(one.ok("backup:list").splitlines()) == 2
     one.ok("backup-unschedule")
     assert one.name not in sh("crontab", "-l", "-u", "dokku").stdout
@@ -494,6 +519,48 @@ def test_backups_leave_the_server_encrypted_over_sftp(full, tmp_path):
     finally:
         server.stop()
     assert facts_of(one) == facts
+
+
+def test_backups_go_to_a_bucket(full, tmp_path):
+    """Against a server that speaks S3 and checks the signatures."""
+    one, facts = full("postgres")
+    port, stored = free_port(), tmp_path / "stored"
+    (stored / "bucket").mkdir(parents=True)
+    environment = {**os.environ, "RCLONE_CONFIG": "/dev/null", "RCLONE_AUTH_KEY": "AKIA,the-secret"}
+    server = subprocess.Popen([RCLONE, "serve", "s3", "--addr", f"127.0.0.1:{port}", stored], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        one.ok("backup-set-encryption", stdin="a long passphrase\n")
+        one.ok("backup-auth", "AKIA", "-", "us-east-1", "v4", f"http://127.0.0.1:{port}", stdin="not-the-secret\n")
+        one.refused("backup", "bucket/here")
+        assert not [path for path in stored.rglob("*") if path.is_file()], "a wrong key stores nothing"
+        one.ok("backup-auth", "AKIA", "-", "us-east-1", "v4", f"http://127.0.0.1:{port}", stdin="the-secret\n")
+        one.ok("backup", "bucket/here")
+        content = b"".join(path.read_bytes() for path in (stored / "bucket" / "here").rglob("*") if path.is_file())
+        assert len(content) > 1000 and b"PGDMP" not in content
+        assert len(one.ok("backup-list").splitlines()) == 1 and "2 tables" in one.ok("backup-verify")
+        one.ok("connect", stdin="DELETE FROM things;")
+        one.ok("restore")
+        assert facts_of(one) == facts
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_an_export_shows_how_much_has_come_and_spares_the_terminal(service, tmp_path):
+    one = service("postgres")
+    one.ok("connect", stdin="CREATE TABLE noise AS SELECT gen_random_uuid()::text || gen_random_uuid() AS word FROM generate_series(1, 200000);")
+    terminal, ours = os.openpty()
+    with (tmp_path / "dump").open("wb") as file:
+        done = subprocess.run(["dokku", "postgres:export", one.name], stdin=subprocess.DEVNULL, stdout=file, stderr=ours, timeout=300)
+    os.set_blocking(terminal, False)
+    said = os.read(terminal, 2**16).decode()
+    assert done.returncode == 0 and "\r" in said and said.rstrip().endswith("MB"), said
+    assert int(said.split()[-2]) >= 1 and (tmp_path / "dump").stat().st_size > 2**20
+    done = subprocess.run(["dokku", "postgres:export", one.name], stdin=subprocess.DEVNULL, stdout=ours, stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == 2 and b"> FILE" in done.stderr
+    done = subprocess.run(["dokku", "--quiet", "postgres:import", one.name], stdin=(tmp_path / "dump").open("rb"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == 0 and b"MB" not in done.stderr
+    os.close(terminal), os.close(ours)
 
 
 class SftpServer:

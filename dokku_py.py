@@ -1851,27 +1851,6 @@ def whatever_comes(error: str = "APIError") -> contextlib.AbstractContextManager
     return contextlib.suppress(getattr(importlib.import_module("docker").errors, error))
 
 
-def ensure_network() -> str:
-    """Make the product's network when it is missing; give its subnet, of which the lower half is ours to allot, the upper half Docker's."""
-    import ipaddress
-    if found := our_subnet():
-        return found
-    types = importlib.import_module("docker").types
-    with server_lock("network"), engine_errors(f"The network {NETWORK} can't be made"):
-        if not our_subnet():
-            subnet = ipaddress.ip_network(SUBNET or free_subnet())
-            pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
-            # Without icc containers on it can't reach each other; nginx on the host reaches them all.
-            engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
-                                    options={"com.docker.network.bridge.enable_icc": "false"})
-        return our_subnet()
-
-
-def our_subnet() -> str:
-    """Give the subnet of the product's network, when it is there."""
-    return next((row["IPAM"]["Config"][0]["Subnet"] for row in engine().networks(names=[NETWORK]) if row["Name"] == NETWORK), "")
-
-
 def free_subnet(prefix: int = 16) -> str:
     """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
     import ipaddress
@@ -1887,21 +1866,34 @@ def shared_networks() -> list[str]:
     return sorted([*(path.name for path in (ROOT / "networks").glob("*")), *(service.container for service in services())])
 
 
-def ensure_shared_network(name: str) -> None:
-    """Make a network that is on record and that Docker has not, on a subnet of our own choice: Docker's own pools end at about 30 networks."""
-    types = importlib.import_module("docker").types
-    with server_lock("network"), engine_errors(f"The network {name} can't be made"):
-        if name in shared_networks() and name not in [row["Name"] for row in engine().networks()]:
-            ipam = types.IPAMConfig(pool_configs=[types.IPAMPool(subnet=free_subnet(22))])
-            engine().create_network(name, driver="bridge", labels=OURS, ipam=ipam)
+def find_network(name: str) -> dict[str, Any] | None:
+    """Find what Docker knows of a network."""
+    return next((row for row in engine().networks() if row["Name"] == name), None)
 
 
 def require_network(name: str) -> dict[str, Any]:
-    """Give what Docker knows of a network. Raises NotFound, in the words that clients look for."""
-    ensure_shared_network(name)
-    if row := next((row for row in engine().networks() if row["Name"] == name), None):
+    """Give what Docker knows of a network; our own, or one on record, is made when it is missing. Raises NotFound, in the words that clients look for."""
+    import ipaddress
+    types = importlib.import_module("docker").types
+    with server_lock("network"), engine_errors(f"The network {name} can't be made"):
+        row = find_network(name)
+        if not row and name in (NETWORK, *shared_networks()):
+            if name == NETWORK:  # of its subnet the lower half is ours to allot, the upper half Docker's
+                subnet = ipaddress.ip_network(SUBNET or free_subnet())
+                pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
+                options = {"com.docker.network.bridge.enable_icc": "false"}  # containers on it can't reach each other; nginx on the host reaches them all
+            else:  # on a subnet of our own choice, too: Docker's own pools end at about 30 networks
+                pool, options = types.IPAMPool(subnet=free_subnet(22)), {}
+            engine().create_network(name, driver="bridge", labels=OURS, ipam=types.IPAMConfig(pool_configs=[pool]), options=options)
+            row = find_network(name)
+    if row:
         return row
     raise NotFound("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
+
+
+def ensure_network() -> str:
+    """Make the product's network when it is missing; give its subnet."""
+    return require_network(NETWORK)["IPAM"]["Config"][0]["Subnet"]
 
 
 def join_networks(identity: str, app: str, dyno: str, names: Iterable[str]) -> None:
@@ -3597,7 +3589,7 @@ def renew_service(service: Service) -> None:
     """Have a service run as it is on record, in a new container. Raises DokkuError rather than begin with no data."""
     if engine_of(service).data and not (service.folder / service.data).is_dir():
         raise DokkuError(f"The data of {service.name} is missing: {service.folder / service.data}", f"dokku {service.engine}:restore {service.name}   loads a backup")
-    ensure_shared_network(service.container)
+    require_network(service.container)
     if old := service_container(service):
         stop_container(old.id, SERVICE_GRACE)
     identity = create_service_container(service, service.container)
@@ -5766,7 +5758,7 @@ def network_create(name: str) -> None:
     if name in [row["Name"] for row in engine().networks()]:
         raise DokkuError(f"Network {name} exists already")
     write_text(ROOT / "networks" / name, "")
-    ensure_shared_network(name)
+    require_network(name)
 
 
 def network_destroy(name: str) -> None:

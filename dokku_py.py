@@ -1059,8 +1059,8 @@ def release_folder(app: str, number: int) -> Path:
 
 
 def read_text(path: Path, default: str = "") -> str:
-    """Read a file that may not be there."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    """Read a file that may not be there, or in /proc be gone while it is read."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ProcessLookupError):
         return path.read_text(errors="surrogateescape")
     return default
 
@@ -2334,40 +2334,37 @@ def pages_of(app: str) -> Path:
     return ROOT / "nginx" / "pages" / app
 
 
-def vhost_text_of(release: Release | None, app: str) -> str:
-    """Render the vhost of an app for a release, by the template it brought where that is allowed; nothing when nginx does not serve it."""
+def vhost_text(app: str, coming: Release | None = None) -> str:
+    """Render the vhost of an app as it stands in state, or for a release to come, by the template that brought; nothing when nginx does not serve it."""
     if not is_proxied(app):
         return ""
+    release = coming or (None if is_stopped(app) else read_current(app))
     vhost = vhost_of(release, app)
     if release and release.template and property_of(app, "nginx", "allow-template") == "true":
         return render_pushed(release.template, vhost)
     return render("vhost.conf.j2", **vhost._asdict())
 
 
+def process_facts(pid: int | str) -> list[str]:
+    """List what the kernel says of a process behind its name, its parent and start time among it (proc(5), /proc/PID/stat); nothing when it is gone."""
+    return read_text(Path("/proc") / str(pid) / "stat").rpartition(")")[2].split()
+
+
 def worker_processes() -> list[Worker]:
     """List nginx's workers, those that a reload has told to leave among them."""
     master = read_text(NGINX_PID).strip()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[1] == master:
-                found.append((int(folder.name), fields[19]))
-    return found
+    facts = {int(folder.name): process_facts(folder.name) for folder in Path("/proc").glob("[0-9]*")}
+    return [(pid, words[19]) for pid, words in facts.items() if words[1:2] == [master]]
 
 
 def worker_lives(worker: Worker) -> bool:
     """Say whether a worker process still exists, serving its last requests or not."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{worker[0]}/stat").read_text().rpartition(")")[2].split()[19] == worker[1]
-    return False
+    return process_facts(worker[0])[19:20] == [worker[1]]
 
 
 def worker_accepts(worker: Worker) -> bool:
     """Say whether a worker still accepts connections."""
-    with contextlib.suppress(OSError):
-        return worker_lives(worker) and b"shutting down" not in Path(f"/proc/{worker[0]}/cmdline").read_bytes()
-    return False
+    return worker_lives(worker) and "shutting down" not in read_text(Path(f"/proc/{worker[0]}/cmdline"), "shutting down")
 
 
 def reload_nginx() -> list[Worker]:
@@ -2926,7 +2923,7 @@ def switch_to(release: Release) -> None:
             wait_until_healthy(release, container)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         step("Switching to the new processes")
-        workers = install_vhost(f"{release.app}.conf", vhost_text_of(release, release.app))
+        workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
     except BaseException:
         throw_away(release)
         for container in stopped:
@@ -3289,11 +3286,6 @@ def revive(app: str) -> None:
     if missing and not is_locked(app_folder(app) / "lock"):
         converge(app)
         record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
-
-
-def vhost_text(app: str) -> str:
-    """Render the vhost of an app as it stands in state."""
-    return vhost_text_of(None if is_stopped(app) else read_current(app), app)
 
 
 def render_vhost(app: str, anew: bool = False) -> list[Worker]:

@@ -2345,7 +2345,7 @@ def vhost_text(app: str, coming: Release | None = None) -> str:
     return render("vhost.conf.j2", **vhost._asdict())
 
 
-def process_facts(pid: int | str) -> list[str]:
+def stat_of(pid: int | str) -> list[str]:
     """List what the kernel says of a process behind its name, its parent and start time among it (proc(5), /proc/PID/stat); nothing when it is gone."""
     return read_text(Path("/proc") / str(pid) / "stat").rpartition(")")[2].split()
 
@@ -2353,13 +2353,13 @@ def process_facts(pid: int | str) -> list[str]:
 def worker_processes() -> list[Worker]:
     """List nginx's workers, those that a reload has told to leave among them."""
     master = read_text(NGINX_PID).strip()
-    facts = {int(folder.name): process_facts(folder.name) for folder in Path("/proc").glob("[0-9]*")}
+    facts = {int(folder.name): stat_of(folder.name) for folder in Path("/proc").glob("[0-9]*")}
     return [(pid, words[19]) for pid, words in facts.items() if words[1:2] == [master]]
 
 
 def worker_lives(worker: Worker) -> bool:
     """Say whether a worker process still exists, serving its last requests or not."""
-    return process_facts(worker[0])[19:20] == [worker[1]]
+    return stat_of(worker[0])[19:20] == [worker[1]]
 
 
 def worker_accepts(worker: Worker) -> bool:
@@ -2804,8 +2804,8 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
 
     Until switch_to points nginx at it nothing the world can see has changed; its record is the commit point; what follows is tidying.
     """
-    if lock_file(app).exists():
-        raise DokkuError(f"{app} is locked by {read_text(lock_file(app)).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
+    if (note := app_folder(app) / "LOCKED").exists():  # who keeps deploys out, since when
+        raise DokkuError(f"{app} is locked by {read_text(note).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
     tell_of_rollback(app)
     release = new_release(Release(app, 0, commit=commit), by, reason)
     write_release(release, {})
@@ -2828,11 +2828,6 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         detail(url)
     if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         warn(f"The certificate of {app} ends within 14 days; dokku certs:doctor {app}   says who should renew it")
-
-
-def lock_file(app: str) -> Path:
-    """Locate the note that `apps:lock` leaves: who keeps deploys out, since when."""
-    return app_folder(app) / "LOCKED"
 
 
 def tell_of_rollback(app: str) -> None:
@@ -4208,7 +4203,8 @@ def apps_facts(app: str) -> dict[str, str]:
                and (record := read_release(app, number)) and record.reason)
     source = next((word for word in reasons if word == "push" or word.startswith("git:")), "")
     return {"app-created-at": read_text(app_folder(app) / "CREATED").strip(), "app-deploy-source": {"push": "git-push"}.get(source, source.replace(":", "-")),
-            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
+            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)),
+            "app-locked": str((app_folder(app) / "LOCKED").exists()).lower()}
 
 
 def apps_create(new: str) -> None:
@@ -4322,13 +4318,14 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
 
 def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
     """Keep deploys of an app out, or let them in again."""
-    remove_file(lock_file(app)) if off else write_text(lock_file(app), f"{caller.name} since {now()}\n")
+    note = app_folder(app) / "LOCKED"
+    remove_file(note) if off else write_text(note, f"{caller.name} since {now()}\n")
     step(f"Deploy lock {'removed' if off else 'created'}")
 
 
 def apps_locked(app: str) -> None:
     """Say by the exit code whether deploys of an app are kept out."""
-    if not lock_file(app).exists():
+    if not (app_folder(app) / "LOCKED").exists():
         raise DokkuError("Deploy lock does not exist")
     say("Deploy lock exists")
 

@@ -2931,7 +2931,7 @@ def switch_to(release: Release) -> None:
     try:
         if previous and previous.number != release.number and property_of(release.app, "ps", "auto-rollback") == "true":
             watch = {"release": release.number, "previous": previous.number, "until": uptime() + PROBATION_SECONDS}
-            write_json(probation_file(release.app), watch)
+            write_json(app_folder(release.app) / "PROBATION", watch)
         retire(release, workers)
         render_crontab()
         keep_images(release.app)
@@ -3066,14 +3066,9 @@ def retiring(app: str) -> set[str]:
     return {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
 
 
-def probation_file(app: str) -> Path:
-    """Locate the record of a new release that is being watched, and of the one to go back to."""
-    return app_folder(app) / "PROBATION"
-
-
 def needs_minding(app: str) -> bool:
     """Say whether something of an app is retiring or being watched."""
-    return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
+    return bool(read_lines(retiring_file(app))) or (app_folder(app) / "PROBATION").exists()
 
 
 def mind(app: str) -> None:
@@ -3144,18 +3139,19 @@ def restart_unfit(app: str) -> None:
 
 def judge_probation(app: str) -> None:
     """Roll back a release that crash-loops in its probation, once; forget a probation that is over or of another release."""
-    record, current = read_json(probation_file(app)), read_current(app)
+    file = app_folder(app) / "PROBATION"
+    record, current = read_json(file), read_current(app)
     if not record:
         return
     if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
-        return remove_file(probation_file(app))
+        return remove_file(file)
     own = (row for row in containers_of(app) if current.has(row))
     container = next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
     if not container:
         return
     with locked(app, "automatic rollback"):
         now_current, began, result = read_current(app), time.monotonic(), 1
-        if not now_current or now_current.number != current.number or not probation_file(app).exists():
+        if not now_current or now_current.number != current.number or not file.exists():
             return
         keep_last_words(container)
         try:
@@ -3163,7 +3159,7 @@ def judge_probation(app: str) -> None:
             mark_release(app, current.number, f"rolled back: {container.dyno} kept crashing")
             result = 0
         finally:  # tried once, and on record in events whatever comes of it
-            remove_file(probation_file(app))
+            remove_file(file)
             record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
                          note=f"{current.name}: {container.dyno} kept crashing")
 

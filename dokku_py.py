@@ -3175,7 +3175,7 @@ def keep_images(app: str) -> None:
         if record.image in dropped:
             untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
-        if number not in read_tags(app).values():
+        if number not in read_tags(app).values() and release_status(app, number, read_current(app)) != "live":  # later ones may have failed
             remove_folder(release_folder(app, number))
 
 

@@ -1068,8 +1068,8 @@ def release_folder(app: str, number: int) -> Path:
 
 
 def read_text(path: Path, default: str = "") -> str:
-    """Read a file that may not be there."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    """Read a file that may not be there, or in /proc be gone while it is read."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ProcessLookupError):
         return path.read_text(errors="surrogateescape")
     return default
 
@@ -1860,27 +1860,6 @@ def whatever_comes(error: str = "APIError") -> contextlib.AbstractContextManager
     return contextlib.suppress(getattr(importlib.import_module("docker").errors, error))
 
 
-def ensure_network() -> str:
-    """Make the product's network when it is missing; give its subnet, of which the lower half is ours to allot, the upper half Docker's."""
-    import ipaddress
-    if found := our_subnet():
-        return found
-    types = importlib.import_module("docker").types
-    with server_lock("network"), engine_errors(f"The network {NETWORK} can't be made"):
-        if not our_subnet():
-            subnet = ipaddress.ip_network(SUBNET or free_subnet())
-            pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
-            # Without icc containers on it can't reach each other; nginx on the host reaches them all.
-            engine().create_network(NETWORK, driver="bridge", ipam=types.IPAMConfig(pool_configs=[pool]), labels=OURS,
-                                    options={"com.docker.network.bridge.enable_icc": "false"})
-        return our_subnet()
-
-
-def our_subnet() -> str:
-    """Give the subnet of the product's network, when it is there."""
-    return next((row["IPAM"]["Config"][0]["Subnet"] for row in engine().networks(names=[NETWORK]) if row["Name"] == NETWORK), "")
-
-
 def free_subnet(prefix: int = 16) -> str:
     """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
     import ipaddress
@@ -1896,21 +1875,34 @@ def shared_networks() -> list[str]:
     return sorted([*(path.name for path in (ROOT / "networks").glob("*")), *(service.container for service in services())])
 
 
-def ensure_shared_network(name: str) -> None:
-    """Make a network that is on record and that Docker has not, on a subnet of our own choice: Docker's own pools end at about 30 networks."""
-    types = importlib.import_module("docker").types
-    with server_lock("network"), engine_errors(f"The network {name} can't be made"):
-        if name in shared_networks() and name not in [row["Name"] for row in engine().networks()]:
-            ipam = types.IPAMConfig(pool_configs=[types.IPAMPool(subnet=free_subnet(22))])
-            engine().create_network(name, driver="bridge", labels=OURS, ipam=ipam)
+def find_network(name: str) -> dict[str, Any] | None:
+    """Find what Docker knows of a network."""
+    return next((row for row in engine().networks() if row["Name"] == name), None)
 
 
 def require_network(name: str) -> dict[str, Any]:
-    """Give what Docker knows of a network. Raises NotFound, in the words that clients look for."""
-    ensure_shared_network(name)
-    if row := next((row for row in engine().networks() if row["Name"] == name), None):
+    """Give what Docker knows of a network; our own, or one on record, is made when it is missing. Raises NotFound, in the words that clients look for."""
+    import ipaddress
+    types = importlib.import_module("docker").types
+    with server_lock("network"), engine_errors(f"The network {name} can't be made"):
+        row = find_network(name)
+        if not row and name in (NETWORK, *shared_networks()):
+            if name == NETWORK:  # of its subnet the lower half is ours to allot, the upper half Docker's
+                subnet = ipaddress.ip_network(SUBNET or free_subnet())
+                pool = types.IPAMPool(subnet=str(subnet), iprange=str(list(subnet.subnets())[1]), gateway=str(subnet[1]))
+                options = {"com.docker.network.bridge.enable_icc": "false"}  # containers on it can't reach each other; nginx on the host reaches them all
+            else:  # on a subnet of our own choice, too: Docker's own pools end at about 30 networks
+                pool, options = types.IPAMPool(subnet=free_subnet(22)), {}
+            engine().create_network(name, driver="bridge", labels=OURS, ipam=types.IPAMConfig(pool_configs=[pool]), options=options)
+            row = find_network(name)
+    if row:
         return row
     raise NotFound("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
+
+
+def ensure_network() -> str:
+    """Make the product's network when it is missing; give its subnet."""
+    return require_network(NETWORK)["IPAM"]["Config"][0]["Subnet"]
 
 
 def join_networks(identity: str, app: str, dyno: str, names: Iterable[str]) -> None:
@@ -2351,40 +2343,37 @@ def pages_of(app: str) -> Path:
     return ROOT / "nginx" / "pages" / app
 
 
-def vhost_text_of(release: Release | None, app: str) -> str:
-    """Render the vhost of an app for a release, by the template it brought where that is allowed; nothing when nginx does not serve it."""
+def vhost_text(app: str, coming: Release | None = None) -> str:
+    """Render the vhost of an app as it stands in state, or for a release to come, by the template that brought; nothing when nginx does not serve it."""
     if not is_proxied(app):
         return ""
+    release = coming or (None if is_stopped(app) else read_current(app))
     vhost = vhost_of(release, app)
     if release and release.template and property_of(app, "nginx", "allow-template") == "true":
         return render_pushed(release.template, vhost)
     return render("vhost.conf.j2", **vhost._asdict())
 
 
+def stat_of(pid: int | str) -> list[str]:
+    """List what the kernel says of a process behind its name, its parent and start time among it (proc(5), /proc/PID/stat); nothing when it is gone."""
+    return read_text(Path("/proc") / str(pid) / "stat").rpartition(")")[2].split()
+
+
 def worker_processes() -> list[Worker]:
     """List nginx's workers, those that a reload has told to leave among them."""
     master = read_text(NGINX_PID).strip()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[1] == master:
-                found.append((int(folder.name), fields[19]))
-    return found
+    facts = {int(folder.name): stat_of(folder.name) for folder in Path("/proc").glob("[0-9]*")}
+    return [(pid, words[19]) for pid, words in facts.items() if words[1:2] == [master]]
 
 
 def worker_lives(worker: Worker) -> bool:
     """Say whether a worker process still exists, serving its last requests or not."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{worker[0]}/stat").read_text().rpartition(")")[2].split()[19] == worker[1]
-    return False
+    return stat_of(worker[0])[19:20] == [worker[1]]
 
 
 def worker_accepts(worker: Worker) -> bool:
     """Say whether a worker still accepts connections."""
-    with contextlib.suppress(OSError):
-        return worker_lives(worker) and b"shutting down" not in Path(f"/proc/{worker[0]}/cmdline").read_bytes()
-    return False
+    return worker_lives(worker) and "shutting down" not in read_text(Path(f"/proc/{worker[0]}/cmdline"), "shutting down")
 
 
 def reload_nginx() -> list[Worker]:
@@ -2824,8 +2813,8 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
 
     Until switch_to points nginx at it nothing the world can see has changed; its record is the commit point; what follows is tidying.
     """
-    if lock_file(app).exists():
-        raise DokkuError(f"{app} is locked by {read_text(lock_file(app)).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
+    if (note := app_folder(app) / "LOCKED").exists():  # who keeps deploys out, since when
+        raise DokkuError(f"{app} is locked by {read_text(note).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
     tell_of_rollback(app)
     release = new_release(Release(app, 0, commit=commit), by, reason)
     write_release(release, {})
@@ -2848,11 +2837,6 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         detail(url)
     if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         warn(f"The certificate of {app} ends within 14 days; dokku certs:doctor {app}   says who should renew it")
-
-
-def lock_file(app: str) -> Path:
-    """Locate the note that `apps:lock` leaves: who keeps deploys out, since when."""
-    return app_folder(app) / "LOCKED"
 
 
 def tell_of_rollback(app: str) -> None:
@@ -2943,7 +2927,7 @@ def switch_to(release: Release) -> None:
             wait_until_healthy(release, container)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         step("Switching to the new processes")
-        workers = install_vhost(f"{release.app}.conf", vhost_text_of(release, release.app))
+        workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
     except BaseException:
         throw_away(release)
         for container in stopped:
@@ -2956,7 +2940,7 @@ def switch_to(release: Release) -> None:
     try:
         if previous and previous.number != release.number and property_of(release.app, "ps", "auto-rollback") == "true":
             watch = {"release": release.number, "previous": previous.number, "until": uptime() + PROBATION_SECONDS}
-            write_json(probation_file(release.app), watch)
+            write_json(app_folder(release.app) / "PROBATION", watch)
         retire(release, workers)
         render_crontab()
         keep_images(release.app)
@@ -3091,14 +3075,9 @@ def retiring(app: str) -> set[str]:
     return {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
 
 
-def probation_file(app: str) -> Path:
-    """Locate the record of a new release that is being watched, and of the one to go back to."""
-    return app_folder(app) / "PROBATION"
-
-
 def needs_minding(app: str) -> bool:
     """Say whether something of an app is retiring or being watched."""
-    return bool(read_lines(retiring_file(app))) or probation_file(app).exists()
+    return bool(read_lines(retiring_file(app))) or (app_folder(app) / "PROBATION").exists()
 
 
 def mind(app: str) -> None:
@@ -3169,18 +3148,19 @@ def restart_unfit(app: str) -> None:
 
 def judge_probation(app: str) -> None:
     """Roll back a release that crash-loops in its probation, once; forget a probation that is over or of another release."""
-    record, current = read_json(probation_file(app)), read_current(app)
+    file = app_folder(app) / "PROBATION"
+    record, current = read_json(file), read_current(app)
     if not record:
         return
     if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
-        return remove_file(probation_file(app))
+        return remove_file(file)
     own = (row for row in containers_of(app) if current.has(row))
     container = next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
     if not container:
         return
     with locked(app, "automatic rollback"):
         now_current, began, result = read_current(app), time.monotonic(), 1
-        if not now_current or now_current.number != current.number or not probation_file(app).exists():
+        if not now_current or now_current.number != current.number or not file.exists():
             return
         keep_last_words(container)
         try:
@@ -3188,7 +3168,7 @@ def judge_probation(app: str) -> None:
             mark_release(app, current.number, f"rolled back: {container.dyno} kept crashing")
             result = 0
         finally:  # tried once, and on record in events whatever comes of it
-            remove_file(probation_file(app))
+            remove_file(file)
             record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
                          note=f"{current.name}: {container.dyno} kept crashing")
 
@@ -3204,7 +3184,7 @@ def keep_images(app: str) -> None:
         if record.image in dropped:
             untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
-        if number not in read_tags(app).values():
+        if number not in read_tags(app).values() and release_status(app, number, read_current(app)) != "live":  # later ones may have failed
             remove_folder(release_folder(app, number))
 
 
@@ -3306,11 +3286,6 @@ def revive(app: str) -> None:
     if missing and not is_locked(app_folder(app) / "lock"):
         converge(app)
         record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
-
-
-def vhost_text(app: str) -> str:
-    """Render the vhost of an app as it stands in state."""
-    return vhost_text_of(None if is_stopped(app) else read_current(app), app)
 
 
 def render_vhost(app: str, anew: bool = False) -> list[Worker]:
@@ -3606,7 +3581,7 @@ def renew_service(service: Service) -> None:
     """Have a service run as it is on record, in a new container. Raises DokkuError rather than begin with no data."""
     if engine_of(service).data and not (service.folder / service.data).is_dir():
         raise DokkuError(f"The data of {service.name} is missing: {service.folder / service.data}", f"dokku {service.engine}:restore {service.name}   loads a backup")
-    ensure_shared_network(service.container)
+    require_network(service.container)
     if old := service_container(service):
         stop_container(old.id, SERVICE_GRACE)
     identity = create_service_container(service, service.container)
@@ -4233,7 +4208,8 @@ def apps_facts(app: str) -> dict[str, str]:
                and (record := read_release(app, number)) and record.reason)
     source = next((word for word in reasons if word == "push" or word.startswith("git:")), "")
     return {"app-created-at": read_text(app_folder(app) / "CREATED").strip(), "app-deploy-source": {"push": "git-push"}.get(source, source.replace(":", "-")),
-            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)), "app-locked": str(lock_file(app).exists()).lower()}
+            "app-deploy-source-metadata": current.commit if current else "", "app-dir": str(app_folder(app)),
+            "app-locked": str((app_folder(app) / "LOCKED").exists()).lower()}
 
 
 def apps_create(new: str) -> None:
@@ -4347,13 +4323,14 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
 
 def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
     """Keep deploys of an app out, or let them in again."""
-    remove_file(lock_file(app)) if off else write_text(lock_file(app), f"{caller.name} since {now()}\n")
+    note = app_folder(app) / "LOCKED"
+    remove_file(note) if off else write_text(note, f"{caller.name} since {now()}\n")
     step(f"Deploy lock {'removed' if off else 'created'}")
 
 
 def apps_locked(app: str) -> None:
     """Say by the exit code whether deploys of an app are kept out."""
-    if not lock_file(app).exists():
+    if not (app_folder(app) / "LOCKED").exists():
         raise DokkuError("Deploy lock does not exist")
     say("Deploy lock exists")
 
@@ -5778,7 +5755,7 @@ def network_create(name: str) -> None:
     if name in [row["Name"] for row in engine().networks()]:
         raise DokkuError(f"Network {name} exists already")
     write_text(ROOT / "networks" / name, "")
-    ensure_shared_network(name)
+    require_network(name)
 
 
 def network_destroy(name: str) -> None:

@@ -127,3 +127,13 @@ def test_too_little_disk_is_refused(monkeypatch):
     monkeypatch.setattr(d, "MIN_FREE_MB", 10**12)
     with pytest.raises(d.DokkuError, match="MB are free"):
         d.require_disk()
+
+
+def test_the_live_release_stays_on_record_however_many_failed_since(root):
+    for number in (1, 2, 3, 4):
+        d.write_release(release(number=number, image=""), {})
+        d.mark_release("blog", number, "failed") if number > 2 else None
+    d.write_current(release(number=2, image=""))
+    d.write_property("blog", "builds", "retention", "1")
+    d.keep_images("blog")
+    assert d.release_numbers("blog") == [2, 4] and d.read_current("blog").number == 2

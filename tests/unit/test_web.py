@@ -1,5 +1,8 @@
 """Section 10 and the words of ports: pure parsers, and which ports an app is served on as its state says."""
 
+import os
+import subprocess
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -156,10 +159,21 @@ def test_the_vhost_of_an_app_is_computed_from_state(root):
     assert d.vhost_of(release, "blog").upstreams == {3000: ("10.1.1.1:99",)}
     d.write_property("blog", "nginx", "disable-custom-config", "true")
     d.write_property("blog", "nginx", "access-log-path", "off")
-    text = d.vhost_text_of(release, "blog")
+    text = d.vhost_text("blog", release)
     assert "access_log off;" in text and "include" not in text
-    assert d.vhost_text_of(release._replace(template="mine"), "blog") == text, "not without an administrator's word"
+    assert d.vhost_text("blog", release._replace(template="mine")) == text, "not without an administrator's word"
     d.write_property("blog", "nginx", "allow-template", "true")
-    assert d.vhost_text_of(release._replace(template="mine"), "blog") == "mine\n"
+    assert d.vhost_text("blog", release._replace(template="mine")) == "mine\n"
     d.write_text(root / "apps/blog/NO_PROXY", "")
-    assert d.vhost_text_of(release, "blog") == ""
+    assert d.vhost_text("blog", release) == ""
+
+
+def test_workers_are_found_whatever_other_processes_call_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(d, "NGINX_PID", tmp_path / "nginx.pid")
+    d.write_text(d.NGINX_PID, f"{os.getpid()}\n")
+    (tmp_path / "\udcff) 1").symlink_to("/bin/sleep")
+    with subprocess.Popen([tmp_path / "\udcff) 1", "60"], stdin=subprocess.PIPE) as child:
+        worker, = [row for row in d.worker_processes() if row[0] == child.pid]
+        assert d.worker_lives(worker) and d.worker_accepts(worker) and not d.worker_lives((child.pid, "1"))
+        child.kill()
+    assert not d.worker_lives(worker) and not d.worker_accepts(worker) and worker not in d.worker_processes()

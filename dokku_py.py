@@ -6033,7 +6033,7 @@ def logs_failed(everything: bool, app: str | None) -> None:
 
 def key_facts_given(role: str | None, apps: str | None, until: str | None, sources: str | None) -> dict[str, Any]:
     """Give what the options of a key change; `all`, `never` and `anywhere` take a limit away."""
-    given = {"role": role, "apps": apps and tuple(apps.removeprefix("all").split(",") if apps != "all" else ()), "until": until and until.removeprefix("never"),
+    given = {"role": role, "apps": apps and tuple(apps.split(",") if apps != "all" else ()), "until": until and until.removeprefix("never"),
              "sources": sources and sources.removeprefix("anywhere")}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -6454,7 +6454,6 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
 
 def main(words: list[str]) -> int:
     """Run one command and give its exit code; the one place where errors are caught."""
-    import tempfile
     try:
         if words[:1] == ["--as"]:
             become_owner(ROOT)
@@ -6476,11 +6475,11 @@ def main(words: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
             complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}", "make room (df -h), then do it again; nothing was lost"))
             return 1
+        import tempfile
         import traceback
-        handle, path = tempfile.mkstemp(prefix="dokku-crash-", suffix=".log")
-        with os.fdopen(handle, "w") as log:
+        with tempfile.NamedTemporaryFile("w", prefix="dokku-crash-", suffix=".log", delete=False) as log:
             log.write(f"dokku_py {VERSION}, Python {sys.version}\n{traceback.format_exc()}")
-        complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {path}"))
+        complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {log.name}"))
         return 70
 
 

@@ -5795,24 +5795,15 @@ def network_list(style: str, managed: bool) -> None:
 
 # --- registries: where base images come from and releases are pushed to ---
 
-def docker_logins(app: str | None, caller: Caller, *words: str, stdin: str | None = None) -> str:
-    """Have docker change the logins of an app, or those of the server, which are for administrators; give what it says."""
+def change_login(app: str | None, server: str, caller: Caller, username: str = "", password: str | None = None, piped: bool = False, off: str = "") -> None:
+    """Have docker keep a login of an app, or of the server, which is for administrators, in a file that only this server reads; or forget it."""
     if app in (None, "--global") and not may(caller, "admin"):
         raise AccessDenied
     folder = make_folder(ROOT / ".docker" if app in (None, "--global") else app_folder(require_app(app)) / "docker", 0o700)
-    return output_of([docker_command(), *words], stdin=stdin, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
-
-
-def registry_login(piped: bool, app: str | None, server: str, username: str, password: str | None, caller: Caller) -> None:
-    """Let an app, or the server and so every app, pull from and push to a registry; Docker keeps the password in a file that only this server reads."""
     secret = sys.stdin.readline().rstrip("\n") if piped else password
-    docker_logins(app, caller, "login", f"--username={username}", "--password-stdin", server, stdin=secret)
-    step(f"Logged in to {server} as {username}")
-
-
-def registry_logout(app: str | None, server: str, caller: Caller) -> None:
-    """Forget the login of an app, or of the server, to a registry."""
-    detail(docker_logins(app, caller, "logout", server))
+    words = ["logout"] if off else ["login", f"--username={username}", "--password-stdin"]
+    said = output_of([docker_command(), *words, server], stdin=secret, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
+    detail(said) if off else step(f"Logged in to {server} as {username}")
 
 
 # --- tags ---

@@ -4737,9 +4737,9 @@ def proxy_facts(app: str) -> dict[str, str]:
     return {"proxy-enabled": str(is_proxied(app)).lower()}
 
 
-def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1) -> None:
-    """Do some work for one app, or for all, with its lock held."""
-    each_app(app, bool(everything), globals()[work], parallel, purpose)
+def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str | None = None, parallel: int = 1) -> None:
+    """Do some work for one app, or for all, with its lock held; a command that knows no --all does it for all when none is named."""
+    each_app(app, not app if everything is None else bool(everything), globals()[work], parallel, purpose)
 
 
 def show_vhost(app: str) -> None:
@@ -5165,15 +5165,12 @@ def builds_cancel(app: str) -> None:
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
 
 
-def cleanup(app: str | None) -> None:
-    """Remove what is of no use any more, of one app or all: old images, one-offs that ended, what killed commands left. Never another's."""
-    def clean(name: str) -> None:
-        """Do it for one app."""
-        keep_images(name)
-        drop_images(name, 0)
-        for container in [row for row in one_offs(name) if not row.running]:
-            remove_container(container.id)
-    each_app(app, not app, clean, purpose="cleanup")
+def clean_up(app: str) -> None:
+    """Remove the old images of an app, its one-offs that ended, and what killed commands left."""
+    keep_images(app)
+    drop_images(app, 0)
+    for container in [row for row in one_offs(app) if not row.running]:
+        remove_container(container.id)
 
 
 def repo_gc(app: str) -> None:

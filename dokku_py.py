@@ -5432,7 +5432,7 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             storage_create("false", what.entry, None, caller)
         if not dry:
             storage_mount(None, False, phase, name, what, caller)
-            docker_options_remove(None, name, [phase], shlex.split(option))
+            change_docker_options(name, "remove", None, caller, [phase], shlex.split(option))
 
 
 # --- services ---
@@ -5876,36 +5876,23 @@ def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[
     return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
 
 
-def docker_options_add(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
-    """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
-    option = parse_docker_option(" ".join(words))
+def change_docker_options(app: str, verb: str, processes: list[str] | None, caller: Caller, phases: list[str] | None = None,
+                          words: list[str] | None = None) -> None:
+    """Add an option of docker build or docker run to phases of an app, of some process types or all, or take one away; without words, every one."""
+    option = parse_docker_option(" ".join(words)) if words is not None else ""
     with locked(app, "docker-options"):
-        old = read_docker_options(app)
-        new = [row for name in phase_names(phases, processes) if (row := (name, option)) not in old]
+        old, names = read_docker_options(app), phase_names(phases or PHASES, processes)
+        rows = [(name, option) for name in names]
+        if not option:
+            rows = [row for row in old if (row[0] if processes else row[0].partition(".")[0]) in names]
+        elif verb == "remove" and not set(rows) & set(old):
+            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
+        new = set(rows) - set(old) if verb == "add" else set()
         if new and option.split()[0].partition("=")[0] not in HARMLESS_OPTIONS and not may(caller, "admin"):
             raise AccessDenied  # it reaches the host
         if not all(name.startswith("build") for name, _ in new):
             translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, dict.fromkeys([*old, *new])))
-
-
-def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str]) -> None:
-    """Take an option away."""
-    option = parse_docker_option(" ".join(words))
-    gone = {(name, option) for name in phase_names(phases, processes)}
-    with locked(app, "docker-options"):
-        old = read_docker_options(app)
-        if gone.isdisjoint(old):
-            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", [" ".join(row) for row in old if row not in gone])
-
-
-def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None) -> None:
-    """Take every option away, or those of some phases."""
-    gone = phase_names(phases or PHASES, processes)
-    with locked(app, "docker-options"):
-        kept = [row for row in read_docker_options(app) if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)]
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, kept))
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, dict.fromkeys(changed(old, verb, rows))))
 
 
 def docker_options_list(app: str, process: str | None, phase: list[str]) -> list[str]:

@@ -6165,10 +6165,8 @@ def help_command(word: str | None, every: bool) -> None:
 def document(kind: str) -> None:
     """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
     known = {name: row for name, row in sorted(commands().items()) if row.access not in ("hook", "local")}
-    template, summaries = "man" if kind == "man" else f"completion.{kind}", {name: row.doc[0] for name, row in known.items()}
-    say(render(f"host/{template}.j2", version=VERSION, spellings=list(known), summaries=summaries,
-               options={name: flags for name, row in known.items() if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
-               rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
+    options = {name: [flag for arg in row.args for flag in arg.flags if flag.startswith("--")] for name, row in known.items()}
+    say(render(f"host/{'man' if kind == 'man' else f'completion.{kind}'}.j2", version=VERSION, commands=known, options=options, usage=short_usage))
 
 
 parse_image_name = one_of("debian", *IMAGES)  # those that this host can make

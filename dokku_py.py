@@ -5871,17 +5871,13 @@ def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
 
 # --- docker options ---
 
-def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[str]:
-    """Name what options are kept under: each phase, or each phase of each process type."""
-    return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
-
-
 def change_docker_options(app: str, verb: str, processes: list[str] | None, caller: Caller, phases: list[str] | None = None,
                           words: list[str] | None = None) -> None:
     """Add an option of docker build or docker run to phases of an app, of some process types or all, or take one away; without words, every one."""
     option = parse_docker_option(" ".join(words)) if words is not None else ""
     with locked(app, "docker-options"):
-        old, names = read_docker_options(app), phase_names(phases or PHASES, processes)
+        old = read_docker_options(app)
+        names = [f"{phase}.{process}" if process else phase for phase in phases or PHASES for process in processes or [""]]
         rows = [(name, option) for name in names]
         if not option:
             rows = [row for row in old if (row[0] if processes else row[0].partition(".")[0]) in names]
@@ -5897,7 +5893,7 @@ def change_docker_options(app: str, verb: str, processes: list[str] | None, call
 
 def docker_options_list(app: str, process: str | None, phase: list[str]) -> list[str]:
     """List the options of one phase."""
-    wanted = phase_names(phase, [process] if process else None)
+    wanted = [f"{name}.{process}" if process else name for name in phase]
     return [option for name, option in read_docker_options(app) if name in wanted]
 
 

@@ -4738,7 +4738,7 @@ def proxy_facts(app: str) -> dict[str, str]:
 
 
 def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str | None = None, parallel: int = 1) -> None:
-    """Do some work for one app, or for all, with its lock held; a command that knows no --all does it for all when none is named."""
+    """Do some work for one app, or for all, with its lock held unless the row has `purpose=`; without an --all, for all when none is named."""
     each_app(app, not app if everything is None else bool(everything), globals()[work], parallel, purpose)
 
 
@@ -5991,13 +5991,10 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
 
 
-def logs_failed(everything: bool, app: str | None) -> None:
-    """Print the last words of the processes that did not come up."""
-    def say_failed(name: str) -> None:
-        """Print those of one app."""
-        for path in sorted((app_folder(name) / "FAILED").glob("*")):
-            say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
-    each_app(app, everything, say_failed)
+def say_last_words(app: str) -> None:
+    """Print what the processes of an app said last that did not come up."""
+    for path in sorted((app_folder(app) / "FAILED").glob("*")):
+        say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
 
 
 # --- keys ---
@@ -6369,7 +6366,7 @@ def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     """Call the function of a command with what it asks for, and print what it gives where the table says so; give the exit code."""
-    given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
+    given = {"noun": row.name.partition(":")[0], "purpose": row.name, **chosen, **row.fixed, "caller": caller}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
     rest = {*chosen, *row.fixed} - {"style", "app"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)

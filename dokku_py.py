@@ -5906,8 +5906,7 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 # --- one-offs ---
 
-def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str],
-                no_tty: bool = False, detach: str = "") -> int:
+def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str], no_tty: bool = False, detach: str = "") -> int:
     """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards."""
     tty = force_tty or (sys.stdin.isatty() and not no_tty and not detach)
     name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=not detach)
@@ -5982,8 +5981,7 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
     if purpose == "exec" and not words:
         raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
-    chosen = [row for row in select_processes(app, process)
-              if row.running and (not container or row.id.startswith(container) or row.name == container)]
+    chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
     best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
@@ -6023,8 +6021,8 @@ def access_check(name: str, words: list[str]) -> None:
     key, row = find_key(name), find_command(words[0]) if words else None
     if not row:
         raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
-    chosen = read_words(row, words[1:], Caller(key.name, key.role, key.apps))
-    if not is_allowed(row, Caller(key.name, key.role, key.apps), chosen):
+    caller = Caller(key.name, key.role, key.apps)
+    if not is_allowed(row, caller, read_words(row, words[1:], caller)):
         lacks = row.access.removesuffix("+") not in ROLES[key.role]
         raise DokkuError(f"{key.name} may not: {row.name} needs {row.access.removesuffix('+')}" + (f", which the role {key.role} lacks" if lacks else f"; the key is for {' '.join(key.apps) or 'apps'}"))
     say(f"{key.name} may, by the role {key.role} for {' '.join(key.apps) or 'all apps'}")

@@ -6293,8 +6293,7 @@ def git_receive_pack(new: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference",  # git flushes nothing of a small push itself
-                "gc.autoDetach=false")  # a gc that outlives the push would hold its lock
+    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "gc.autoDetach=false")  # a gc that outlives the push would hold its lock
     # A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we stay as parent of
     # git's process group and watch our standard output for the error that a closed reader leaves there. The locks are handed down
     # so that they live until git has moved its refs.

@@ -4723,9 +4723,9 @@ def proxy_facts(app: str) -> dict[str, str]:
     return {"proxy-enabled": str(is_proxied(app)).lower()}
 
 
-def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1) -> None:
-    """Do some work for one app, or for all, with its lock held."""
-    each_app(app, bool(everything), globals()[work], parallel, purpose)
+def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str | None = None, parallel: int = 1) -> None:
+    """Do some work for one app, or for all, with its lock held unless the row has `purpose=`; without an --all, for all when none is named."""
+    each_app(app, not app if everything is None else bool(everything), globals()[work], parallel, purpose)
 
 
 def show_vhost(app: str) -> None:
@@ -5151,15 +5151,12 @@ def builds_cancel(app: str) -> None:
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
 
 
-def cleanup(app: str | None) -> None:
-    """Remove what is of no use any more, of one app or all: old images, one-offs that ended, what killed commands left. Never another's."""
-    def clean(name: str) -> None:
-        """Do it for one app."""
-        keep_images(name)
-        drop_images(name, 0)
-        for container in [row for row in one_offs(name) if not row.running]:
-            remove_container(container.id)
-    each_app(app, not app, clean, purpose="cleanup")
+def clean_up(app: str) -> None:
+    """Remove the old images of an app, its one-offs that ended, and what killed commands left."""
+    keep_images(app)
+    drop_images(app, 0)
+    for container in [row for row in one_offs(app) if not row.running]:
+        remove_container(container.id)
 
 
 def repo_gc(app: str) -> None:
@@ -5421,7 +5418,7 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             storage_create("false", what.entry, None, caller)
         if not dry:
             storage_mount(None, False, phase, name, what, caller)
-            docker_options_remove(None, name, [phase], shlex.split(option))
+            change_docker_options(name, "remove", None, caller, [phase], shlex.split(option))
 
 
 # --- services ---
@@ -5784,24 +5781,15 @@ def network_list(style: str, managed: bool) -> None:
 
 # --- registries: where base images come from and releases are pushed to ---
 
-def docker_logins(app: str | None, caller: Caller, *words: str, stdin: str | None = None) -> str:
-    """Have docker change the logins of an app, or those of the server, which are for administrators; give what it says."""
+def change_login(app: str | None, server: str, caller: Caller, username: str = "", password: str | None = None, piped: bool = False, off: str = "") -> None:
+    """Have docker keep a login of an app, or of the server, which is for administrators, in a file that only this server reads; or forget it."""
     if app in (None, "--global") and not may(caller, "admin"):
         raise AccessDenied
     folder = make_folder(ROOT / ".docker" if app in (None, "--global") else app_folder(require_app(app)) / "docker", 0o700)
-    return output_of([docker_command(), *words], stdin=stdin, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
-
-
-def registry_login(piped: bool, app: str | None, server: str, username: str, password: str | None, caller: Caller) -> None:
-    """Let an app, or the server and so every app, pull from and push to a registry; Docker keeps the password in a file that only this server reads."""
     secret = sys.stdin.readline().rstrip("\n") if piped else password
-    docker_logins(app, caller, "login", f"--username={username}", "--password-stdin", server, stdin=secret)
-    step(f"Logged in to {server} as {username}")
-
-
-def registry_logout(app: str | None, server: str, caller: Caller) -> None:
-    """Forget the login of an app, or of the server, to a registry."""
-    detail(docker_logins(app, caller, "logout", server))
+    words = ["logout"] if off else ["login", f"--username={username}", "--password-stdin"]
+    said = output_of([docker_command(), *words, server], stdin=secret, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
+    detail(said) if off else step(f"Logged in to {server} as {username}")
 
 
 # --- tags ---
@@ -5872,46 +5860,29 @@ def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
 
 # --- docker options ---
 
-def phase_names(phases: Iterable[str], processes: Iterable[str] | None) -> list[str]:
-    """Name what options are kept under: each phase, or each phase of each process type."""
-    return [f"{phase}.{process}" if process else phase for phase in phases for process in processes or [""]]
-
-
-def docker_options_add(processes: list[str] | None, app: str, phases: list[str], words: list[str], caller: Caller) -> None:
-    """Add an option of docker build or docker run to the phases build, deploy or run; it takes effect at the next deploy or restart."""
-    option = parse_docker_option(" ".join(words))
+def change_docker_options(app: str, verb: str, processes: list[str] | None, caller: Caller, phases: list[str] | None = None,
+                          words: list[str] | None = None) -> None:
+    """Add an option of docker build or docker run to phases of an app, of some process types or all, or take one away; without words, every one."""
+    option = parse_docker_option(" ".join(words)) if words is not None else ""
     with locked(app, "docker-options"):
         old = read_docker_options(app)
-        new = [row for name in phase_names(phases, processes) if (row := (name, option)) not in old]
+        names = [f"{phase}.{process}" if process else phase for phase in phases or PHASES for process in processes or [""]]
+        rows = [(name, option) for name in names]
+        if not option:
+            rows = [row for row in old if (row[0] if processes else row[0].partition(".")[0]) in names]
+        elif verb == "remove" and not set(rows) & set(old):
+            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
+        new = set(rows) - set(old) if verb == "add" else set()
         if new and option.split()[0].partition("=")[0] not in HARMLESS_OPTIONS and not may(caller, "admin"):
             raise AccessDenied  # it reaches the host
         if not all(name.startswith("build") for name, _ in new):
             translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, dict.fromkeys([*old, *new])))
-
-
-def docker_options_remove(processes: list[str] | None, app: str, phases: list[str], words: list[str]) -> None:
-    """Take an option away."""
-    option = parse_docker_option(" ".join(words))
-    gone = {(name, option) for name in phase_names(phases, processes)}
-    with locked(app, "docker-options"):
-        old = read_docker_options(app)
-        if gone.isdisjoint(old):
-            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", [" ".join(row) for row in old if row not in gone])
-
-
-def docker_options_clear(processes: list[str] | None, app: str, phases: list[str] | None) -> None:
-    """Take every option away, or those of some phases."""
-    gone = phase_names(phases or PHASES, processes)
-    with locked(app, "docker-options"):
-        kept = [row for row in read_docker_options(app) if row[0] not in gone and (processes or row[0].partition(".")[0] not in gone)]
-        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, kept))
+        write_lines(app_folder(app) / "DOCKER_OPTIONS", map(" ".join, dict.fromkeys(changed(old, verb, rows))))
 
 
 def docker_options_list(app: str, process: str | None, phase: list[str]) -> list[str]:
     """List the options of one phase."""
-    wanted = phase_names(phase, [process] if process else None)
+    wanted = [f"{name}.{process}" if process else name for name in phase]
     return [option for name, option in read_docker_options(app) if name in wanted]
 
 
@@ -5924,8 +5895,7 @@ def docker_options_facts(app: str) -> dict[str, str]:
 
 # --- one-offs ---
 
-def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str],
-                no_tty: bool = False, detach: str = "") -> int:
+def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app: str, words: list[str], no_tty: bool = False, detach: str = "") -> int:
     """Run a command in a new container of the app's release, on your terminal; the container is gone afterwards."""
     tty = force_tty or (sys.stdin.isatty() and not no_tty and not detach)
     name = create_one_off(app, dict(pairs or ()), words, seconds, tty=tty, stdin_open=not detach)
@@ -6000,8 +5970,7 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
     if purpose == "exec" and not words:
         raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
-    chosen = [row for row in select_processes(app, process)
-              if row.running and (not container or row.id.startswith(container) or row.name == container)]
+    chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
     best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
@@ -6009,20 +5978,17 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
 
 
-def logs_failed(everything: bool, app: str | None) -> None:
-    """Print the last words of the processes that did not come up."""
-    def say_failed(name: str) -> None:
-        """Print those of one app."""
-        for path in sorted((app_folder(name) / "FAILED").glob("*")):
-            say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
-    each_app(app, everything, say_failed)
+def say_last_words(app: str) -> None:
+    """Print what the processes of an app said last that did not come up."""
+    for path in sorted((app_folder(app) / "FAILED").glob("*")):
+        say_lines(f"app[{path.name}]: {line}" for line in read_text(path).splitlines())
 
 
 # --- keys ---
 
 def key_facts_given(role: str | None, apps: str | None, until: str | None, sources: str | None) -> dict[str, Any]:
     """Give what the options of a key change; `all`, `never` and `anywhere` take a limit away."""
-    given = {"role": role, "apps": apps and tuple(apps.removeprefix("all").split(",") if apps != "all" else ()), "until": until and until.removeprefix("never"),
+    given = {"role": role, "apps": apps and tuple(apps.split(",") if apps != "all" else ()), "until": until and until.removeprefix("never"),
              "sources": sources and sources.removeprefix("anywhere")}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -6044,8 +6010,8 @@ def access_check(name: str, words: list[str]) -> None:
     key, row = find_key(name), find_command(words[0]) if words else None
     if not row:
         raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
-    chosen = read_words(row, words[1:], Caller(key.name, key.role, key.apps))
-    if not is_allowed(row, Caller(key.name, key.role, key.apps), chosen):
+    caller = Caller(key.name, key.role, key.apps)
+    if not is_allowed(row, caller, read_words(row, words[1:], caller)):
         lacks = row.access.removesuffix("+") not in ROLES[key.role]
         raise DokkuError(f"{key.name} may not: {row.name} needs {row.access.removesuffix('+')}" + (f", which the role {key.role} lacks" if lacks else f"; the key is for {' '.join(key.apps) or 'apps'}"))
     say(f"{key.name} may, by the role {key.role} for {' '.join(key.apps) or 'all apps'}")
@@ -6179,10 +6145,8 @@ def help_command(word: str | None, every: bool) -> None:
 def document(kind: str) -> None:
     """Print the manual page, or the completion of a shell, rendered from the declarations; install.sh installs them."""
     known = {name: row for name, row in sorted(commands().items()) if row.access not in ("hook", "local")}
-    template, summaries = "man" if kind == "man" else f"completion.{kind}", {name: row.doc[0] for name, row in known.items()}
-    say(render(f"host/{template}.j2", version=VERSION, spellings=list(known), summaries=summaries,
-               options={name: flags for name, row in known.items() if (flags := [flag for arg in row.args for flag in arg.flags if flag.startswith("--")])},
-               rows=[{"usage": short_usage(row), "text": row.doc} for name, row in known.items() if row.name == name]))
+    options = {name: [flag for arg in row.args for flag in arg.flags if flag.startswith("--")] for name, row in known.items()}
+    say(render(f"host/{'man' if kind == 'man' else f'completion.{kind}'}.j2", version=VERSION, commands=known, options=options, usage=short_usage))
 
 
 parse_image_name = one_of("debian", *IMAGES)  # those that this host can make
@@ -6322,8 +6286,7 @@ def git_receive_pack(new: str, caller: Caller) -> int:
         create_app(app)
     repository, alive, lock = str(ensure_repository(app)), begin_push(app), open_lock(app_folder(app) / "lock")
     environment = {**git_environment(), "DOKKU_LOCK_FD": str(lock), "DOKKU_CALLER": caller.name, "DOKKU_APP": app}
-    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "core.fsync=committed,reference",  # git flushes nothing of a small push itself
-                "gc.autoDetach=false")  # a gc that outlives the push would hold its lock
+    settings = (f"core.hooksPath={HOOKS}", "receive.fsckObjects=true", "gc.autoDetach=false")  # a gc that outlives the push would hold its lock
     # A pre-receive hook gets no signal when the pusher's ssh dies, and blocks once nobody reads its output; so we stay as parent of
     # git's process group and watch our standard output for the error that a closed reader leaves there. The locks are handed down
     # so that they live until git has moved its refs.
@@ -6393,7 +6356,7 @@ def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
     """Call the function of a command with what it asks for, and print what it gives where the table says so; give the exit code."""
-    given = {"noun": row.name.partition(":")[0], **chosen, **row.fixed, "caller": caller, "purpose": row.name}
+    given = {"noun": row.name.partition(":")[0], "purpose": row.name, **chosen, **row.fixed, "caller": caller}
     code, body = row.body.__code__, row.body
     asked = code.co_varnames[:code.co_argcount]
     rest = {*chosen, *row.fixed} - {"style", "app"} if code.co_flags & 8 else set()  # it takes whatever else there is (inspect.CO_VARKEYWORDS)
@@ -6447,7 +6410,6 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
 
 def main(words: list[str]) -> int:
     """Run one command and give its exit code; the one place where errors are caught."""
-    import tempfile
     try:
         if words[:1] == ["--as"]:
             become_owner(ROOT)
@@ -6469,11 +6431,11 @@ def main(words: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
             complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}", "make room (df -h), then do it again; nothing was lost"))
             return 1
+        import tempfile
         import traceback
-        handle, path = tempfile.mkstemp(prefix="dokku-crash-", suffix=".log")
-        with os.fdopen(handle, "w") as log:
+        with tempfile.NamedTemporaryFile("w", prefix="dokku-crash-", suffix=".log", delete=False) as log:
             log.write(f"dokku_py {VERSION}, Python {sys.version}\n{traceback.format_exc()}")
-        complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {path}"))
+        complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {log.name}"))
         return 70
 
 

@@ -121,3 +121,8 @@ def test_a_key_that_is_gone_opens_nothing(server, tmp_path):
     assert server("admin.all", "apps:list")[1] == 0
     (tmp_path / "keys" / "admin.all").unlink()
     assert server("admin.all", "apps:list")[:2] == (False, 77)
+
+
+def test_all_takes_the_limit_away_and_a_name_that_begins_so_does_not():
+    given = d.functools.partial(d.key_facts_given, None, until=None, sources=None)
+    assert given("all") == {"apps": ()} and given("all*") == {"apps": ("all*",)} and given("allotment,blog") == {"apps": ("allotment", "blog")}

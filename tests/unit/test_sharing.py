@@ -78,7 +78,7 @@ def test_the_server_s_logins_are_for_administrators(root, roles):
     for caller in (OF_ONE, EVERYWHERE):
         for app in (None, "--global"):
             with pytest.raises(d.AccessDenied):
-                d.docker_logins(app, caller, "logout", "host")
+                d.change_login(app, "host", caller, off="1")
 
 
 def test_networks_of_an_app_are_named_once_and_never_its_own(root):

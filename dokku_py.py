@@ -271,18 +271,10 @@ APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOMAIN = r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*"
-KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
 PHASES = ("build", "deploy", "run")
-# Options that stay inside the container or the build; every other reaches the host and is for administrators.
-HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
-    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
-    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
-REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
-                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
-                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
 RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
 WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
 ZERO = "0" * 40
@@ -518,12 +510,11 @@ parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
 parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
                           give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
-parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
-parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
 parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}",
                           "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
+parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
 
 
@@ -605,18 +596,6 @@ def parse_upstream(text: str) -> str:
     """Accept address:port."""
     address, _, port = text.rpartition(":")
     return f"{parse_ip(address)}:{parse_port(port)}"
-
-
-def parse_docker_option(text: str) -> str:
-    """Accept one option of docker run or docker build, with its value."""
-    words: list[str] = []
-    with contextlib.suppress(ValueError):
-        words = shlex.split(text)
-    if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
-        raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
-    if instead := REFUSED_OPTIONS.get(words[0].partition("=")[0]):
-        raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
-    return shlex.join(words)
 
 
 def parse_phases(text: str) -> list[str]:
@@ -709,9 +688,6 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
                  uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
                  wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
                  listening=row.get("listening") is True)
-
-
-parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
 
 def parse_app_json(app_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str], tuple[Job, ...]]:
@@ -1627,9 +1603,22 @@ def parser_named(kind: str) -> Callable[[str], Any]:
 
 
 PATTERNS = {name: row for name, *row in read_table("words.tsv")}  # the kinds of words that need no more than a pattern
+DOCKER_OPTIONS = {option: "".join(instead) for option, *instead in read_table("docker-options.tsv")}  # what to use instead; "": it is for everybody
 PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
               for noun, key, default, words, access, summary in read_table("properties.tsv")}
 NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
+
+
+def parse_docker_option(text: str) -> str:
+    """Accept one option of docker run or docker build, with its value."""
+    words: list[str] = []
+    with contextlib.suppress(ValueError):
+        words = shlex.split(text)
+    if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
+        raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
+    if instead := DOCKER_OPTIONS.get(words[0].partition("=")[0]):
+        raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
+    return shlex.join(words)
 
 
 def property_file(app: str, noun: str, key: str) -> Path:
@@ -3829,7 +3818,7 @@ ROLES = {role: frozenset(capabilities) for role, *capabilities in read_table("ro
 
 def read_keys() -> list[Key]:
     """List the keys on record."""
-    records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if KEY_NAME.fullmatch(path.name)]
+    records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if re.fullmatch(PATTERNS["key-name"][0], path.name)]
     return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records]
 
 
@@ -5894,7 +5883,7 @@ def docker_options_add(processes: list[str] | None, app: str, phases: list[str],
     with locked(app, "docker-options"):
         old = read_docker_options(app)
         new = [row for name in phase_names(phases, processes) if (row := (name, option)) not in old]
-        if new and option.split()[0].partition("=")[0] not in HARMLESS_OPTIONS and not may(caller, "admin"):
+        if new and DOCKER_OPTIONS.get(option.split()[0].partition("=")[0]) is None and not may(caller, "admin"):
             raise AccessDenied  # it reaches the host
         if not all(name.startswith("build") for name, _ in new):
             translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words

@@ -55,7 +55,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     import subprocess
@@ -136,9 +136,9 @@ class DokkuError(Exception):
 
     code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
         super().__init__(message)
-        self.message, self.hint = message, hint
+        self.message, self.hint, self.code = message, hint, code or self.code
 
 
 class UsageError(DokkuError):
@@ -167,12 +167,6 @@ class AccessDenied(DokkuError):
 
     def __init__(self) -> None:
         super().__init__("Your key may not do this", "ask an administrator of this server")
-
-
-class Busy(DokkuError):
-    """Somebody else holds the lock."""
-
-    code = 75
 
 
 class Cancelled(DokkuError):
@@ -502,8 +496,7 @@ parse_app, parse_app_or_global = (
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
 parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
-parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com",
-                        give=lambda text: text.lower().rstrip("."))
+parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
 parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
                         give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
@@ -811,21 +804,21 @@ def uptime() -> float:
 # 4 Processes: the only place that starts other programs; argv lists only, no shell
 # ---------------------------------------------------------------------------------------------------------------------
 
-def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
-        cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
+def run(argv: Sequence[str], *, stdin: str | bytes | IO[bytes] | None = None, stdout: IO[bytes] | None = None, check: bool = True,
+        env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end, at most `timeout` seconds, and give what it printed. Raises ToolFailed when it fails and `check` is set."""
     trace(argv)
     import subprocess
-    given = stdin.encode() if isinstance(stdin, str) else stdin
+    text = stdin.encode() if isinstance(stdin, str) else stdin
+    given: dict[str, Any] = {"input": text} if isinstance(text, bytes) else {"stdin": text or subprocess.DEVNULL}
     try:
-        done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
-                              env=env, cwd=cwd, check=False, timeout=timeout)
+        done = subprocess.run(list(argv), **given, stdout=stdout or subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd, check=False, timeout=timeout)
     except FileNotFoundError:
         raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
     except subprocess.TimeoutExpired as late:  # it was killed, and counts as failed with what timeout(1) gives
         done = subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", f"it took longer than {timeout:g} s".encode())
     if check and done.returncode:
-        raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
+        raise ToolFailed(argv, done.returncode, (done.stderr or done.stdout or b"").decode(errors="replace"))
     return done
 
 
@@ -844,7 +837,7 @@ def output_of(argv: Sequence[str], **options: Any) -> str:
     return run(argv, **options).stdout.decode(errors="surrogateescape").rstrip("\n")
 
 
-def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_line: Callable[[str], None] = detail) -> str:
+def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
     """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed."""
     import subprocess
     last: list[str] = []
@@ -853,7 +846,7 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_lin
         for raw in process.stdout or ():
             line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
             last = [*last[-99:], line]
-            say_line(line)
+            detail(line)
     except BaseException:  # our own end (an error, TERM, a reader that went away) ends the program too
         process.terminate()
         raise
@@ -868,9 +861,8 @@ def pipe(first: Sequence[str], second: Sequence[str]) -> str:
     """Run `first | second` and give what the second printed. Raises ToolFailed for either."""
     import subprocess
     import tempfile
-    with tempfile.TemporaryFile() as errors, \
-            begin(first, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
-        done = subprocess.run(list(second), stdin=source.stdout, capture_output=True, check=False)
+    with tempfile.TemporaryFile() as errors, begin(first, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
+        done = run(second, stdin=source.stdout, check=False)
         source.stdout.close()
         if source.wait():
             errors.seek(0)
@@ -882,12 +874,8 @@ def pipe(first: Sequence[str], second: Sequence[str]) -> str:
 
 def feed(argv: Sequence[str], *, source: Path | None = None, target: Path | None = None, env: Mapping[str, str] | None = None) -> None:
     """Run a program that reads from one file and writes to another, readable for us alone. Raises ToolFailed with what it complained of."""
-    import subprocess
     with open(source or os.devnull, "rb") as given, open(target or os.devnull, "wb", opener=functools.partial(os.open, mode=0o600)) as taken:
-        process = begin(argv, stdin=given, stdout=taken, stderr=subprocess.PIPE, env=None if env is None else dict(env))
-        errors = process.communicate()[1].decode(errors="replace")
-    if process.returncode:
-        raise ToolFailed(argv, process.returncode, errors)
+        run(argv, stdin=given, stdout=taken, env=env)
 
 
 def become(argv: Sequence[str]) -> NoReturn:
@@ -927,9 +915,9 @@ def reader_left(seconds: float) -> bool:
     return bool(poller.poll(seconds * 1000))
 
 
-def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
-    """TERM a process group, and KILL it after the grace (seconds)."""
-    deadline = time.monotonic() + grace
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """TERM a process group, and KILL it after twenty seconds."""
+    deadline = time.monotonic() + 20.0
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         while time.monotonic() < deadline:  # git ends at once, its hook puts things back first
@@ -1582,14 +1570,12 @@ def require_disk() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Property(NamedTuple):
-    """A setting: which noun it belongs to, its default, the parser that accepts a value, who may set it."""
+    """A setting: its default, the parser that accepts a value, the capability that sets it, what it does."""
 
-    noun: str
-    key: str
     default: str
-    parse: Callable[[str], Any] = str
-    summary: str = ""
-    access: str = "configure"
+    parse: Callable[[str], Any]
+    access: str
+    summary: str
 
 
 def parser_named(kind: str) -> Callable[[str], Any]:
@@ -1604,8 +1590,7 @@ def parser_named(kind: str) -> Callable[[str], Any]:
 
 PATTERNS = {name: row for name, *row in read_table("words.tsv")}  # the kinds of words that need no more than a pattern
 DOCKER_OPTIONS = {option: "".join(instead) for option, *instead in read_table("docker-options.tsv")}  # what to use instead; "": it is for everybody
-PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
-              for noun, key, default, words, access, summary in read_table("properties.tsv")}
+PROPERTIES = {(noun, key): Property(default, parser_named(words), *rest) for noun, key, default, words, *rest in read_table("properties.tsv")}
 NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
 
 
@@ -4006,7 +3991,7 @@ def usage_of(row: Command) -> str:
     """Give the help of one command: its usage, and what its docstring promises; of NOUN:set, the properties as well."""
     also = [spelling for spelling, other in commands().items() if other.name == row.name != spelling]
     noun, _, verb = row.name.partition(":")
-    valid = [f"    {one.key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for one in PROPERTIES.values() if one.noun == noun and verb == "set"]
+    valid = [f"    {key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for (owner, key), one in PROPERTIES.items() if owner == noun and verb == "set"]
     parts = [short_usage(row), "\n".join(row.doc), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
     return "\n\n".join(part for part in parts if part)
 
@@ -5206,7 +5191,8 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
     job = require_job(app, id)
     going = [row for row in containers_of(app, "cron") if row.running and row.dyno == f"cron.{id}"]
     if going and job.concurrency == "forbid":
-        raise Busy(f"{going[0].name} still runs, and the job's concurrency policy is forbid", f"dokku run:stop --container {going[0].name}   ends it")
+        raise DokkuError(f"{going[0].name} still runs, and the job's concurrency policy is forbid",
+                         f"dokku run:stop --container {going[0].name}   ends it", os.EX_TEMPFAIL)
     for container in going if job.concurrency == "replace" else []:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
     write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")

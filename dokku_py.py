@@ -107,11 +107,6 @@ PAGES_LIMIT = 2**24  # bytes of an app's own pages
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
 
 
-def inherited(name: str, default: str = "") -> str:
-    """Read a variable that our own parent process set for us."""
-    return os.environ.get(name, default)
-
-
 def import_ahead(name: str) -> None:
     """Begin to import a module in a thread, while we wait for something else."""
     import threading
@@ -174,9 +169,6 @@ class Cancelled(DokkuError):
 
     code = 130
 
-    def __init__(self) -> None:
-        super().__init__("Cancelled; nothing was changed")
-
 
 class ToolFailed(DokkuError):
     """Another program failed; carries its words and its exit code."""
@@ -211,7 +203,7 @@ def step(text: str) -> None:
 def milestone(text: str) -> None:
     """Announce a milestone, or the heading of a report; left out with --quiet."""
     end_step()
-    if not inherited("DOKKU_QUIET_OUTPUT"):
+    if not os.environ.get("DOKKU_QUIET_OUTPUT"):
         say(f"=====> {text}")
 
 
@@ -235,7 +227,7 @@ def complain(error: DokkuError) -> None:
 
 def trace(argv: Sequence[str]) -> None:
     """Show a program about to be run, with --trace; secrets never stand in an argv."""
-    if inherited("DOKKU_TRACE"):
+    if os.environ.get("DOKKU_TRACE"):
         print(f"+ {shlex.join(argv)}", file=sys.stderr, flush=True)
 
 
@@ -495,7 +487,6 @@ parse_app, parse_app_or_global = (
     for pattern in (APP_NAME, f"--global|{APP_NAME.pattern}"))
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
-parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
 parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
 parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
                         give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
@@ -508,7 +499,6 @@ parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Z
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
-parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -778,12 +768,6 @@ def shown(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Find the word that was probably meant, or nothing."""
-    import difflib
-    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.6)), "")
-
-
 def digest_of(text: str) -> str:
     """Give the SHA-256 of a text."""
     import hashlib
@@ -905,7 +889,7 @@ def attend(argv: Sequence[str]) -> int:
 
 def leave(*_: Any) -> NoReturn:
     """Turn the loss of the client into our error, so that everything begun is put back."""
-    raise Cancelled
+    raise Cancelled("Cancelled; nothing was changed")
 
 
 def reader_left(seconds: float) -> bool:
@@ -1194,7 +1178,7 @@ def hold_lock(path: Path, name: str, purpose: str, gone: DokkuError, handed: str
             detail(f"{name} is busy: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{purpose} by {inherited('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
+        os.pwrite(descriptor, f"{purpose} by {os.environ.get('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
         if not same_file(descriptor, path):
             raise gone
         yield
@@ -1205,7 +1189,7 @@ def hold_lock(path: Path, name: str, purpose: str, gone: DokkuError, handed: str
 
 def locked(app: str, purpose: str) -> contextlib.AbstractContextManager[None]:
     """Hold the app's lock; in a git hook its descriptor comes from the door, which keeps it until git has moved its refs."""
-    return hold_lock(app_folder(require_app(app)) / "lock", app, purpose, NoSuchApp(app), inherited("DOKKU_LOCK_FD"))
+    return hold_lock(app_folder(require_app(app)) / "lock", app, purpose, NoSuchApp(app), os.environ.get("DOKKU_LOCK_FD", ""))
 
 
 @contextlib.contextmanager
@@ -3446,8 +3430,9 @@ def require_service(noun: str, name: str) -> Service:
     engine_name = ENGINE_NAMES.get(noun, noun)
     if found := read_service(engine_name, name):
         return found
-    close = nearest(name, [row.name for row in services(engine_name)])
-    raise NotFound(f"{engine_name} service {name} does not exist", f"did you mean {close}?" if close else f"dokku {engine_name}:create {name}   makes it")
+    import difflib
+    close = difflib.get_close_matches(name, [row.name for row in services(engine_name)], 1)
+    raise NotFound(f"{engine_name} service {name} does not exist", f"did you mean {close[0]}?" if close else f"dokku {engine_name}:create {name}   makes it")
 
 
 def service_words(service: Service) -> dict[str, str]:
@@ -4034,8 +4019,9 @@ def find_command(word: str) -> Command | None:
     noun, _, verb = word.partition(":")
     if instead := next((hint for refused, hint in read_table("refused.tsv") if refused == noun or (refused == verb and "-" in verb)), ""):
         raise DokkuError(f"{word} is not part of this product", instead)
-    close = nearest(word, commands())
-    raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
+    import difflib
+    close = difflib.get_close_matches(word, commands(), 1)
+    raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close[0]}?" if close else "dokku help   lists all")
 
 
 def read_words(row: Command, words: list[str], caller: Caller) -> dict[str, Any]:
@@ -4121,7 +4107,7 @@ def secret_word(text: str) -> str:
     """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
     if text in ("-", ""):
         return parse_line(sys.stdin.readline().rstrip("\n"))
-    if not inherited("SSH_ORIGINAL_COMMAND"):
+    if not os.environ.get("SSH_ORIGINAL_COMMAND"):
         raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
     return text
 
@@ -4700,7 +4686,7 @@ def ports_list(app: str) -> None:
     if not (rows := own_maps(app)):
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
-    if not inherited("DOKKU_QUIET_OUTPUT"):
+    if not os.environ.get("DOKKU_QUIET_OUTPUT"):
         step(f"Port mappings for {app}")
         table = [["  ", "scheme", "host port", "container port"], *table]
     say_table(table)
@@ -5273,7 +5259,7 @@ def parse_mount(text: str) -> Mount:
     target, _, mode = rest.partition(":")
     if not colon and host.startswith("/"):
         return Mount("", "", parse_folder(host))
-    source = (parse_folder if host.startswith("/") else parse_entry)(host)
+    source = parser_named("folder" if host.startswith("/") else "entry")(host)
     return Mount(source, source, parse_folder(target) if colon else "-", mode=one_of("ro", "rw")(mode or "rw"))
 
 
@@ -6323,7 +6309,7 @@ def git_upload_pack(app: str) -> NoReturn:
 
 def git_hook() -> None:
     """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this, with the refs on standard input."""
-    app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
+    app, by = os.environ.get("DOKKU_APP", ""), os.environ.get("DOKKU_CALLER", "")
     signal.signal(signal.SIGTERM, leave)
     import_ahead("docker")
     try:
@@ -6334,7 +6320,7 @@ def git_hook() -> None:
                     raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
                 receive_ref(app, new, ref, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
-        remove_folder(Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")))
+        remove_folder(Path(os.environ.get("GIT_QUARANTINE_PATH", "/nonexistent")))
         raise
 
 
@@ -6351,7 +6337,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
         raise DokkuError(f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
     deploy(app, new, by)
     if not wanted:
-        write_property(app, "git", "deploy-branch", parse_branch(branch))
+        write_property(app, "git", "deploy-branch", parser_named("branch")(branch))
     git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
     write_property(app, "git", "source-image", "")
 
@@ -6363,14 +6349,14 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
 def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
     """Split what an ssh client asked for into words, quotes honoured, nothing expanded; and find the caller by a key's name."""
     try:
-        words = shlex.split(inherited("SSH_ORIGINAL_COMMAND"))
+        words = shlex.split(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
     except ValueError as error:
         raise UsageError(f"That command can't be read: {error}", "check its quotes") from None
     if words[:1] and words[0].startswith("git-"):
         words[1:] = [word.strip("/").removesuffix(".git") for word in words[1:]]
     if not (key := next((key for key in read_keys() if key.name == name), None)):
         raise AccessDenied  # it is no longer on record
-    return words, Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
+    return words, Caller(name, key.role, key.apps, address=os.environ.get("SSH_CONNECTION", "").partition(" ")[0])
 
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
@@ -6434,7 +6420,7 @@ def main(words: list[str]) -> int:
         if words[:1] == ["--as"]:
             become_owner(ROOT)
             return run_command(*asked_by_ssh(words[1]))
-        hook = words == ["git-hook"] and bool(inherited("DOKKU_LOCK_FD"))
+        hook = words == ["git-hook"] and bool(os.environ.get("DOKKU_LOCK_FD"))
         return run_command(words, Caller(pwd.getpwuid(os.getuid()).pw_name, local=True), hook=hook)
     except DokkuError as error:
         complain(error)

@@ -519,7 +519,7 @@ def parse_config_value(key: str, value: str) -> str:
 def parse_scale(text: str) -> tuple[str, int]:
     """Accept TYPE=COUNT."""
     process_type, _, count = text.partition("=")
-    if not count.isascii() or not count.isdigit() or int(count) > 100:
+    if not count.isascii() or not count.isdigit() or len(count) > 9 or int(count) > 100:
         raise UsageError(f"{shown(text)} is not TYPE=COUNT", "write for example  web=2, at most 100 of a type")
     return parse_process_type(process_type), int(count)
 
@@ -533,7 +533,7 @@ def parse_line(text: str) -> str:
 
 def parse_port(text: str) -> int:
     """Accept a TCP port."""
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 0 < int(text) < 65536:
         raise UsageError(f"{shown(text)} is not a port", "give a number of 1 to 65535")
     return int(text)
 
@@ -561,7 +561,7 @@ def refuse_directives(text: str, logs: Iterable[str]) -> str:
     # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
     if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
-                          rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
+                          rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|((?i:unix:))""", text, re.MULTILINE):
         raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
     return text
 
@@ -1583,7 +1583,7 @@ def parse_docker_option(text: str) -> str:
     words: list[str] = []
     with contextlib.suppress(ValueError):
         words = shlex.split(text)
-    if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
+    if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or text.splitlines() != [text] or "\0" in text:
         raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
     if instead := DOCKER_OPTIONS.get(words[0].partition("=")[0]):
         raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")

@@ -55,7 +55,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     import subprocess
@@ -108,11 +108,6 @@ PAGES_LIMIT = 2**24  # bytes of an app's own pages
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
 
 
-def inherited(name: str, default: str = "") -> str:
-    """Read a variable that our own parent process set for us."""
-    return os.environ.get(name, default)
-
-
 def import_ahead(name: str) -> None:
     """Begin to import a module in a thread, while we wait for something else."""
     import threading
@@ -137,9 +132,9 @@ class DokkuError(Exception):
 
     code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
         super().__init__(message)
-        self.message, self.hint = message, hint
+        self.message, self.hint, self.code = message, hint, code or self.code
 
 
 class UsageError(DokkuError):
@@ -170,19 +165,10 @@ class AccessDenied(DokkuError):
         super().__init__("Your key may not do this", "ask an administrator of this server")
 
 
-class Busy(DokkuError):
-    """Somebody else holds the lock."""
-
-    code = 75
-
-
 class Cancelled(DokkuError):
     """The person who asked went away, or pressed Ctrl-C."""
 
     code = 130
-
-    def __init__(self) -> None:
-        super().__init__("Cancelled; nothing was changed")
 
 
 class ToolFailed(DokkuError):
@@ -218,7 +204,7 @@ def step(text: str) -> None:
 def milestone(text: str) -> None:
     """Announce a milestone, or the heading of a report; left out with --quiet."""
     end_step()
-    if not inherited("DOKKU_QUIET_OUTPUT"):
+    if not os.environ.get("DOKKU_QUIET_OUTPUT"):
         say(f"=====> {text}")
 
 
@@ -242,7 +228,7 @@ def complain(error: DokkuError) -> None:
 
 def trace(argv: Sequence[str]) -> None:
     """Show a program about to be run, with --trace; secrets never stand in an argv."""
-    if inherited("DOKKU_TRACE"):
+    if os.environ.get("DOKKU_TRACE"):
         print(f"+ {shlex.join(argv)}", file=sys.stderr, flush=True)
 
 
@@ -278,18 +264,10 @@ APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOMAIN = r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*"
-KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,63}")
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
 PHASES = ("build", "deploy", "run")
-# Options that stay inside the container or the build; every other reaches the host and is for administrators.
-HARMLESS_OPTIONS = frozenset("""--add-host --build-arg --cap-drop --cpu-shares -c --cpus --dns --entrypoint --env -e --expose --health-cmd --health-interval
-    --health-retries --health-start-period --health-timeout --hostname -h --init --label -l --memory -m --memory-reservation --memory-swap --no-cache
-    --no-healthcheck --pids-limit --pull --read-only --shm-size --stop-signal --target --tmpfs --user -u --workdir -w""".split())
-REFUSED_OPTIONS = {"--network": "network:set", "--net": "network:set", "--name": "ps:scale", "--restart": "ps:set APP restart-policy",
-                   "--log-driver": "logs:set", "--log-opt": "logs:set", "--rm": "run", "--detach": "run:detached", "-d": "run:detached", "--ip": "ports:set",
-                   "--file": "builder-dockerfile:set APP dockerfile-path", "-f": "builder-dockerfile:set APP dockerfile-path", "--tag": "tag:add", "-t": "tag:add"}
 RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
 WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
 ZERO = "0" * 40
@@ -516,22 +494,18 @@ parse_app, parse_app_or_global = (
     for pattern in (APP_NAME, f"--global|{APP_NAME.pattern}"))
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
-parse_branch = matching(r"(?![-/])(?!.*(?:\.\.|//|@\{|\.lock$|/$|\.$))[A-Za-z0-9._/+@-]{1,200}", "is not the name of a branch")
-parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com",
-                        give=lambda text: text.lower().rstrip("."))
+parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
 parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
                         give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
 parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
                           give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
-parse_size = matching("[0-9]{1,12}[kKmMgG]?", "is not a size", "write for example  512k, 20m, 1g", str.lower)  # as nginx writes it
-parse_path = matching(r"(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9._/@+-]{1,255}", "is not a path", "use letters, digits and . _ / @ + -, without ..")
 parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}",
                           "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
-parse_entry = matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "can't be the name of storage", "use letters, digits, _ and -, at most 64")
+parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -552,7 +526,7 @@ def parse_config_value(key: str, value: str) -> str:
 def parse_scale(text: str) -> tuple[str, int]:
     """Accept TYPE=COUNT."""
     process_type, _, count = text.partition("=")
-    if not count.isascii() or not count.isdigit() or int(count) > 100:
+    if not count.isascii() or not count.isdigit() or len(count) > 9 or int(count) > 100:
         raise UsageError(f"{shown(text)} is not TYPE=COUNT", "write for example  web=2, at most 100 of a type")
     return parse_process_type(process_type), int(count)
 
@@ -566,7 +540,7 @@ def parse_line(text: str) -> str:
 
 def parse_port(text: str) -> int:
     """Accept a TCP port."""
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 0 < int(text) < 65536:
         raise UsageError(f"{shown(text)} is not a port", "give a number of 1 to 65535")
     return int(text)
 
@@ -594,7 +568,7 @@ def refuse_directives(text: str, logs: Iterable[str]) -> str:
     # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
     if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
-                          rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|(unix:)""", text, re.MULTILINE):
+                          rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|((?i:unix:))""", text, re.MULTILINE):
         raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
     return text
 
@@ -612,18 +586,6 @@ def parse_upstream(text: str) -> str:
     """Accept address:port."""
     address, _, port = text.rpartition(":")
     return f"{parse_ip(address)}:{parse_port(port)}"
-
-
-def parse_docker_option(text: str) -> str:
-    """Accept one option of docker run or docker build, with its value."""
-    words: list[str] = []
-    with contextlib.suppress(ValueError):
-        words = shlex.split(text)
-    if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or "\n" in text or "\0" in text:
-        raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
-    if instead := REFUSED_OPTIONS.get(words[0].partition("=")[0]):
-        raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
-    return shlex.join(words)
 
 
 def parse_phases(text: str) -> list[str]:
@@ -716,9 +678,6 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
                  uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
                  wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
                  listening=row.get("listening") is True)
-
-
-parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
 
 def parse_app_json(app_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str], tuple[Job, ...]]:
@@ -816,12 +775,6 @@ def shown(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Find the word that was probably meant, or nothing."""
-    import difflib
-    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.6)), "")
-
-
 def digest_of(text: str) -> str:
     """Give the SHA-256 of a text."""
     import hashlib
@@ -842,21 +795,21 @@ def uptime() -> float:
 # 4 Processes: the only place that starts other programs; argv lists only, no shell
 # ---------------------------------------------------------------------------------------------------------------------
 
-def run(argv: Sequence[str], *, stdin: str | bytes | None = None, check: bool = True, env: Mapping[str, str] | None = None,
-        cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
+def run(argv: Sequence[str], *, stdin: str | bytes | IO[bytes] | None = None, stdout: IO[bytes] | None = None, check: bool = True,
+        env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end, at most `timeout` seconds, and give what it printed. Raises ToolFailed when it fails and `check` is set."""
     trace(argv)
     import subprocess
-    given = stdin.encode() if isinstance(stdin, str) else stdin
+    text = stdin.encode() if isinstance(stdin, str) else stdin
+    given: dict[str, Any] = {"input": text} if isinstance(text, bytes) else {"stdin": text or subprocess.DEVNULL}
     try:
-        done = subprocess.run(list(argv), input=given, stdin=None if given is not None else subprocess.DEVNULL, capture_output=True,
-                              env=env, cwd=cwd, check=False, timeout=timeout)
+        done = subprocess.run(list(argv), **given, stdout=stdout or subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd, check=False, timeout=timeout)
     except FileNotFoundError:
         raise DokkuError(f"{argv[0]} is not installed", "run install.sh again") from None
     except subprocess.TimeoutExpired as late:  # it was killed, and counts as failed with what timeout(1) gives
         done = subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", f"it took longer than {timeout:g} s".encode())
     if check and done.returncode:
-        raise ToolFailed(argv, done.returncode, done.stderr.decode(errors="replace") or done.stdout.decode(errors="replace"))
+        raise ToolFailed(argv, done.returncode, (done.stderr or done.stdout or b"").decode(errors="replace"))
     return done
 
 
@@ -875,7 +828,7 @@ def output_of(argv: Sequence[str], **options: Any) -> str:
     return run(argv, **options).stdout.decode(errors="surrogateescape").rstrip("\n")
 
 
-def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_line: Callable[[str], None] = detail) -> str:
+def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
     """Run a program, say its lines as they come, and give the last hundred. Raises ToolFailed."""
     import subprocess
     last: list[str] = []
@@ -884,7 +837,7 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None, say_lin
         for raw in process.stdout or ():
             line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
             last = [*last[-99:], line]
-            say_line(line)
+            detail(line)
     except BaseException:  # our own end (an error, TERM, a reader that went away) ends the program too
         process.terminate()
         raise
@@ -899,9 +852,8 @@ def pipe(first: Sequence[str], second: Sequence[str]) -> str:
     """Run `first | second` and give what the second printed. Raises ToolFailed for either."""
     import subprocess
     import tempfile
-    with tempfile.TemporaryFile() as errors, \
-            begin(first, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
-        done = subprocess.run(list(second), stdin=source.stdout, capture_output=True, check=False)
+    with tempfile.TemporaryFile() as errors, begin(first, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as source:
+        done = run(second, stdin=source.stdout, check=False)
         source.stdout.close()
         if source.wait():
             errors.seek(0)
@@ -913,12 +865,8 @@ def pipe(first: Sequence[str], second: Sequence[str]) -> str:
 
 def feed(argv: Sequence[str], *, source: Path | None = None, target: Path | None = None, env: Mapping[str, str] | None = None) -> None:
     """Run a program that reads from one file and writes to another, readable for us alone. Raises ToolFailed with what it complained of."""
-    import subprocess
     with open(source or os.devnull, "rb") as given, open(target or os.devnull, "wb", opener=functools.partial(os.open, mode=0o600)) as taken:
-        process = begin(argv, stdin=given, stdout=taken, stderr=subprocess.PIPE, env=None if env is None else dict(env))
-        errors = process.communicate()[1].decode(errors="replace")
-    if process.returncode:
-        raise ToolFailed(argv, process.returncode, errors)
+        run(argv, stdin=given, stdout=taken, env=env)
 
 
 def become(argv: Sequence[str]) -> NoReturn:
@@ -950,7 +898,7 @@ def attend(argv: Sequence[str], amount: bool = False) -> int:
 
 def leave(*_: Any) -> NoReturn:
     """Turn the loss of the client into our error, so that everything begun is put back."""
-    raise Cancelled
+    raise Cancelled("Cancelled; nothing was changed")
 
 
 def reader_left(seconds: float) -> bool:
@@ -960,9 +908,9 @@ def reader_left(seconds: float) -> bool:
     return bool(poller.poll(seconds * 1000))
 
 
-def end_group(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
-    """TERM a process group, and KILL it after the grace (seconds)."""
-    deadline = time.monotonic() + grace
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """TERM a process group, and KILL it after twenty seconds."""
+    deadline = time.monotonic() + 20.0
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         while time.monotonic() < deadline:  # git ends at once, its hook puts things back first
@@ -1239,7 +1187,7 @@ def hold_lock(path: Path, name: str, purpose: str, gone: DokkuError, handed: str
             detail(f"{name} is busy: {os.pread(descriptor, 300, 0).decode(errors='replace').strip() or 'another command'}; waiting")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{purpose} by {inherited('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
+        os.pwrite(descriptor, f"{purpose} by {os.environ.get('DOKKU_CALLER', 'root')} since {now()} (process {os.getpid()})\n".encode(), 0)
         if not same_file(descriptor, path):
             raise gone
         yield
@@ -1250,7 +1198,7 @@ def hold_lock(path: Path, name: str, purpose: str, gone: DokkuError, handed: str
 
 def locked(app: str, purpose: str) -> contextlib.AbstractContextManager[None]:
     """Hold the app's lock; in a git hook its descriptor comes from the door, which keeps it until git has moved its refs."""
-    return hold_lock(app_folder(require_app(app)) / "lock", app, purpose, NoSuchApp(app), inherited("DOKKU_LOCK_FD"))
+    return hold_lock(app_folder(require_app(app)) / "lock", app, purpose, NoSuchApp(app), os.environ.get("DOKKU_LOCK_FD", ""))
 
 
 @contextlib.contextmanager
@@ -1615,14 +1563,12 @@ def require_disk() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Property(NamedTuple):
-    """A setting: which noun it belongs to, its default, the parser that accepts a value, who may set it."""
+    """A setting: its default, the parser that accepts a value, the capability that sets it, what it does."""
 
-    noun: str
-    key: str
     default: str
-    parse: Callable[[str], Any] = str
-    summary: str = ""
-    access: str = "configure"
+    parse: Callable[[str], Any]
+    access: str
+    summary: str
 
 
 def parser_named(kind: str) -> Callable[[str], Any]:
@@ -1636,9 +1582,27 @@ def parser_named(kind: str) -> Callable[[str], Any]:
 
 
 PATTERNS = {name: row for name, *row in read_table("words.tsv")}  # the kinds of words that need no more than a pattern
-PROPERTIES = {(noun, key): Property(noun, key, default, parser_named(words), summary, access)
-              for noun, key, default, words, access, summary in read_table("properties.tsv")}
+DOCKER_OPTIONS = {option: "".join(instead) for option, *instead in read_table("docker-options.tsv")}  # what to use instead; "": it is for everybody
+PROPERTIES = {(noun, key): Property(default, parser_named(words), *rest) for noun, key, default, words, *rest in read_table("properties.tsv")}
 NETWORK_KEYS = ("initial-network", "attach-post-create", "attach-post-deploy")  # the last is for a process that serves
+
+
+def parse_docker_option(text: str) -> str:
+    """Accept one option of docker run or docker build, with its value."""
+    words: list[str] = []
+    with contextlib.suppress(ValueError):
+        words = shlex.split(text)
+    if not words or not re.fullmatch(r"-[a-z]|--[a-z][a-z-]*", words[0].partition("=")[0]) or text.splitlines() != [text] or "\0" in text:
+        raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
+    if instead := DOCKER_OPTIONS.get(words[0].partition("=")[0]):
+        raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
+    return shlex.join(words)
+
+
+def is_harmless(words: Sequence[str]) -> bool:
+    """Say whether words are one option that stays inside the container or the build: what follows its value would be another option, or an image."""
+    name, equals, _ = words[0].partition("=")
+    return DOCKER_OPTIONS.get(name) == "" and len(words) <= (1 if equals or name in ("--init", "--read-only", "--no-healthcheck") else 2)
 
 
 def property_file(app: str, noun: str, key: str) -> Path:
@@ -1972,9 +1936,9 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
     alias = property_of(release.app, "logs", "app-label-alias")
-    own = {**OURS, **({alias: release.app} if alias else {}), "com.dokku.app-name": release.app, "com.dokku.process-type": process_type,
+    own = {**({alias: release.app} if alias else {}), **OURS, "com.dokku.expires": "", "com.dokku.published": "", "com.dokku.app-name": release.app, "com.dokku.process-type": process_type,
            "com.dokku.dyno": dyno, "com.dokku.container-type": kind, "com.dokku.release": release.name,
-           "com.dokku.incarnation": release.incarnation_of(dyno)}  # these identify a container; nothing else does
+           "com.dokku.incarnation": release.incarnation_of(dyno)}  # these identify a container; neither its image's labels nor an option's do
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **own, **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
         identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation_of(dyno)}")["Id"]
@@ -2110,6 +2074,11 @@ def build_environment() -> dict[str, str]:
 
 
 @functools.cache
+def short_lived() -> list[str]:
+    """Give the options of `docker run` by which a container of ours is removed after a day when nobody else does."""
+    return [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(uptime()) + 86400}.items()]
+
+
 def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError."""
     # A container is created with and without them, never started, and the two are compared: so every option means what
@@ -2119,7 +2088,7 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
     made = []
     for words in ((), options):
         try:
-            identity = output_of([docker_command(), "create", "--hostname", "h", *words, EMPTY_IMAGE, "true"])
+            identity = output_of([docker_command(), "create", "--hostname", "h", *short_lived(), *words, EMPTY_IMAGE, "true"])
         except ToolFailed as error:
             raise UsageError(f"Docker refuses {' '.join(words)}: {error.output.strip().splitlines()[0]}", "see docker run --help") from None
         try:
@@ -2127,6 +2096,8 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
         finally:
             remove_container(identity)
     plain, wanted = made
+    if wanted["Config"]["Image"] != EMPTY_IMAGE:
+        raise UsageError(f"{' '.join(options)} is more than options", "write a value with blanks in quotes")
     config, host = ({key: value for key, value in wanted[part].items() if value != plain[part].get(key)} for part in ("Config", "HostConfig"))
     return config, host
 
@@ -2716,9 +2687,8 @@ def read_tree(release: Release, whole: Path) -> tuple[Release, Path]:
 def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
     """Give the words that run a command as root, in a short container without a network that sees one folder, as /data."""
     make_base_image()
-    labels = [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(uptime()) + 86400}.items()]
     mount = [f"--mount=type=bind,src={folder},dst=/data", "--workdir=/data", own_base_images()[0]]
-    return [docker_command(), "run", "--rm", "--init", "--network=none", *labels, *options, *mount, *words]
+    return [docker_command(), "run", "--rm", "--init", "--network=none", *short_lived(), *options, *mount, *words]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3456,8 +3426,9 @@ def require_service(noun: str, name: str) -> Service:
     engine_name = ENGINE_NAMES.get(noun, noun)
     if found := read_service(engine_name, name):
         return found
-    close = nearest(name, [row.name for row in services(engine_name)])
-    raise NotFound(f"{engine_name} service {name} does not exist", f"did you mean {close}?" if close else f"dokku {engine_name}:create {name}   makes it")
+    import difflib
+    close = difflib.get_close_matches(name, [row.name for row in services(engine_name)], 1)
+    raise NotFound(f"{engine_name} service {name} does not exist", f"did you mean {close[0]}?" if close else f"dokku {engine_name}:create {name}   makes it")
 
 
 def service_words(service: Service) -> dict[str, str]:
@@ -3813,7 +3784,7 @@ ROLES = {role: frozenset(capabilities) for role, *capabilities in read_table("ro
 
 def read_keys() -> list[Key]:
     """List the keys on record."""
-    records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if KEY_NAME.fullmatch(path.name)]
+    records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if re.fullmatch(PATTERNS["key-name"][0], path.name)]
     return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records]
 
 
@@ -4001,7 +3972,7 @@ def usage_of(row: Command) -> str:
     """Give the help of one command: its usage, and what its docstring promises; of NOUN:set, the properties as well."""
     also = [spelling for spelling, other in commands().items() if other.name == row.name != spelling]
     noun, _, verb = row.name.partition(":")
-    valid = [f"    {one.key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for one in PROPERTIES.values() if one.noun == noun and verb == "set"]
+    valid = [f"    {key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for (owner, key), one in PROPERTIES.items() if owner == noun and verb == "set"]
     parts = [short_usage(row), "\n".join(row.doc), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
     return "\n\n".join(part for part in parts if part)
 
@@ -4044,8 +4015,9 @@ def find_command(word: str) -> Command | None:
     noun, _, verb = word.partition(":")
     if instead := next((hint for refused, hint in read_table("refused.tsv") if refused == noun or (refused == verb and "-" in verb)), ""):
         raise DokkuError(f"{word} is not part of this product", instead)
-    close = nearest(word, commands())
-    raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close}?" if close else "dokku help   lists all")
+    import difflib
+    close = difflib.get_close_matches(word, commands(), 1)
+    raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close[0]}?" if close else "dokku help   lists all")
 
 
 def read_words(row: Command, words: list[str], caller: Caller) -> dict[str, Any]:
@@ -4131,7 +4103,7 @@ def secret_word(text: str) -> str:
     """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
     if text in ("-", ""):
         return parse_line(sys.stdin.readline().rstrip("\n"))
-    if not inherited("SSH_ORIGINAL_COMMAND"):
+    if not os.environ.get("SSH_ORIGINAL_COMMAND"):
         raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
     return text
 
@@ -4712,7 +4684,7 @@ def ports_list(app: str) -> None:
     if not (rows := own_maps(app)):
         raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
-    if not inherited("DOKKU_QUIET_OUTPUT"):
+    if not os.environ.get("DOKKU_QUIET_OUTPUT"):
         step(f"Port mappings for {app}")
         table = [["  ", "scheme", "host port", "container port"], *table]
     say_table(table)
@@ -5200,7 +5172,8 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
     job = require_job(app, id)
     going = [row for row in containers_of(app, "cron") if row.running and row.dyno == f"cron.{id}"]
     if going and job.concurrency == "forbid":
-        raise Busy(f"{going[0].name} still runs, and the job's concurrency policy is forbid", f"dokku run:stop --container {going[0].name}   ends it")
+        raise DokkuError(f"{going[0].name} still runs, and the job's concurrency policy is forbid",
+                         f"dokku run:stop --container {going[0].name}   ends it", os.EX_TEMPFAIL)
     for container in going if job.concurrency == "replace" else []:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
     write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")
@@ -5281,7 +5254,7 @@ def parse_mount(text: str) -> Mount:
     target, _, mode = rest.partition(":")
     if not colon and host.startswith("/"):
         return Mount("", "", parse_folder(host))
-    source = (parse_folder if host.startswith("/") else parse_entry)(host)
+    source = parser_named("folder" if host.startswith("/") else "entry")(host)
     return Mount(source, source, parse_folder(target) if colon else "-", mode=one_of("ro", "rw")(mode or "rw"))
 
 
@@ -5873,7 +5846,7 @@ def change_docker_options(app: str, verb: str, processes: list[str] | None, call
         elif verb == "remove" and not set(rows) & set(old):
             raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
         new = set(rows) - set(old) if verb == "add" else set()
-        if new and option.split()[0].partition("=")[0] not in HARMLESS_OPTIONS and not may(caller, "admin"):
+        if new and not is_harmless(shlex.split(option)) and not may(caller, "admin"):
             raise AccessDenied  # it reaches the host
         if not all(name.startswith("build") for name, _ in new):
             translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words
@@ -5962,7 +5935,7 @@ def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
 def remove_expired() -> None:
     """Remove the one-offs whose time is up, ended or not."""
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
-        if int(row["Labels"]["com.dokku.expires"]) < uptime():
+        if (end := row["Labels"]["com.dokku.expires"]).isdigit() and int(end) < uptime():
             remove_container(row["Id"])
 
 
@@ -6304,7 +6277,7 @@ def git_upload_pack(app: str) -> NoReturn:
 
 def git_hook() -> None:
     """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this, with the refs on standard input."""
-    app, by = inherited("DOKKU_APP"), inherited("DOKKU_CALLER")
+    app, by = os.environ.get("DOKKU_APP", ""), os.environ.get("DOKKU_CALLER", "")
     signal.signal(signal.SIGTERM, leave)
     import_ahead("docker")
     try:
@@ -6315,7 +6288,7 @@ def git_hook() -> None:
                     raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
                 receive_ref(app, new, ref, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
-        remove_folder(Path(inherited("GIT_QUARANTINE_PATH", "/nonexistent")))
+        remove_folder(Path(os.environ.get("GIT_QUARANTINE_PATH", "/nonexistent")))
         raise
 
 
@@ -6332,7 +6305,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
         raise DokkuError(f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
     deploy(app, new, by)
     if not wanted:
-        write_property(app, "git", "deploy-branch", parse_branch(branch))
+        write_property(app, "git", "deploy-branch", parser_named("branch")(branch))
     git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
     write_property(app, "git", "source-image", "")
 
@@ -6344,14 +6317,14 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
 def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
     """Split what an ssh client asked for into words, quotes honoured, nothing expanded; and find the caller by a key's name."""
     try:
-        words = shlex.split(inherited("SSH_ORIGINAL_COMMAND"))
+        words = shlex.split(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
     except ValueError as error:
         raise UsageError(f"That command can't be read: {error}", "check its quotes") from None
     if words[:1] and words[0].startswith("git-"):
         words[1:] = [word.strip("/").removesuffix(".git") for word in words[1:]]
     if not (key := next((key for key in read_keys() if key.name == name), None)):
         raise AccessDenied  # it is no longer on record
-    return words, Caller(name, key.role, key.apps, address=inherited("SSH_CONNECTION").partition(" ")[0])
+    return words, Caller(name, key.role, key.apps, address=os.environ.get("SSH_CONNECTION", "").partition(" ")[0])
 
 
 def do_command(row: Command, chosen: Mapping[str, Any], caller: Caller) -> int:
@@ -6414,7 +6387,7 @@ def main(words: list[str]) -> int:
         if words[:1] == ["--as"]:
             become_owner(ROOT)
             return run_command(*asked_by_ssh(words[1]))
-        hook = words == ["git-hook"] and bool(inherited("DOKKU_LOCK_FD"))
+        hook = words == ["git-hook"] and bool(os.environ.get("DOKKU_LOCK_FD"))
         return run_command(words, Caller(pwd.getpwuid(os.getuid()).pw_name, local=True), hook=hook)
     except DokkuError as error:
         complain(error)

@@ -145,7 +145,8 @@ def test_class_11_what_is_taken_holds_nothing_that_nginx_would_read_otherwise(ki
 @pytest.mark.parametrize("option", ["-v /:/x", "--volume=/:/x", "--privileged", "--pid=host", "--device /dev/sda", "--cap-add ALL", "--security-opt apparmor=unconfined", "--network host", "--net=host", "--name x",
                                     "--mount type=bind,src=/,dst=/x", "--volumes-from other", "--userns host", "--ipc=host", "--uts host", "--group-add docker", "--cgroup-parent /", "--env-file /etc/shadow",
                                     "--label-file /etc/shadow", "--cidfile /tmp/x", "-p 22:22", "--publish=80:80", "--restart always", "--runtime x", "--sysctl kernel.x=1", "--ulimit nofile=1", "--oom-kill-disable",
-                                    "--log-driver syslog", "-d", "--rm", "--entrypoint", "; id", "-", "--memory=1g\n--privileged"])
+                                    "--log-driver syslog", "-d", "--rm", "--entrypoint", "; id", "-", "--memory=1g\n--privileged",
+                                    *(f"--label 'x{end}deploy --privileged{end}run y'" for end in "\r\v\f\x1c\x85\u2028")])
 def test_class_12_what_reaches_the_host_is_no_developers(watched, monkeypatch, option):
     before = snapshot(watched)
     code, said = ask(monkeypatch, "developer", f"docker-options:add blog deploy {d.shlex.quote(option)}")

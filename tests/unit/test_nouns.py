@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 import dokku_py as d
 
 PARSERS = [d.parse_app, d.parse_process_type, d.parse_domain, d.parse_config_key, d.parse_pair, d.parse_scale,
-           d.parse_release_name, d.parser_named("key-name"), d.parse_branch, d.parse_count, d.parse_size, d.parser_named("seconds"),
+           d.parse_release_name, d.parser_named("key-name"), d.parser_named("branch"), d.parse_count, d.parser_named("size"), d.parser_named("seconds"),
            d.parse_switch, d.parser_named("restart-policy"), d.parse_public_key, d.parse_procfile, d.parse_checks_file]
 
 

@@ -25,7 +25,7 @@ def test_a_port_map_reads_as_it_is_written():
 
 
 @pytest.mark.parametrize("text", ["", "80", "80:5000", "http", "http:80", "http:80:", "http::80", "http:80:80:80", "ftp:21:21", "HTTP:80:80", "http:0:80", "http:80:65536",
-                                  "http:-1:80", "http:٣:80", "http:80:80 ", "http:80:80\n", "http:443:80", "https:80:80"])
+                                  "http:-1:80", "http:٣:80", "http:0099999999:80", "http:80:80 ", "http:80:80\n", "http:443:80", "https:80:80"])
 def test_port_maps_refused(text):
     with pytest.raises(d.UsageError):
         d.parse_port_map(text)
@@ -57,7 +57,7 @@ BAD = {"include /etc/passwd;": "include", 'server {"include" /etc/passwd; }': "i
        "proxy_store on;": "proxy_store", "auth_basic_user_file /x;": "auth_basic_user_file", "ssl_certificate_key /x;": "ssl_certificate_key",
        "access_log /etc/cron.d/x;": "access_log", f"access_log {LOGS[0]}x;": "access_log", f"access_log {LOGS[0]}/../../../etc/x;": "access_log",
        f"error_log {LOGS[1]} debug;": "error_log", 'access_log "/etc/x";': "access_log", "access_log syslog:server=1.2.3.4;": "access_log",
-       "location / { fastcgi_pass unix:/run/php.sock; }": "unix:", "proxy_pass http://unix:/run/docker.sock:/;": "unix:", "# x\ninclude y;": "include"}
+       "location / { fastcgi_pass unix:/run/php.sock; }": "unix:", "proxy_pass http://unix:/run/docker.sock:/;": "unix:", "proxy_pass http://UNIX:/run/docker.sock:/;": "UNIX:", "# x\ninclude y;": "include"}
 
 
 @pytest.mark.parametrize("text", GOOD)

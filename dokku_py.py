@@ -4737,14 +4737,9 @@ def proxy_facts(app: str) -> dict[str, str]:
     return {"proxy-enabled": str(is_proxied(app)).lower()}
 
 
-def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1) -> None:
-    """Do some work for one app, or for all, with its lock held."""
-    each_app(app, bool(everything), globals()[work], parallel, purpose)
-
-
-def show_vhost(app: str) -> None:
-    """Have nginx serve an app as it stands in state, and with what its nginx.conf.d holds now."""
-    render_vhost(app, anew=True)
+def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1, **words: str) -> None:
+    """Do some work for one app, or for all, with its lock held; what else the table fixes goes to the work."""
+    each_app(app, bool(everything), functools.partial(globals()[work], **words), parallel, purpose)
 
 
 def hide_vhost(app: str) -> None:

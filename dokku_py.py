@@ -4269,9 +4269,7 @@ def apps_destroy(app: str, force: bool) -> None:
 def destroy_app(app: str) -> None:
     """Remove an app and everything that is its own: first what serves, last the record that it exists."""
     with locked(app, "apps:destroy"):
-        remove_file(ROOT / "nginx" / f"{app}.conf")
-        with server_lock("nginx"):
-            reload_nginx()
+        hide_vhost(app)
         for container in [row for kind in ("deploy", "run", "release", "cron") for row in containers_of(app, kind)]:
             remove_container(container.id)
         for tag in tags_of(app):

@@ -3978,14 +3978,12 @@ def commands() -> dict[str, Command]:
 def parser_of(name: str, args: Iterable[Arg]) -> Any:
     """Build the argparse parser of one command."""
     import argparse
+    parser = argparse.ArgumentParser(prog=f"dokku {name}", allow_abbrev=False, add_help=False)
 
-    class Parser(argparse.ArgumentParser):
-        """A parser that raises our error instead of leaving the program."""
-
-        def error(self, message: str) -> NoReturn:
-            raise UsageError(f"{name}: {message}", " ".join(self.format_usage().split()))
-
-    parser = Parser(prog=f"dokku {name}", allow_abbrev=False, add_help=False)
+    def refuse(message: str) -> NoReturn:
+        """Raise our error, where argparse would leave the program."""
+        raise UsageError(f"{name}: {message}", " ".join(parser.format_usage().split()))
+    parser.error = refuse  # type: ignore[method-assign]
     for arg in args:
         if arg.switch:
             parser.add_argument(*arg.flags, dest=arg.name, action="store_true")

@@ -4288,17 +4288,16 @@ def require_free_name(app: str) -> None:
 
 def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
     """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to."""
+    require_free_name(new)
     try:
         with locked(old, "copying"):
             copy_app(old, new, leave_out)
+            for tag in tags_of(old):
+                tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
         with locked(new, "copying"):
             if skip_deploy:
                 remove_file(app_folder(new) / "CURRENT")
             current = read_current(new)
-            for number in release_numbers(new):
-                if (record := read_release(new, number)) and record.image and inspect_image(record.image):
-                    for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
-                        tag_as(record.image, f"dokku/{new}:{tag}")
             render_vhost(new)
             if current and not is_stopped(new):
                 switch_to(current)
@@ -4312,7 +4311,6 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     """Make a second app of one, without what two can't share and without secrets that were given by hand."""
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
-    require_free_name(new)
     duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
@@ -4322,7 +4320,6 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
-    require_free_name(new)
     duplicate_app(app, new, skip_deploy)
     for key in [key for key in read_keys() if app in key.apps]:
         write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))

@@ -4603,12 +4603,6 @@ def http_auth_facts(app: str) -> dict[str, str]:
             "http-auth-users": " ".join(line.partition(":")[0] for line in read_lines(users_file(app)))}
 
 
-def require_proxied(app: str) -> None:
-    """Refuse what only nginx does for an app that it does not stand in front of."""
-    if not is_proxied(app):
-        raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
-
-
 def change_users(app: str, user: str, password: str | None = None, remove: str = "") -> None:
     """Let somebody in by a password, from standard input unless it is given and kept as SHA-512 crypt (crypt(5)), or in no more."""
     row = [] if remove else [f"{user}:{openssl('passwd', '-6', '-stdin', stdin=secret_word(password or ''))}"]
@@ -4618,14 +4612,6 @@ def change_users(app: str, user: str, password: str | None = None, remove: str =
         if remove and kept == old:
             raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
         write_lines(users_file(app), [*kept, *row])
-
-
-def http_auth_enable(app: str, user: str | None, password: str | None) -> None:
-    """Ask for a name and a password at an app, and let that one in."""
-    require_proxied(app)
-    change_users(app, user, password) if user else None
-    with locked(app, "http-auth"), served_with(app, app_folder(app) / "HTTP_AUTH"):
-        write_text(app_folder(app) / "HTTP_AUTH", now() + "\n")
 
 
 def change_guests(app: str, address: str, verb: str) -> None:
@@ -4666,15 +4652,17 @@ def custom_page_remove(app: str) -> None:
         render_vhost(app)
 
 
-def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "") -> None:
-    """Note whether an app is served by its names (NO_VHOST), by nginx at all (NO_PROXY), or by a page (MAINTENANCE), and serve it so."""
+def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "",
+             user: str | None = None, password: str | None = None) -> None:
+    """Note how an app is served: by its names (or NO_VHOST), by nginx (or NO_PROXY), by a page (MAINTENANCE), by password (HTTP_AUTH); and serve it so."""
     def one(name: str) -> None:
         """Do it for one app."""
         path = app_folder(name) / file
-        if file == "MAINTENANCE" and off:
-            require_proxied(name)
+        if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(name):
+            raise DokkuError(f"{name} is reached past nginx, which would have to do that", f"dokku proxy:enable {name}   puts nginx in front of it")
         if file == "NO_PROXY" and off and (app_folder(name) / "HTTP_AUTH").exists():
             raise DokkuError(f"{name} asks for a password, which only nginx does", f"dokku http-auth:disable {name}   first, if everybody may come")
+        change_users(name, user, password) if user else None
         with locked(name, "proxy"), served_with(name, path):
             write_text(path, "") if off else remove_file(path)
         if file == "NO_PROXY" and off:

@@ -105,6 +105,7 @@ SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
 PAGES_LIMIT = 2**24  # bytes of an app's own pages
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
+AUTHORITIES = {"default": "https://acme-v02.api.letsencrypt.org/directory", "staging": "https://acme-staging-v02.api.letsencrypt.org/directory"}
 
 
 def inherited(name: str, default: str = "") -> str:
@@ -3825,6 +3826,7 @@ def fetched(service: Service, name: str) -> Iterator[tuple[Path, dict[str, str]]
 # ---------------------------------------------------------------------------------------------------------------------
 
 ROLES = {role: frozenset(capabilities) for role, *capabilities in read_table("roles.tsv")}
+QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
 
 
 def read_keys() -> list[Key]:
@@ -3902,6 +3904,7 @@ class Arg(NamedTuple):
 
 
 ARGUMENT = re.compile(r"(-[\w|-]+)?(\w+)?(?::(\{[^}]*\}|[\w-]+))?([?*+]|\.\.\.|~)?(?:=([^>^]*))?(?:>(\w+))?(?:\^(\S+))?")
+GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
 
 
 def argument(text: str) -> Arg:
@@ -3941,9 +3944,6 @@ class Command(NamedTuple):
     def doc(self) -> list[str]:
         """Give what it promises: a sentence, then a blank line and the rest."""
         return " ".join((self.text or self.body.__doc__ or "").split()).replace(". ", ".\n\n", 1).split("\n")
-
-
-QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
 
 
 def nouns_named(word: str) -> list[str]:
@@ -4031,9 +4031,6 @@ def commands_of(noun: str) -> list[str]:
     return [*([noun] if noun in commands() else []), *within] if within else []
 
 
-GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
-
-
 def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
     """Take out the words that every command knows and this one does not declare; give the others, and what --app names."""
     declared = {flag for arg in args for flag in arg.flags} | {"--global"}
@@ -4113,12 +4110,10 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 # 19 Commands
 # ---------------------------------------------------------------------------------------------------------------------
 
-SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
-
-
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
     """Print what NOUN_facts says of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
-    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
+    of_server = noun in ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
+    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or of_server else None
     rows, prefix = {**(facts(app) if facts else {}), **property_rows(app, noun)}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
     if flag and flag.removeprefix("--") not in rows:
         raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
@@ -4827,9 +4822,6 @@ def ssl_certificate(app: str) -> None:
 
 
 # --- letsencrypt: certificates of an authority that speaks ACME (RFC 8555), by lego ---
-
-AUTHORITIES = {"default": "https://acme-v02.api.letsencrypt.org/directory", "staging": "https://acme-staging-v02.api.letsencrypt.org/directory"}
-
 
 def lego(app: str, domains: Sequence[str], *words: str) -> None:
     """Have lego work for an app; it answers challenges by files that nginx serves. Raises DokkuError with what the authority said."""

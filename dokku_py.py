@@ -3832,7 +3832,7 @@ QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than th
 def read_keys() -> list[Key]:
     """List the keys on record."""
     records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if KEY_NAME.fullmatch(path.name)]
-    return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records]
+    return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records if record]  # none of a key that was removed just now
 
 
 def write_key(key: Key) -> None:

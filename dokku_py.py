@@ -4353,7 +4353,7 @@ def parse_repository(text: str) -> str:
 
 def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
     """Deploy a commit that is brought, and only then make it the tip of the deploy branch, whose name it may bring as well where none is set."""
-    with locked(require_app(app), purpose):
+    with locked(app, purpose):
         remove_strays(app)
         begin_push(app)  # to the end of this process: no push that arrives takes our files for those of a dead one
         with scratch_folder(app_folder(app), "tree.") as folder:
@@ -5001,7 +5001,6 @@ def each_app(app: str | None, everything: bool, work: Callable[[str], Any], para
                 raise
     if failed := in_parallel(apps(), apart, parallel):
         raise DokkuError(f"Failed for: {', '.join(failed)}")
-    return None
 
 
 def under_lock(purpose: str, work: Callable[[str], Any], app: str) -> None:
@@ -5015,10 +5014,9 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
     """Replace an app's processes, or its web ones, by new ones; of another type, restart the containers themselves, one after the other."""
     if process in (None, "web"):
         return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
-    with locked(require_app(str(app)), "ps:restart"):
+    with locked(str(app), "ps:restart"):  # it stands before the process type
         for container in require_processes(str(app), process):
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
-    return None
 
 
 def require_processes(app: str, process: str | None) -> list[Container]:

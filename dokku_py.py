@@ -3021,13 +3021,14 @@ def render_crontab() -> None:
             write_text(ROOT / "crontab", text)
 
 
-def urls_of(app: str) -> list[str]:
-    """List the addresses under which an app answers."""
+def urls_of(app: str, first: str = "") -> list[str]:
+    """List the addresses under which an app answers, or the first of them alone."""
     import socket
     everywhere = is_proxied(app) or property_of(app, "network", "bind-all-interfaces") == "true"
     names = domains_of(app) if is_by_name(app) else [socket.getfqdn() if everywhere else "127.0.0.1"]
-    return [f"{row.scheme}://{name}:{row.host}".removesuffix(":80" if row.scheme == "http" else ":443") for name in names
-            for row in sorted(port_maps(app), key=lambda row: row.scheme != "https")]
+    found = [f"{row.scheme}://{name}:{row.host}".removesuffix(":80" if row.scheme == "http" else ":443") for name in names
+             for row in sorted(port_maps(app), key=lambda row: row.scheme != "https")]
+    return found[:1] if first else found
 
 
 def keep_last_words(container: Container) -> list[str]:
@@ -4335,11 +4336,6 @@ def apps_locked(app: str) -> None:
     if not lock_file(app).exists():
         raise DokkuError("Deploy lock does not exist")
     say("Deploy lock exists")
-
-
-def first_url(app: str) -> str:
-    """Print the first address of an app."""
-    return urls_of(app)[0]
 
 
 # --- git ---

@@ -3306,9 +3306,9 @@ def vhost_text(app: str) -> str:
     return vhost_text_of(None if is_stopped(app) else read_current(app), app)
 
 
-def render_vhost(app: str, anew: bool = False) -> list[Worker]:
-    """Have nginx serve an app as it stands in state; give the old workers. Only under the app's lock: state is moving otherwise."""
-    return install_vhost(f"{app}.conf", vhost_text(app), anew)
+def render_vhost(app: str, anew: bool = False, off: bool = False) -> list[Worker]:
+    """Have nginx serve an app as it stands in state, or know nothing of it; give the old workers. Only under the app's lock: state is moving otherwise."""
+    return install_vhost(f"{app}.conf", "" if off else vhost_text(app), anew)
 
 
 def misplaced_process(app: str) -> Container | None:
@@ -4263,7 +4263,7 @@ def apps_destroy(app: str, force: bool) -> None:
 def destroy_app(app: str) -> None:
     """Remove an app and everything that is its own: first what serves, last the record that it exists."""
     with locked(app, "apps:destroy"):
-        hide_vhost(app)
+        render_vhost(app, off=True)
         for container in [row for kind in ("deploy", "run", "release", "cron") for row in containers_of(app, kind)]:
             remove_container(container.id)
         for tag in tags_of(app):
@@ -4712,11 +4712,6 @@ def proxy_facts(app: str) -> dict[str, str]:
 def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str = False, parallel: int = 1, **words: str) -> None:
     """Do some work for one app, or for all, with its lock held; what else the table fixes goes to the work."""
     each_app(app, bool(everything), functools.partial(globals()[work], **words), parallel, purpose)
-
-
-def hide_vhost(app: str) -> None:
-    """Have nginx know nothing of an app."""
-    install_vhost(f"{app}.conf", "")
 
 
 def served_vhost(app: str) -> str:

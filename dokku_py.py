@@ -4783,7 +4783,7 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
         text = read_given(crt, caller) + "\n" + read_given(key, caller)
     else:
         raw = sys.stdin.buffer.read(2**20)
-        with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
+        with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
             raw = b"\n".join(file.read(2**18) for member in bundle if member.isfile() and (file := bundle.extractfile(member)))
         text = raw.decode(errors="replace")
     keep_certificate(app, checked_certificate(text))
@@ -4969,7 +4969,7 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
         write_lines(path, change(old))
         try:
             return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
-        except DokkuError:
+        except BaseException:
             write_lines(path, old)
             raise
 

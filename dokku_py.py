@@ -3969,7 +3969,7 @@ def commands() -> dict[str, Command]:
             if access == "|":
                 found[spelling] = found[spelling]._replace(readings=(*found[spelling].readings, rest[0]))
             elif access.startswith("= "):
-                row = found[access[2:].replace(noun, spelling.partition(":")[0], 1) if noun != spelling.partition(":")[0] else access[2:]]
+                row = found[access[2:].replace(noun, spelling.partition(":")[0], 1)]
                 found[spelling] = row._replace(readings=(rest[0],)) if rest else row
             else:
                 found[spelling] = Command(spelling, access, (rest[0],), *rest[1:])
@@ -4017,8 +4017,7 @@ def usage_of(row: Command) -> str:
     also = [spelling for spelling, other in commands().items() if other.name == row.name != spelling]
     noun, _, verb = row.name.partition(":")
     valid = [f"    {one.key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for one in PROPERTIES.values() if one.noun == noun and verb == "set"]
-    parts = [short_usage(row), "\n".join(row.doc), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(filter(None, [short_usage(row), "\n".join(row.doc), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]))
 
 
 def short_usage(row: Command) -> str:

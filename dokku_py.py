@@ -4388,7 +4388,7 @@ def git_from_archive(kind: str | None, app: str, source: str, name: str, email: 
         path, limit = folder / "archive", property_of(app, "git", "archive-max-size")
         bound = ["prlimit", f"--fsize={bytes_of(limit + 'b')}"]
         if source != "-" and not (caller.local and Path(source).is_file()):
-            download(app, parse_repository(source), path, bound)
+            download(app, matching("https?://.+", "is no http or https address")(parse_repository(source)), path, bound)
         elif attend([*bound, "dd", f"of={path}", "bs=64k", "status=none", *([] if source == "-" else [f"if={source}"])]):
             raise DokkuError(f"The archive is larger than {limit}", f"dokku git:set {app} archive-max-size   allows more")
         return commit_archive(app, path, f"From {source}", (name, email), strip=True), ""

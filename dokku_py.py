@@ -4826,7 +4826,8 @@ def lego(app: str, domains: Sequence[str], *words: str) -> None:
     try:
         stream(argv, env={**os.environ, **secrets})
     except ToolFailed as error:
-        raise DokkuError(f"The authority gives no certificate: {(error.output.strip().splitlines() or ['lego ended without a word'])[-1]}", f"what serves {app} stays as it was") from None
+        last = (error.output.strip().splitlines() or ["lego ended without a word"])[-1]
+        raise DokkuError(f"The authority gives no certificate: {last}", f"what serves {app} stays as it was") from None
 
 
 def dns_secrets(app: str) -> dict[str, str]:

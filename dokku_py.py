@@ -106,6 +106,7 @@ SUBMODULE_PROTOCOLS = "https:http:ssh:git"
 FLUSHED = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsync", "GIT_CONFIG_VALUE_0": "committed,reference"}  # git flushes little by itself
 PAGES_LIMIT = 2**24  # bytes of an app's own pages
 FETCH_SECONDS = 900.0  # fetching from another server takes no longer
+AUTHORITIES = {"default": "https://acme-v02.api.letsencrypt.org/directory", "staging": "https://acme-staging-v02.api.letsencrypt.org/directory"}
 
 
 def import_ahead(name: str) -> None:
@@ -245,7 +246,7 @@ def say_lines(lines: Iterable[str]) -> None:
 
 def show_amount(size: int) -> None:
     """Show how many bytes have come, in place, where a person sees it: on a terminal, and not with --quiet."""
-    if sys.stderr.isatty() and not inherited("DOKKU_QUIET_OUTPUT"):
+    if sys.stderr.isatty() and not os.environ.get("DOKKU_QUIET_OUTPUT"):
         print(f"\r{size >> 20} MB", end="", file=sys.stderr, flush=True)
 
 
@@ -2983,13 +2984,14 @@ def render_crontab() -> None:
             write_text(ROOT / "crontab", text)
 
 
-def urls_of(app: str) -> list[str]:
-    """List the addresses under which an app answers."""
+def urls_of(app: str, first: str = "") -> list[str]:
+    """List the addresses under which an app answers, or the first of them alone."""
     import socket
     everywhere = is_proxied(app) or property_of(app, "network", "bind-all-interfaces") == "true"
     names = domains_of(app) if is_by_name(app) else [socket.getfqdn() if everywhere else "127.0.0.1"]
-    return [f"{row.scheme}://{name}:{row.host}".removesuffix(":80" if row.scheme == "http" else ":443") for name in names
-            for row in sorted(port_maps(app), key=lambda row: row.scheme != "https")]
+    found = [f"{row.scheme}://{name}:{row.host}".removesuffix(":80" if row.scheme == "http" else ":443") for name in names
+             for row in sorted(port_maps(app), key=lambda row: row.scheme != "https")]
+    return found[:1] if first else found
 
 
 def keep_last_words(container: Container) -> list[str]:
@@ -3258,9 +3260,9 @@ def revive(app: str) -> None:
         record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
 
 
-def render_vhost(app: str, anew: bool = False) -> list[Worker]:
-    """Have nginx serve an app as it stands in state; give the old workers. Only under the app's lock: state is moving otherwise."""
-    return install_vhost(f"{app}.conf", vhost_text(app), anew)
+def render_vhost(app: str, anew: bool = False, off: bool = False) -> list[Worker]:
+    """Have nginx serve an app as it stands in state, or know nothing of it; give the old workers. Only under the app's lock: state is moving otherwise."""
+    return install_vhost(f"{app}.conf", "" if off else vhost_text(app), anew)
 
 
 def misplaced_process(app: str) -> Container | None:
@@ -3780,12 +3782,13 @@ def fetched(service: Service, name: str) -> Iterator[tuple[Path, dict[str, str]]
 # ---------------------------------------------------------------------------------------------------------------------
 
 ROLES = {role: frozenset(capabilities) for role, *capabilities in read_table("roles.tsv")}
+QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
 
 
 def read_keys() -> list[Key]:
     """List the keys on record."""
     records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if re.fullmatch(PATTERNS["key-name"][0], path.name)]
-    return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records]
+    return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records if record]  # none of a key that was removed just now
 
 
 def write_key(key: Key) -> None:
@@ -3857,6 +3860,7 @@ class Arg(NamedTuple):
 
 
 ARGUMENT = re.compile(r"(-[\w|-]+)?(\w+)?(?::(\{[^}]*\}|[\w-]+))?([?*+]|\.\.\.|~)?(?:=([^>^]*))?(?:>(\w+))?(?:\^(\S+))?")
+GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
 
 
 def argument(text: str) -> Arg:
@@ -3898,9 +3902,6 @@ class Command(NamedTuple):
         return " ".join((self.text or self.body.__doc__ or "").split()).replace(". ", ".\n\n", 1).split("\n")
 
 
-QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
-
-
 def nouns_named(word: str) -> list[str]:
     """List the nouns that a word of the table stands for: itself, unless it is in capitals. Of engines, with a script behind it, those that have it."""
     kind, _, script = word.rstrip("]").partition("[")
@@ -3923,7 +3924,7 @@ def commands() -> dict[str, Command]:
             if access == "|":
                 found[spelling] = found[spelling]._replace(readings=(*found[spelling].readings, rest[0]))
             elif access.startswith("= "):
-                row = found[access[2:].replace(noun, spelling.partition(":")[0], 1) if noun != spelling.partition(":")[0] else access[2:]]
+                row = found[access[2:].replace(noun, spelling.partition(":")[0], 1)]
                 found[spelling] = row._replace(readings=(rest[0],)) if rest else row
             else:
                 found[spelling] = Command(spelling, access, (rest[0],), *rest[1:])
@@ -3933,14 +3934,12 @@ def commands() -> dict[str, Command]:
 def parser_of(name: str, args: Iterable[Arg]) -> Any:
     """Build the argparse parser of one command."""
     import argparse
+    parser = argparse.ArgumentParser(prog=f"dokku {name}", allow_abbrev=False, add_help=False)
 
-    class Parser(argparse.ArgumentParser):
-        """A parser that raises our error instead of leaving the program."""
-
-        def error(self, message: str) -> NoReturn:
-            raise UsageError(f"{name}: {message}", " ".join(self.format_usage().split()))
-
-    parser = Parser(prog=f"dokku {name}", allow_abbrev=False, add_help=False)
+    def refuse(message: str) -> NoReturn:
+        """Raise our error, where argparse would leave the program."""
+        raise UsageError(f"{name}: {message}", " ".join(parser.format_usage().split()))
+    parser.error = refuse  # type: ignore[method-assign]
     for arg in args:
         if arg.switch:
             parser.add_argument(*arg.flags, dest=arg.name, action="store_true")
@@ -3973,8 +3972,7 @@ def usage_of(row: Command) -> str:
     also = [spelling for spelling, other in commands().items() if other.name == row.name != spelling]
     noun, _, verb = row.name.partition(":")
     valid = [f"    {key:28} {one.summary}" + (f" ({one.default})" if one.default else "") for (owner, key), one in PROPERTIES.items() if owner == noun and verb == "set"]
-    parts = [short_usage(row), "\n".join(row.doc), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(filter(None, [short_usage(row), "\n".join(row.doc), "\n".join(valid), f"also: {', '.join(also)}" if also else ""]))
 
 
 def short_usage(row: Command) -> str:
@@ -3986,9 +3984,6 @@ def commands_of(noun: str) -> list[str]:
     """List the commands of a noun, in every spelling."""
     within = [name for name in commands() if name.startswith(f"{noun}:")]
     return [*([noun] if noun in commands() else []), *within] if within else []
-
-
-GLOBAL_WORDS = {"--quiet": "DOKKU_QUIET_OUTPUT", "--trace": "DOKKU_TRACE", "--force": "DOKKU_FORCE", "--global": "", "--app": ""}
 
 
 def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[str], str | None]:
@@ -4071,12 +4066,10 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 # 19 Commands
 # ---------------------------------------------------------------------------------------------------------------------
 
-SERVER_FACTS = ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
-
-
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
     """Print what NOUN_facts says of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
-    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or noun in SERVER_FACTS else None
+    of_server = noun in ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
+    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or of_server else None
     rows, prefix = {**(facts(app) if facts else {}), **property_rows(app, noun)}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
     if flag and flag.removeprefix("--") not in rows:
         raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
@@ -4226,9 +4219,7 @@ def apps_destroy(app: str, force: bool) -> None:
 def destroy_app(app: str) -> None:
     """Remove an app and everything that is its own: first what serves, last the record that it exists."""
     with locked(app, "apps:destroy"):
-        remove_file(ROOT / "nginx" / f"{app}.conf")
-        with server_lock("nginx"):
-            reload_nginx()
+        render_vhost(app, off=True)
         for container in [row for kind in ("deploy", "run", "release", "cron") for row in containers_of(app, kind)]:
             remove_container(container.id)
         for tag in tags_of(app):
@@ -4249,17 +4240,16 @@ def require_free_name(app: str) -> None:
 
 def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
     """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to."""
+    require_free_name(new)
     try:
         with locked(old, "copying"):
             copy_app(old, new, leave_out)
+            for tag in tags_of(old):
+                tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
         with locked(new, "copying"):
             if skip_deploy:
                 remove_file(app_folder(new) / "CURRENT")
             current = read_current(new)
-            for number in release_numbers(new):
-                if (record := read_release(new, number)) and record.image and inspect_image(record.image):
-                    for tag in (record.name, *(tag for tag, tagged in read_tags(new).items() if tagged == number)):
-                        tag_as(record.image, f"dokku/{new}:{tag}")
             render_vhost(new)
             if current and not is_stopped(new):
                 switch_to(current)
@@ -4273,7 +4263,6 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     """Make a second app of one, without what two can't share and without secrets that were given by hand."""
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
-    require_free_name(new)
     duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
@@ -4283,7 +4272,6 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
-    require_free_name(new)
     duplicate_app(app, new, skip_deploy)
     for key in [key for key in read_keys() if app in key.apps]:
         write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
@@ -4307,11 +4295,6 @@ def apps_locked(app: str) -> None:
     say("Deploy lock exists")
 
 
-def first_url(app: str) -> str:
-    """Print the first address of an app."""
-    return urls_of(app)[0]
-
-
 # --- git ---
 
 def parse_repository(text: str) -> str:
@@ -4323,7 +4306,7 @@ def parse_repository(text: str) -> str:
 
 def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], tuple[str, str]], build: str = "always", image: str = "") -> None:
     """Deploy a commit that is brought, and only then make it the tip of the deploy branch, whose name it may bring as well where none is set."""
-    with locked(require_app(app), purpose):
+    with locked(app, purpose):
         remove_strays(app)
         begin_push(app)  # to the end of this process: no push that arrives takes our files for those of a dead one
         with scratch_folder(app_folder(app), "tree.") as folder:
@@ -4363,7 +4346,7 @@ def git_from_archive(kind: str | None, app: str, source: str, name: str, email: 
         path, limit = folder / "archive", property_of(app, "git", "archive-max-size")
         bound = ["prlimit", f"--fsize={bytes_of(limit + 'b')}"]
         if source != "-" and not (caller.local and Path(source).is_file()):
-            download(app, parse_repository(source), path, bound)
+            download(app, matching("https?://.+", "is no http or https address")(parse_repository(source)), path, bound)
         elif attend([*bound, "dd", f"of={path}", "bs=64k", "status=none", *([] if source == "-" else [f"if={source}"])]):
             raise DokkuError(f"The archive is larger than {limit}", f"dokku git:set {app} archive-max-size   allows more")
         return commit_archive(app, path, f"From {source}", (name, email), strip=True), ""
@@ -4568,12 +4551,6 @@ def http_auth_facts(app: str) -> dict[str, str]:
             "http-auth-users": " ".join(line.partition(":")[0] for line in read_lines(users_file(app)))}
 
 
-def require_proxied(app: str) -> None:
-    """Refuse what only nginx does for an app that it does not stand in front of."""
-    if not is_proxied(app):
-        raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
-
-
 def change_users(app: str, user: str, password: str | None = None, remove: str = "") -> None:
     """Let somebody in by a password, from standard input unless it is given and kept as SHA-512 crypt (crypt(5)), or in no more."""
     row = [] if remove else [f"{user}:{openssl('passwd', '-6', '-stdin', stdin=secret_word(password or ''))}"]
@@ -4583,14 +4560,6 @@ def change_users(app: str, user: str, password: str | None = None, remove: str =
         if remove and kept == old:
             raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
         write_lines(users_file(app), [*kept, *row])
-
-
-def http_auth_enable(app: str, user: str | None, password: str | None) -> None:
-    """Ask for a name and a password at an app, and let that one in."""
-    require_proxied(app)
-    change_users(app, user, password) if user else None
-    with locked(app, "http-auth"), served_with(app, app_folder(app) / "HTTP_AUTH"):
-        write_text(app_folder(app) / "HTTP_AUTH", now() + "\n")
 
 
 def change_guests(app: str, address: str, verb: str) -> None:
@@ -4631,15 +4600,17 @@ def custom_page_remove(app: str) -> None:
         render_vhost(app)
 
 
-def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "") -> None:
-    """Note whether an app is served by its names (NO_VHOST), by nginx at all (NO_PROXY), or by a page (MAINTENANCE), and serve it so."""
+def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "",
+             user: str | None = None, password: str | None = None) -> None:
+    """Note how an app is served: by its names (or NO_VHOST), by nginx (or NO_PROXY), by a page (MAINTENANCE), by password (HTTP_AUTH); and serve it so."""
     def one(name: str) -> None:
         """Do it for one app."""
         path = app_folder(name) / file
-        if file == "MAINTENANCE" and off:
-            require_proxied(name)
+        if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(name):
+            raise DokkuError(f"{name} is reached past nginx, which would have to do that", f"dokku proxy:enable {name}   puts nginx in front of it")
         if file == "NO_PROXY" and off and (app_folder(name) / "HTTP_AUTH").exists():
             raise DokkuError(f"{name} asks for a password, which only nginx does", f"dokku http-auth:disable {name}   first, if everybody may come")
+        change_users(name, user, password) if user else None
         with locked(name, "proxy"), served_with(name, path):
             write_text(path, "") if off else remove_file(path)
         if file == "NO_PROXY" and off:
@@ -4695,19 +4666,12 @@ def proxy_facts(app: str) -> dict[str, str]:
     return {"proxy-enabled": str(is_proxied(app)).lower()}
 
 
-def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str | None = None, parallel: int = 1) -> None:
-    """Do some work for one app, or for all, with its lock held unless the row has `purpose=`; without an --all, for all when none is named."""
-    each_app(app, not app if everything is None else bool(everything), globals()[work], parallel, purpose)
+def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str | None = None, parallel: int = 1, **words: str) -> None:
+    """Do some work for one app, or for all, with its lock held unless the row has `purpose=`; what else the table fixes goes to the work.
 
-
-def show_vhost(app: str) -> None:
-    """Have nginx serve an app as it stands in state, and with what its nginx.conf.d holds now."""
-    render_vhost(app, anew=True)
-
-
-def hide_vhost(app: str) -> None:
-    """Have nginx know nothing of an app."""
-    install_vhost(f"{app}.conf", "")
+    Without an --all it is done for all when none is named.
+    """
+    each_app(app, not app if everything is None else bool(everything), functools.partial(globals()[work], **words), parallel, purpose)
 
 
 def served_vhost(app: str) -> str:
@@ -4779,7 +4743,7 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
         text = read_given(crt, caller) + "\n" + read_given(key, caller)
     else:
         raw = sys.stdin.buffer.read(2**20)
-        with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
+        with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
             raw = b"\n".join(file.read(2**18) for member in bundle if member.isfile() and (file := bundle.extractfile(member)))
         text = raw.decode(errors="replace")
     keep_certificate(app, checked_certificate(text))
@@ -4810,9 +4774,6 @@ def ssl_certificate(app: str) -> None:
 
 # --- letsencrypt: certificates of an authority that speaks ACME (RFC 8555), by lego ---
 
-AUTHORITIES = {"default": "https://acme-v02.api.letsencrypt.org/directory", "staging": "https://acme-staging-v02.api.letsencrypt.org/directory"}
-
-
 def lego(app: str, domains: Sequence[str], *words: str) -> None:
     """Have lego work for an app; it answers challenges by files that nginx serves. Raises DokkuError with what the authority said."""
     if not (email := property_of(app, "letsencrypt", "email")):
@@ -4826,7 +4787,8 @@ def lego(app: str, domains: Sequence[str], *words: str) -> None:
     try:
         stream(argv, env={**os.environ, **secrets})
     except ToolFailed as error:
-        raise DokkuError(f"The authority gives no certificate: {error.output.strip().splitlines()[-1]}", f"what serves {app} stays as it was") from None
+        last = (error.output.strip().splitlines() or ["lego ended without a word"])[-1]
+        raise DokkuError(f"The authority gives no certificate: {last}", f"what serves {app} stays as it was") from None
 
 
 def dns_secrets(app: str) -> dict[str, str]:
@@ -4968,7 +4930,7 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
         write_lines(path, change(old))
         try:
             return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
-        except DokkuError:
+        except BaseException:
             write_lines(path, old)
             raise
 
@@ -4991,7 +4953,6 @@ def each_app(app: str | None, everything: bool, work: Callable[[str], Any], para
                 raise
     if failed := in_parallel(apps(), apart, parallel):
         raise DokkuError(f"Failed for: {', '.join(failed)}")
-    return None
 
 
 def under_lock(purpose: str, work: Callable[[str], Any], app: str) -> None:
@@ -5005,10 +4966,9 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
     """Replace an app's processes, or its web ones, by new ones; of another type, restart the containers themselves, one after the other."""
     if process in (None, "web"):
         return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
-    with locked(require_app(str(app)), "ps:restart"):
+    with locked(str(app), "ps:restart"):  # it stands before the process type
         for container in require_processes(str(app), process):
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
-    return None
 
 
 def require_processes(app: str, process: str | None) -> list[Container]:

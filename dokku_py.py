@@ -77,7 +77,7 @@ NGINX_PID = Path("/run/nginx.pid")
 DOCKER_DATA = Path("/var/lib/docker")
 
 MIN_FREE_MB = int(os.environ.get("DOKKU_MIN_FREE_MB", "512"))
-BUILD_SLOTS = int(os.environ.get("DOKKU_BUILD_SLOTS", str(max(1, (os.cpu_count() or 1) // 2))))
+BUILD_SLOTS = max(1, int(os.environ.get("DOKKU_BUILD_SLOTS", str((os.cpu_count() or 1) // 2))))
 NETWORK = os.environ.get("DOKKU_NETWORK", "dokku")
 SUBNET = os.environ.get("DOKKU_SUBNET", "")  # empty: the first of SUBNETS that nothing else on the host uses
 SUBNETS = tuple(f"10.{number}.0.0/16" for number in range(213, 240))
@@ -269,6 +269,7 @@ KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp3
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
 PHASES = ("build", "deploy", "run")
+HEADER = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # the name of a header of HTTP: a token of RFC 9110, 5.6.2
 RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
 WITHOUT_EFFECT = RESOURCES[3:]  # this scheduler can't do that; kept for those who read the report
 ZERO = "0" * 40
@@ -365,6 +366,7 @@ class Container(NamedTuple):
     published: str = ""  # the ports we had Docker publish
     holds_ports: bool = False  # whether it publishes any port now, by us or by an option of Docker
     networks: tuple[str, ...] = ()
+    created: int = 0  # seconds since the epoch
 
     @property
     def process_type(self) -> str:
@@ -517,9 +519,17 @@ def parse_pair(text: str) -> tuple[str, str]:
     return parse_config_key(key), parse_config_value(key, value)
 
 
+def is_text(value: str) -> bool:
+    """Say whether a text can be handed to a process, or named to the kernel: no NUL byte, no half of a character."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
 def parse_config_value(key: str, value: str) -> str:
     """Accept the value of a config var: any text Linux can hand to a process."""
-    if "\0" in value or len(key) + 1 + len(value.encode("utf-8", "surrogateescape")) > VALUE_LIMIT:
+    if not is_text(value) or len(key) + 1 + len(os.fsencode(value)) > VALUE_LIMIT:
         raise UsageError(f"The value of {key} does not fit into an environment", "no NUL byte, less than 128 KiB; use a volume for files")
     return value
 
@@ -568,7 +578,7 @@ def refuse_directives(text: str, logs: Iterable[str]) -> str:
     """Give back what a pushed template was rendered to, unless it reads or writes files of the host (other than `logs`) or runs code in nginx."""
     # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
-    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*"""
+    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*|ssl_(?:dhparam|crl|session_ticket_key)|xslt_\w+"""
                           rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|((?i:unix:))""", text, re.MULTILINE):
         raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
     return text
@@ -586,7 +596,8 @@ def parse_ip(text: str) -> str:
 def parse_upstream(text: str) -> str:
     """Accept address:port."""
     address, _, port = text.rpartition(":")
-    return f"{parse_ip(address)}:{parse_port(port)}"
+    address = parse_ip(address)
+    return f"[{address}]:{parse_port(port)}" if ":" in address else f"{address}:{parse_port(port)}"
 
 
 def parse_phases(text: str) -> list[str]:
@@ -642,6 +653,8 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
         raise DokkuError(f"{what} is not JSON: {error}", f"check it with: python3 -m json.tool {what}") from None
     if not isinstance(value, dict):
         raise DokkuError(f"{what} must hold one JSON object", 'for example  {"scripts": {}}')
+    if not is_text(json.dumps(value, ensure_ascii=False)):
+        raise DokkuError(f"{what} holds half of a character", "\\ud800 to \\udfff stand in pairs only")
     return value
 
 
@@ -664,7 +677,13 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
     if not isinstance(row, dict):
         raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
     what = "app.json healthchecks"
-    number = functools.partial(member, row, kind=(int, float), what=what)
+
+    def number(key: str, default: float, most: float = 10**6) -> float:
+        """Read a number that can be waited for, or counted."""
+        found = member(row, key, (int, float), what, default)
+        if found != default and not 0 <= found <= most:
+            raise DokkuError(f"app.json: {key} of a healthcheck must be 0 to {most:g}, not {found}")
+        return found
     path, kind, scheme = (member(row, key, str, what, default) for key, default in (("path", ""), ("type", "startup"), ("scheme", "http")))
     if kind not in ("startup", "readiness", "liveness") or scheme.lower() not in ("http", "https"):
         raise DokkuError(f"app.json: a healthcheck can't be of the type {shown(kind)} with the scheme {shown(scheme)}",
@@ -672,12 +691,12 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
     if path and not re.fullmatch(r"/[!-~]*", path):
         raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
     headers = tuple((one.get("name"), one.get("value")) for one in member(row, "httpHeaders", list, what, []) if isinstance(one, dict))
-    if bad := next((pair for pair in headers if not all(isinstance(word, str) and word.isprintable() for word in pair)), None):
+    if bad := next((pair for pair in headers if not all(isinstance(word, str) and re.fullmatch("[ -~]*", word) for word in pair) or not re.fullmatch(HEADER, pair[0])), None):
         raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
     return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
                  content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
-                 uptime=float(number("uptime", default=0)), attempts=int(number("attempts", default=UNSET)), timeout=float(number("timeout", default=UNSET)),
-                 wait=float(number("wait", default=UNSET)), delay=float(number("initialDelay", default=0)), port=int(number("port", default=0)),
+                 uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)), timeout=float(number("timeout", UNSET)) or UNSET,
+                 wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)),
                  listening=row.get("listening") is True)
 
 
@@ -868,12 +887,6 @@ def feed(argv: Sequence[str], *, source: Path | None = None, target: Path | None
     """Run a program that reads from one file and writes to another, readable for us alone. Raises ToolFailed with what it complained of."""
     with open(source or os.devnull, "rb") as given, open(target or os.devnull, "wb", opener=functools.partial(os.open, mode=0o600)) as taken:
         run(argv, stdin=given, stdout=taken, env=env)
-
-
-def become(argv: Sequence[str]) -> NoReturn:
-    """Turn into another program; for terminals, where it must own the descriptors."""
-    sys.stdout.flush()
-    os.execvp(argv[0], list(argv))  # noqa: S606 - that is what it is for: no shell stands between
 
 
 def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None], amount: bool = False) -> int:
@@ -1718,6 +1731,8 @@ def fetch_submodules(app: str, tree: Path, listing: str) -> None:
         if not url or url.startswith(("-", ".", "/")):
             raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
                              "give .gitmodules a full https or ssh address")
+        if not folder.resolve().is_relative_to(tree.resolve()):  # a tree that git did not make may hold a link of the same name
+            raise DokkuError(f"The submodule {shown(path)} lies outside of its repository")
         detail(f"Fetching submodule {path}")
         fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
         run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
@@ -1744,8 +1759,8 @@ def pinned(app: str, url: str) -> str:
         return ""
     try:
         found = list(dict.fromkeys(row[4][0] for row in socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)))
-    except OSError as error:
-        raise DokkuError(f"{url} can't be fetched: {host} has no address: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        raise DokkuError(f"{url} can't be fetched: {host} has no address: {error}") from None
     for address in map(ipaddress.ip_address, (text.partition("%")[0] for text in found)):
         if not (getattr(address, "ipv4_mapped", None) or address).is_global:
             raise DokkuError(f"{host} is {address}, which belongs to this server or its network", f"dokku git:set --global private-hosts {host}   by an administrator lets apps fetch from it")
@@ -1895,7 +1910,7 @@ def containers_of(app: str = "", kind: str = "deploy") -> list[Container]:
     return [Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), state=row["State"], running=row["State"] == "running",
                       **{field: row["Labels"].get(f"com.dokku.{label}", "") for field, label in KEPT_IN_LABELS},
                       address=((networks.get(NETWORK) or {}).get("IPAMConfig") or {}).get("IPv4Address", ""),
-                      holds_ports=any("PublicPort" in port for port in row["Ports"]), networks=tuple(networks))
+                      holds_ports=any("PublicPort" in port for port in row["Ports"]), networks=tuple(networks), created=row["Created"])
             for row in rows for networks in [row["NetworkSettings"]["Networks"]]]
 
 
@@ -2266,7 +2281,7 @@ def require_ports(app: str, had: set[int]) -> None:
         others = [other for other in apps() if other != app and port in host_ports(other)]
         holder = next((other for other in others if not (is_by_name(app) and is_by_name(other))), "")
         if not others and port not in had | {80, 443} and (user := listening_ports().get(port)) is not None:
-            holder = f"a program of the user {pwd.getpwuid(user).pw_name}"
+            holder = f"a program of the user {next((row.pw_name for row in pwd.getpwall() if row.pw_uid == user), user)}"
         if holder:
             raise DokkuError(f"{port} is used by {holder}", f"choose another port: dokku ports:set {app} http:PORT:PORT")
 
@@ -2328,7 +2343,9 @@ def vhost_text(app: str, coming: Release | None = None) -> str:
 
 def stat_of(pid: int | str) -> list[str]:
     """List what the kernel says of a process behind its name, its parent and start time among it (proc(5), /proc/PID/stat); nothing when it is gone."""
-    return read_text(Path("/proc") / str(pid) / "stat").rpartition(")")[2].split()
+    with contextlib.suppress(PermissionError):
+        return read_text(Path("/proc") / str(pid) / "stat").rpartition(")")[2].split()
+    return []
 
 
 def worker_processes() -> list[Worker]:
@@ -2389,11 +2406,11 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
         if text:
             test_candidate(name, text)  # what nginx refuses never replaces the old file
         append_line(unseen, name)  # until nginx has the file: killed in between, the next one reloads
-        if moves_address(old, text):
-            remove_file(target)
-            serve_vhosts()
-        rename_file(candidate, target) if text else remove_file(target)
         try:
+            if moves_address(old, text):
+                remove_file(target)
+                serve_vhosts()
+            rename_file(candidate, target) if text else remove_file(target)
             workers = serve_vhosts()
         except DokkuError:
             write_text(target, old) if old else remove_file(target)
@@ -2578,10 +2595,15 @@ def look_up(tree: Path, name: str, pattern: str) -> str:
 def version_of(language: Language, tree: Path) -> tuple[str, str]:
     """Give the version that a tree asks for and the file that says so; where it sets a bound only, the usual one when that is higher."""
     for name, pattern in language.versions:
-        if found := re.search(r"([<>]?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern)):
-            wanted = found[2].split(".")[:language.version.count(".") + 1]
-            lower = found[1] and [int(part) for part in wanted] < [int(part) for part in language.version.split(".")]
-            return language.version if lower else ".".join(wanted), name
+        usual = [int(part) for part in language.version.split(".")]
+        bounds = [(sign, [int(part) for part in number.split(".")[:len(usual)]])
+                  for sign, number in re.findall(r"([<>]?=?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern))]
+        for sign, (*major, last) in bounds[:1] + [row for row in bounds[1:] if row[0].startswith("<")]:
+            wanted = [*major, last - 1] if sign == "<" and last else [*major, last]
+            if not sign.startswith((">", "<")) or (wanted > usual[:len(wanted)] if sign[0] == ">" else wanted < usual[:len(wanted)]):
+                return ".".join(map(str, wanted)), name
+        if bounds:
+            return language.version, name
     return language.version, ""
 
 
@@ -2733,13 +2755,13 @@ def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
     return ask_path(address, port, check) if check.path else "", True
 
 
-def process_trouble(container: Container) -> str:
-    """Say how a process has ended, or nothing while it runs as it was started."""
+def process_trouble(container: Container, restarts: int = 0) -> str:
+    """Say how a process has ended, or nothing while it runs, and Docker has started it no more often than that again."""
     facts = inspect_container(container.id)
     if not facts:
         return "its container is gone"
     state = facts["State"]
-    if state["Running"] and not state["Restarting"] and facts["RestartCount"] == 0:
+    if state["Running"] and not state["Restarting"] and facts["RestartCount"] <= restarts:
         return ""
     # The last event of its end has the exit code, also when Docker has started it again since.
     filters = {"container": container.id, "event": "die"}
@@ -2748,8 +2770,11 @@ def process_trouble(container: Container) -> str:
     return f"it ended with exit code {code}{', out of memory' if state['OOMKilled'] else ''}"
 
 
-def wait_until_healthy(release: Release, container: Container) -> None:
-    """Wait until a process passes its own checks, else listens (web) or stays up (rest): polls fast, gives up early. Raises DokkuError."""
+def wait_until_healthy(release: Release, container: Container, restarts: int = 0) -> None:
+    """Wait until a process passes its own checks, else listens (web) or stays up (rest): polls fast, gives up early. Raises DokkuError.
+
+    That Docker has started it so many `restarts` again is no trouble.
+    """
     port, unfit = port_of(release), f"{container.dyno} of {release.name} is not fit"
     settings = {key: property_of(release.app, "checks", key) for key in ("attempts", "timeout", "wait", "default-wait")}
     checks = [check.settled(settings) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
@@ -2761,7 +2786,7 @@ def wait_until_healthy(release: Release, container: Container) -> None:
         patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
         while True:
             time.sleep(check.uptime)
-            if trouble := process_trouble(container):
+            if trouble := process_trouble(container, restarts):
                 raise DokkuError(f"{unfit}: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
             wrong, answered = ask_once(container, port, check)
             if not wrong:
@@ -2836,6 +2861,9 @@ def build_log(release: Release) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
+            current = read_current(release.app)
+            if current and current.number == release.number:
+                raise  # past the switch it is live, whatever comes
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
                 mark_release(release.app, release.number, "cancelled" if isinstance(error, (Cancelled, BrokenPipeError)) else "failed")
             drop_images(release.app, release.number)
@@ -3107,12 +3135,13 @@ def end_retired(app: str, line: str) -> None:
 def restart_unfit(app: str) -> None:
     """Restart the processes of an app that fail their liveness checks."""
     current = read_current(app)
-    checks = [row._replace(kind="startup") for row in current.checks if row.kind == "liveness"] if current and not is_stopped(app) else []
+    checks = [row for row in current.checks if row.kind == "liveness"] if current and not is_stopped(app) else []
     for container in containers_of(app) if current and checks else []:
-        own = current._replace(checks=tuple(check for check in checks if check.process == container.process_type))
-        if own.checks and current.has(container) and container.running:
-            try:
-                wait_until_healthy(own, container)
+        due = tuple(check._replace(kind="startup", delay=0, uptime=0) for check in checks
+                    if check.process == container.process_type and time.time() - container.created > check.delay + check.uptime)
+        if due and current.has(container) and container.running:
+            try:  # an app may have crashed and come up again: that is no trouble by itself
+                wait_until_healthy(current._replace(checks=due), container, inspect_container(container.id).get("RestartCount", 0))
             except DokkuError as error:
                 restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
                 record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
@@ -3150,13 +3179,15 @@ def keep_images(app: str) -> None:
     if property_of(app, "builder", "skip-cleanup") == "true":
         return
     numbers = release_numbers(app)
+    current, watched = read_current(app), read_json(app_folder(app) / "PROBATION")
     built = [record for number in reversed(numbers) if (record := read_release(app, number)) and record.image]
-    dropped = list(dict.fromkeys(record.image for record in built))[IMAGES_KEPT:]
+    served = [record.image for record in built if release_status(app, record.number, current) not in ("failed", "cancelled", "killed", "unfinished")]
+    kept = list(dict.fromkeys(served))[:IMAGES_KEPT]
     for record in built:
-        if record.image in dropped:
+        if record.image not in kept:
             untag_image(f"dokku/{app}:{record.name}")
-    for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:
-        if number not in read_tags(app).values() and release_status(app, number, read_current(app)) != "live":  # later ones may have failed
+    for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:  # later ones than the live one may have failed
+        if number not in read_tags(app).values() and number not in (current and current.number, watched.get("previous")):
             remove_folder(release_folder(app, number))
 
 
@@ -3791,9 +3822,11 @@ def read_keys() -> list[Key]:
     return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records if record]  # none of a key that was removed just now
 
 
-def write_key(key: Key) -> None:
-    """Keep a key and let sshd know. Raises DokkuError when another name has it already."""
+def write_key(key: Key, known: Key | None = None) -> None:
+    """Keep a key and let sshd know. Raises DokkuError when another name has it already, or when it is no longer what the caller knew."""
     with server_lock("keys"):
+        if known and known not in read_keys():
+            raise DokkuError(f"{known.name} was changed meanwhile", "do it again")
         for other in read_keys():
             if other.fingerprint == key.fingerprint and other.name != key.name:
                 raise DokkuError(f"That key is already known as {other.name}", f"dokku ssh-keys:remove {other.name}   removes it")
@@ -3990,10 +4023,13 @@ def take_global_words(args: Sequence[Arg], words: Sequence[str]) -> tuple[list[s
     """Take out the words that every command knows and this one does not declare; give the others, and what --app names."""
     declared = {flag for arg in args for flag in arg.flags} | {"--global"}
     raw, kept, app, rest = any(arg.raw for arg in args), [], None, iter(words)
+    valued = {flag for arg in args if not arg.switch for flag in arg.flags}
     for word in rest:
-        if word == "--" or (raw and not word.startswith("-")):  # behind it stands the user's own command: nothing is taken from that
+        if raw and word in valued:
+            kept += [word, *itertools.islice(rest, 1)]
+        elif word == "--" or (raw and not word.startswith("-")):  # behind it stands the user's own command: nothing is taken from that
             return [*kept, word, *rest], app
-        if word == "--app":
+        elif word == "--app":
             if (app := next(rest, None)) is None:
                 raise UsageError("--app must be followed by the name of an app")
         elif word in GLOBAL_WORDS and word not in declared:
@@ -4023,8 +4059,9 @@ def read_words(row: Command, words: list[str], caller: Caller) -> dict[str, Any]
         place = next((arg for arg in args if arg.name == "app"), None)
         try:
             rest, named = take_global_words(args, words)
-            if "--global" in rest and place and place.parse is parse_app_or_global:
-                rest, named = [word for word in rest if word != "--global"], "--global"
+            own = rest.index("--") if "--" in rest else len(rest)
+            if "--global" in rest[:own] and place and place.parse is parse_app_or_global:
+                rest, named = [*(word for word in rest[:own] if word != "--global"), *rest[own:]], "--global"
             if named and place:  # --global, or the name behind --app, stands in the app's place
                 found.append(parse_arguments(row.name, [arg for arg in args if arg is not place], rest) | {"app": place.parse(named)})
             else:
@@ -4095,7 +4132,9 @@ def report(noun: str, app: str | None, caller: Caller, flags: Sequence[str] = ()
 def secret_word(text: str) -> str:
     """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
     if text in ("-", ""):
-        return parse_line(sys.stdin.readline().rstrip("\n"))
+        if given := parse_line(sys.stdin.readline().rstrip("\n")):
+            return given
+        raise UsageError("There is no secret on standard input", "for example  echo SECRET | ssh dokku@SERVER ...")
     if not os.environ.get("SSH_ORIGINAL_COMMAND"):
         raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
     return text
@@ -4188,6 +4227,7 @@ def create_app(app: str) -> None:
     """Make the record of an app, its repository, and a vhost that answers 502 until something runs; unless somebody just did."""
     with server_lock("create"):
         if not app_exists(app):
+            refuse_claimed(app, named_domains(app))
             remove_all([users_file(app), pages_of(app)])  # a killed copy may have left some
             make_folder(app_folder(app))
             write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
@@ -4240,13 +4280,13 @@ def require_free_name(app: str) -> None:
 
 def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
     """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to."""
-    require_free_name(new)
+    with locked(old, "copying"), server_lock("create"):  # nobody makes one of that name meanwhile
+        require_free_name(new)
+        copy_app(old, new, leave_out)
     try:
-        with locked(old, "copying"):
-            copy_app(old, new, leave_out)
+        with locked(new, "copying"):
             for tag in tags_of(old):
                 tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
-        with locked(new, "copying"):
             if skip_deploy:
                 remove_file(app_folder(new) / "CURRENT")
             current = read_current(new)
@@ -4263,6 +4303,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     """Make a second app of one, without what two can't share and without secrets that were given by hand."""
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
+    refuse_claimed(new, named_domains(new))
     duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
@@ -4272,9 +4313,17 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
-    duplicate_app(app, new, skip_deploy)
+    note, kept = app_folder(require_app(app)) / "LOCKED", read_text(app_folder(app) / "LOCKED")
+    write_text(note, f"a rename to {new}\n")  # a push that waits for it would be deployed, and then destroyed
+    try:
+        duplicate_app(app, new, skip_deploy)
+    except BaseException:
+        write_text(note, kept) if kept else remove_file(note)
+        raise
+    if kept:
+        write_text(app_folder(new) / "LOCKED", kept)
     for key in [key for key in read_keys() if app in key.apps]:
-        write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
+        write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)), key)
     if acme_folder(app).is_dir():
         rename_file(acme_folder(app), acme_folder(new))
     destroy_app(app)
@@ -4315,7 +4364,7 @@ def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], 
         if build == "always" or (build == "changes" and (commit != old or not read_current(app))):
             deploy(app, commit, caller.name, purpose)
         wanted = property_of(app, "git", "deploy-branch")
-        write_property(app, "git", "deploy-branch", wanted or branch)
+        write_property(app, "git", "deploy-branch", branch) if not wanted else None
         git(app, "update-ref", f"refs/heads/{wanted or branch or 'main'}", commit)
         git(app, "symbolic-ref", "HEAD", f"refs/heads/{wanted or branch or 'main'}")
         write_property(app, "git", "source-image", image)
@@ -4504,7 +4553,11 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     """Change an app's domains, or the global ones, and have nginx serve who lives by them; a domain of another app is refused by name."""
     if app == "--global":
         with server_lock("domains"):
-            write_lines(ROOT / "VHOST", dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)))
+            wanted, owners = dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)), {domain: name for name in apps() for domain in named_domains(name)}
+            for name in [name for name in apps() if not read_lines(app_folder(name) / "DOMAINS")]:
+                if clash := next((domain for domain in wanted if owners.get(f"{name}.{domain}", name) != name), ""):
+                    raise DokkuError(f"{name}.{clash} belongs to {owners[f'{name}.{clash}']}", f"dokku domains:set {name} NAME   gives {name} another")
+            write_lines(ROOT / "VHOST", wanted)
         return each_app(None, True, render_vhost, purpose="domains")
     with locked(app, "domains"), server_lock("domains"):
         domains = changed(named_domains(app), verb, domains)
@@ -4534,6 +4587,8 @@ def change_redirects(app: str, verb: str, source: str = "", target: str = "", co
             raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
         rows = {"set": {**old, source: f"{target} {code}"}, "unset": {domain: old[domain] for domain in old if domain != source},
                 "only": dict.fromkeys(domains, f"{''.join(own[:1])} 301")}[verb]
+        if verb == "set" and target in {**old, source: ""}:
+            raise DokkuError(f"{target} is sent elsewhere itself", f"dokku redirect {app}   lists what is")
         if rows and not own:
             raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
         write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
@@ -4576,9 +4631,10 @@ def maintenance_facts(app: str) -> dict[str, str]:
 
 def custom_page(app: str) -> None:
     """Take an app's own pages, a tar on standard input: maintenance.html, 502.html for when it does not answer, and what they show."""
+    given = sys.stdin.buffer.read(PAGES_LIMIT)
     with locked(app, "maintenance"), scratch_folder(app_folder(app), "tree.") as folder:
         unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
-        if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=sys.stdin.buffer.read(PAGES_LIMIT), check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
+        if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
             raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
         run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
         remove_folder(pages_of(app))
@@ -4733,6 +4789,13 @@ def keep_certificate(app: str, text: str = "") -> None:
             warn(f"The certificate is not for {domain}, which {app} answers to: browsers will refuse it there")
 
 
+def own_certificate(app: str, text: str = "") -> None:
+    """Serve an app with a certificate of its owner's from now on, or without one; an authority that certified it renews nothing any more."""
+    remove_folder(acme_folder(app))
+    keep_certificate(app, text)
+    render_crontab()
+
+
 def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update: str = "") -> None:
     """Serve an app by https: two files of root's, or on standard input a tar of them, or certificate and key one after the other."""
     import io
@@ -4746,7 +4809,7 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
         with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
             raw = b"\n".join(file.read(2**18) for member in bundle if member.isfile() and (file := bundle.extractfile(member)))
         text = raw.decode(errors="replace")
-    keep_certificate(app, checked_certificate(text))
+    own_certificate(app, checked_certificate(text))
     step("Certificate installed")
 
 
@@ -4755,7 +4818,7 @@ def certs_generate(app: str, domain: str | None) -> None:
     if not (names := [domain] if domain else domains_of(app)):
         raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
     text, request = self_signed(names)
-    keep_certificate(app, text)
+    own_certificate(app, text)
     say(request)
 
 
@@ -4769,7 +4832,7 @@ def certs_show(app: str, part: str | None) -> None:
 def ssl_certificate(app: str) -> None:
     """Take a certificate, or a key, from standard input; the other half is that which the app has. Both may come at once."""
     given, old = sys.stdin.read(2**20), read_text(certificate_file(app))
-    keep_certificate(app, checked_certificate(given if PRIVATE_KEY.search(given) and CERTIFICATE.search(given) else f"{given}\n{old}"))
+    own_certificate(app, checked_certificate(given if PRIVATE_KEY.search(given) and CERTIFICATE.search(given) else f"{given}\n{old}"))
 
 
 # --- letsencrypt: certificates of an authority that speaks ACME (RFC 8555), by lego ---
@@ -4850,9 +4913,7 @@ def letsencrypt_disable(app: str, revoke: str = "") -> None:
     """Serve an app without the authority's certificate again, revoked if asked for, and renew it no more."""
     require_certified(app)
     lego(app, domains_of(app)[:1], "revoke") if revoke else None
-    remove_folder(acme_folder(app))
-    keep_certificate(app)
-    render_crontab()
+    own_certificate(app)
 
 
 def certs_doctor(app: str | None, caller: Caller) -> list[dict[str, str]]:
@@ -4869,7 +4930,7 @@ def examine_domain(app: str, domain: str) -> dict[str, str]:
     try:
         require_reachable(domain.replace("*", "any"))
     except DokkuError as error:
-        leads = f"no: {error.message.rpartition(': ')[2]}"
+        leads = f"no: {error.message.partition(' this server: ')[2]}"
     names = names_of_certificate("--global" if file == certificate_file("--global") else app)
     worth = "none" if not file else "for other names" if not covers(names, domain) else openssl("x509", "-noout", "-enddate", stdin=read_text(file)).replace("notAfter=", "ends ")
     return {"app": app, "domain": domain, "addresses": " ".join(found) or "none", "leads here": leads, "certificate": worth,
@@ -4918,6 +4979,8 @@ def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, in
     if not counts:
         wanted = scale_of(app, current) if current else read_scale(app)
         return say_json(wanted) if style == "json" else say_table([[f"{kind}:", str(count)] for kind, count in sorted(wanted.items())] or [[""]])
+    for kind in [kind for kind, count in counts if count and current and kind not in scale_of(app, current)]:
+        warn(f"{app} has no process type {kind} yet; a Procfile may name it")
     return change_processes(app, "ps:scale", app_folder(app) / "SCALE", lambda lines: [
         f"{kind}={count}" for kind, count in sorted({**dict(map(parse_scale, lines)), **dict(counts)}.items())], skip_deploy)
 
@@ -4955,6 +5018,17 @@ def each_app(app: str | None, everything: bool, work: Callable[[str], Any], para
         raise DokkuError(f"Failed for: {', '.join(failed)}")
 
 
+def each_apart(works: Iterable[Callable[[], Any]]) -> None:
+    """Do all of these; the trouble of one is told, and keeps it from none of the others."""
+    for work in works:
+        try:
+            work()
+        except Cancelled:
+            raise
+        except Exception as error:
+            warn(f"Something could not be mended: {error}")
+
+
 def under_lock(purpose: str, work: Callable[[str], Any], app: str) -> None:
     """Do work for an app with its lock held, from a clean state."""
     with locked(app, purpose):
@@ -4966,8 +5040,10 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
     """Replace an app's processes, or its web ones, by new ones; of another type, restart the containers themselves, one after the other."""
     if process in (None, "web"):
         return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
-    with locked(str(app), "ps:restart"):  # it stands before the process type
-        for container in require_processes(str(app), process):
+    if everything or is_stopped(str(app)):  # an app stands before its process type
+        raise DokkuError(f"{app} is stopped, and none of it is started alone" if app else "A process type is restarted of one app", f"dokku ps:start {app or 'APP'}   starts one that is stopped")
+    with locked(str(app), "ps:restart"):
+        for container in [row for row in require_processes(str(app), process) if row.id not in retiring(str(app))]:
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
 
 
@@ -4985,6 +5061,8 @@ def stop_or_start(everything: bool, parallel: int, app: str | None, process: str
     app = str(app)  # it stands before the process type
     if process not in (known := scale_of(app, read_current(app) or Release(app, 0))):
         raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
+    if not stop and is_stopped(app):
+        raise DokkuError(f"{app} is stopped, and none of it is started alone", f"dokku ps:start {app}   starts it")
     return change_processes(app, purpose, app_folder(app) / "STOPPED_TYPES",
                             lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
 
@@ -5007,8 +5085,10 @@ def status(app: str | None, caller: Caller) -> list[dict[str, str]]:
     return [{"app": name, "status": said[facts["running"]] if facts["deployed"] == "true" else "not deployed"} for name, facts in rows]
 
 
-def top(app: str, words: list[str]) -> None:
+def top(app: str, words: list[str], caller: Caller) -> None:
     """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
+    if words and not may(caller, "secrets", app):
+        raise AccessDenied  # ps can print the environment of a process
     for container in require_processes(app, None):
         milestone(container.dyno)
         say(output_of([docker_command(), "top", container.id, *words]))
@@ -5021,7 +5101,7 @@ def ps_restore(app: str | None) -> None:
 
 def ps_inspect(app: str) -> None:
     """Print what Docker knows of an app's containers, as JSON, with the values of config vars left out."""
-    found = [inspect_container(row.id) for row in containers_of(app)]
+    found = [facts for row in containers_of(app) if (facts := inspect_container(row.id))]
     for facts in found:
         facts["Config"]["Env"] = [f"{word.partition('=')[0]}=***" for word in facts["Config"]["Env"]]
     say(json.dumps(found, indent=2))
@@ -5071,13 +5151,16 @@ def builds_output(app: str, word: str | None) -> int:
 def lock_holder(app: str) -> int:
     """Give the id of the process that is changing an app right now; 0 when none is."""
     path = app_folder(app) / "lock"
-    return int(found[1]) if is_locked(path) and (found := re.search(r"\(process (\d+)\)", read_text(path))) else 0
+    if is_locked(path) and (found := re.search(r"\(process (\d+)\)", read_text(path))):
+        with contextlib.suppress(OSError):  # the words stay when the lock is free; their process may be gone, and another have its number
+            return next((int(found[1]) for link in Path(f"/proc/{found[1]}/fd").iterdir() if os.path.realpath(link) == str(path.resolve())), 0)
+    return 0
 
 
 def builds_cancel(app: str) -> None:
     """Break off the deploy of an app that is going on; what runs goes on running. Past the switch it is too late."""
-    if not (pid := lock_holder(app)):
-        raise DokkuError(f"Nothing is being changed in {app}")
+    if not (pid := lock_holder(app)) or not re.match(r"(?:push|clone|git:\S+|import:\S+|ps:rebuild) ", read_text(app_folder(app) / "lock")):
+        raise DokkuError(f"Nothing is being deployed in {app}")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
@@ -5087,7 +5170,7 @@ def clean_up(app: str) -> None:
     """Remove the old images of an app, its one-offs that ended, and what killed commands left."""
     keep_images(app)
     drop_images(app, 0)
-    for container in [row for row in one_offs(app) if not row.running]:
+    for container in [row for row in one_offs(app) if row.state in ("exited", "dead")]:  # one that is just made does not run yet
         remove_container(container.id)
 
 
@@ -5163,9 +5246,9 @@ def checks_facts(app: str) -> dict[str, str]:
 def change_check_modes(app: str, types: list[str], mode: str) -> None:
     """Keep whether the checks of some process types, or of all, are on, skipped or off."""
     with locked(app, "checks"):
-        kept = {kind: other for kind, other in read_check_modes(app).items() if types and kind not in types and kind != "_all_"}
-        wanted = {kind: mode for kind in types or ["_all_"]} if mode != "enabled" else {}
-        write_lines(app_folder(app) / "CHECKS_OFF", [f"{kind} {other}" for kind, other in {**kept, **wanted}.items()])
+        modes = {**(read_check_modes(app) if types else {}), **dict.fromkeys(types or ["_all_"], mode)}
+        rest = modes.get("_all_", "enabled")
+        write_lines(app_folder(app) / "CHECKS_OFF", [f"{kind} {other}" for kind, other in modes.items() if other != (rest if kind != "_all_" else "enabled")])
     step(f"Checks {mode} for {', '.join(types) or 'every process type'} of {app}, from the next deploy on")
 
 
@@ -5177,8 +5260,8 @@ def preboot_status(app: str) -> str:
 def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
     current = read_current(app)
-    for container in require_processes(app, None):
-        if current and current.has(container) and (not types or container.process_type in types):
+    for container in [row for kind in types or [None] for row in require_processes(app, kind)]:
+        if current and current.has(container):
             wait_until_healthy(current, container)
             step(f"{container.dyno} is fit")
 
@@ -5211,6 +5294,8 @@ def resource_facts(app: str) -> dict[str, str]:
 def parse_mount(text: str) -> Mount:
     """Accept NAME, /container, or /host:/container with :ro behind; a folder of data/storage stands for its entry."""
     host, colon, rest = text.removeprefix(f"{storage_folder()}/").partition(":")
+    if "/" in host and text.startswith("/"):  # deeper than an entry: a path as any other
+        host = text.partition(":")[0]
     target, _, mode = rest.partition(":")
     if not colon and host.startswith("/"):
         return Mount("", "", parse_folder(host))
@@ -5320,6 +5405,8 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
 
 def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
     """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container."""
+    if not what.entry:
+        raise UsageError("Name what is mounted", f"for example  dokku storage:mount {app} NAME:/app/uploads")
     rows, place = read_entry(what.entry, caller), (target or what.target).removeprefix("-")
     wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
     if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
@@ -5346,7 +5433,7 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
         if not (found := re.fullmatch(r"(?:-v|--volume)[ =](/[^ :]+:/[^ ]+)", option)) or phase not in PHASES[1:]:
             continue
         detail(f"{name} {phase}: {option}")
-        what = parse_mount(found[1])
+        what = parse_mount(re.sub(":[zZ]$", "", found[1]))
         if not dry and "/" not in what.entry:
             storage_create("false", what.entry, None, caller)
         if not dry:
@@ -5671,11 +5758,7 @@ def drop_backup_secret(service: Service, file: str) -> None:
 
 def mend_services() -> None:
     """Mend every service, and remove what is left of those that are no more; no trouble of one keeps it from the others, or from the apps."""
-    for work in [*(functools.partial(mend_service, path.parent.parent.name, path.parent.name) for path in (ROOT / "services").glob("*/*/service.json")), drop_dead_services]:
-        try:
-            work()
-        except Exception as error:
-            warn(f"Something of the services is not as it is on record: {error}")
+    each_apart([*(functools.partial(mend_service, path.parent.parent.name, path.parent.name) for path in (ROOT / "services").glob("*/*/service.json")), drop_dead_services])
 
 
 # --- networks: apps meet in those that they share, and nowhere else ---
@@ -5691,7 +5774,7 @@ def network_create(name: str) -> None:
 def network_destroy(name: str) -> None:
     """Remove a network that network:create made and no app is in."""
     require_network(name)
-    users = [app for app in apps() if name in networks_of(app)]
+    users = [*(app for app in apps() if name in networks_of(app)), *(service.name for service in services() if name in service.networks.split())]
     if users or not (ROOT / "networks" / name).exists():
         raise DokkuError(f"{name} is the network of {', '.join(users)}" if users else f"{name} was not made by network:create: docker network rm {name}   removes it")
     with engine_errors(f"The network {name} can't be removed"):
@@ -5719,7 +5802,7 @@ def change_login(app: str | None, server: str, caller: Caller, username: str = "
     if app in (None, "--global") and not may(caller, "admin"):
         raise AccessDenied
     folder = make_folder(ROOT / ".docker" if app in (None, "--global") else app_folder(require_app(app)) / "docker", 0o700)
-    secret = sys.stdin.readline().rstrip("\n") if piped else password
+    secret = sys.stdin.readline().rstrip("\n") if piped else secret_word(password) if password else None
     words = ["logout"] if off else ["login", f"--username={username}", "--password-stdin"]
     said = output_of([docker_command(), *words, server], stdin=secret, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
     detail(said) if off else step(f"Logged in to {server} as {username}")
@@ -5752,7 +5835,11 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
         return follow_logs(app, process, lines, quiet)
     if not (found := select_processes(app, process)):
         raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
-    rows = sorted((at, row.dyno, text) for row in found for at, text in log_stream(row.id, lines))
+    rows: list[tuple[str, str, str]] = []
+    for row in found:
+        with whatever_comes("NotFound"):  # a deploy may remove it meanwhile
+            rows += [(at, row.dyno, text) for at, text in log_stream(row.id, lines)]
+    rows.sort()
     for row in rows[-lines:] if lines else []:
         say_log(quiet, *row)
     return None
@@ -5774,18 +5861,22 @@ def say_log(quiet: bool, at: str, dyno: str, text: str) -> None:
 def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
     """Print lines as they come, those of processes that start later too, until the reader leaves or the app is gone."""
     import threading
+    known: dict[str, threading.Thread] = {}
+    said: dict[str, str] = {}  # when each container said its last line that was printed: one that is started again is followed again
+
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
         with contextlib.suppress(OSError, DokkuError), whatever_comes():
             for at, text in log_stream(container.id, tail, follow=True):
-                say_log(quiet, at, container.dyno, text)
+                if at > said.get(container.id, ""):
+                    say_log(quiet, at, container.dyno, text)
+                    said[container.id] = at
 
-    known: set[str] = set()
     while app_exists(app):
         for container in select_processes(app, process):
-            if container.id not in known and container.running:
-                threading.Thread(target=follow, args=(container, lines), daemon=True).start()
-                known.add(container.id)
+            if container.running and not (container.id in known and known[container.id].is_alive()):
+                known[container.id] = threading.Thread(target=follow, args=(container, lines), daemon=True)
+                known[container.id].start()
         lines = VALUE_LIMIT  # all that a process said which starts from now on
         if reader_left(0.5):
             return
@@ -5857,7 +5948,7 @@ def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds
 
 def one_offs(app: str = "") -> list[Container]:
     """List the one-offs of an app, or of all: those of run, run:detached and cron, running or ended."""
-    return sorted((row for kind in ("run", "cron") for row in containers_of(app, kind)), key=lambda row: row.name)
+    return sorted((row for kind in ("run", "cron") for row in containers_of(app, kind)), key=lambda row: (row.created, row.name))
 
 
 def find_one_offs(app: str | None, name: str | None, caller: Caller) -> list[Container]:
@@ -5929,13 +6020,18 @@ def key_facts_given(role: str | None, apps: str | None, until: str | None, sourc
 def ssh_keys_add(name: str | None, file: str | None, caller: Caller, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
     """Let a public key in, as administrator unless --role says less; from standard input, or from a file when root asks."""
     public, fingerprint = parse_public_key(read_given(file, caller))
-    write_key(Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now(), **key_facts_given(role, apps, until, sources)))
+    new = Key(name=name or key_name_of(fingerprint), public=public, fingerprint=fingerprint, added=now(), **key_facts_given(role, apps, until, sources))
+    known = next((key for key in read_keys() if (key.name, key.fingerprint) == (new.name, fingerprint)), None)
+    if known and (known.role, known.apps, known.until, known.sources) != (new.role, new.apps, new.until, new.sources):
+        raise DokkuError(f"{known.name} is let in already, as {known.role} for {' '.join(known.apps) or 'all apps'}", f"dokku access:set {known.name}   changes that")
+    write_key(new)
     say(fingerprint)
 
 
 def access_set(name: str, role: str | None, apps: str | None, until: str | None, sources: str | None) -> None:
     """Change what a key may do, for which apps, until when and from where; all, never and anywhere take a limit away."""
-    write_key(find_key(name)._replace(**key_facts_given(role, apps, until, sources)))
+    key = find_key(name)
+    write_key(key._replace(**key_facts_given(role, apps, until, sources)), key)
 
 
 def access_check(name: str, words: list[str]) -> None:
@@ -5944,6 +6040,8 @@ def access_check(name: str, words: list[str]) -> None:
     if not row:
         raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
     caller = Caller(key.name, key.role, key.apps)
+    if key.until and key.until < now()[:10]:
+        raise DokkuError(f"{key.name} may not: the key was for the time until {key.until}", f"dokku access:set {key.name} --until DAY   lets it in again")
     if not is_allowed(row, caller, read_words(row, words[1:], caller)):
         lacks = row.access.removesuffix("+") not in ROLES[key.role]
         raise DokkuError(f"{key.name} may not: {row.name} needs {row.access.removesuffix('+')}" + (f", which the role {key.role} lacks" if lacks else f"; the key is for {' '.join(key.apps) or 'apps'}"))
@@ -5984,7 +6082,7 @@ def key_allow(app: str, name: str | None, role: str) -> None:
     if known and (not known.apps or (known.role != role and not (known.role == "deploy" and set(known.apps) <= {app}))):
         raise DokkuError(f"That key is {known.name}, with the role {known.role} for {' '.join(known.apps) or 'all apps'}", f"dokku access:set {known.name} --role {role}   changes that, for all of its apps")
     key = (known or Key(name or key_name_of(fingerprint, role), public, fingerprint, added=now()))._replace(role=role)
-    write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
+    write_key(key._replace(apps=tuple(sorted({*key.apps, app}))), known)
     say(fingerprint)
 
 
@@ -5999,7 +6097,7 @@ def key_revoke(app: str, name: str) -> None:
     if app not in key.apps:
         raise NotFound(f"{key.name} is not a deploy key of {app}, nor a developer's", f"dokku acl:list {app}   lists who may what")
     left = tuple(other for other in key.apps if other != app)
-    write_key(key._replace(apps=left)) if left else drop_key(key.name)
+    write_key(key._replace(apps=left), key) if left else drop_key(key.name)
 
 
 def keys_of(user: str) -> list[Key]:
@@ -6015,7 +6113,7 @@ def acl_add(app: str, user: str) -> None:
     if free := next((key for key in keys if not key.apps), None):
         raise DokkuError(f"{free.name} may come to every app, as {free.role}", f"dokku access:set {free.name} --role developer --apps {app}   limits it")
     for key in keys:
-        write_key(key._replace(apps=tuple(sorted({*key.apps, app}))))
+        write_key(key._replace(apps=tuple(sorted({*key.apps, app}))), key)
 
 
 def acl_remove(app: str, user: str) -> None:
@@ -6162,9 +6260,7 @@ def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     if fix and not app and not may(caller, "operate"):
         raise AccessDenied
     if fix:
-        for row in rows:
-            row.mend()
-        each_app(app, not app, converge, CONVERGE_AT_ONCE)
+        each_apart([*(row.mend for row in rows), lambda: each_app(app, not app, converge, CONVERGE_AT_ONCE)])
         return doctor(False, style, app, caller)
     for name in [require_app(app)] if app else visible_apps(caller):
         with lock_if_free(app_folder(name) / "lock") as free:
@@ -6185,15 +6281,10 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
-    remove_all(dead_writes(ROOT))
-    remove_expired()
-    for container in orphans():
-        remove_container(container.id)
-    mind_all()
+    each_apart([lambda: remove_all(dead_writes(ROOT)), remove_expired, *(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
-        for work in (revive, restart_unfit) if free else ():  # else the one before may still be asking
-            each_app(None, True, work, CONVERGE_AT_ONCE)
-        mend_services() if free else None
+        if free:  # else the one before may still be asking
+            each_apart([*(functools.partial(each_app, None, True, work, CONVERGE_AT_ONCE) for work in (revive, restart_unfit)), mend_services])
 
 
 def boot() -> None:
@@ -6230,9 +6321,9 @@ def git_receive_pack(new: str, caller: Caller) -> int:
     return code
 
 
-def git_upload_pack(app: str) -> NoReturn:
+def git_upload_pack(app: str) -> int:
     """Send an app's repository."""
-    become(["git", "upload-pack", str(repository_of(app))])
+    return attend(["git", "upload-pack", str(repository_of(app))])
 
 
 def git_hook() -> None:
@@ -6344,7 +6435,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
 def main(words: list[str]) -> int:
     """Run one command and give its exit code; the one place where errors are caught."""
     try:
-        if words[:1] == ["--as"]:
+        if words[:1] == ["--as"] and len(words) > 1:
             become_owner(ROOT)
             return run_command(*asked_by_ssh(words[1]))
         hook = words == ["git-hook"] and bool(os.environ.get("DOKKU_LOCK_FD"))

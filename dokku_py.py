@@ -3484,28 +3484,37 @@ def is_url_of(service: Service, value: str) -> bool:
     return value.partition("?")[0].partition("://")[2] == address
 
 
-def create_service_container(service: Service, name: str, *, scratch: bool = False) -> str:
-    """Create a service's container, without starting it, and give its id. A scratch one is in no network, and `tick` removes it when nobody else does."""
-    row, client, words, mounts = engine_of(service), engine(), service_words(service), []
-    for number, (target, text) in enumerate(row.files.items()):  # in a folder that only this product reads; in the container its server may
+def service_mounts(service: Service) -> list[dict[str, Any]]:
+    """Write the files that a service's server is given, and say what its container sees of the host: those, and its data."""
+    seen, words = [], service_words(service)
+    for number, (target, text) in enumerate(engine_of(service).files.items()):  # in a folder that only this product reads; in the container its server may
         path, content = service.folder / "mounted" / str(number), text.format(**words)
         write_text(path, content) if read_text(path) != content else None
-        mounts.append({"Type": "bind", "Source": str(path), "Target": target, "ReadOnly": True})
-    if row.data:
-        mounts.append({"Type": "bind", "Source": str(service.folder / service.data), "Target": row.data, "ReadOnly": False})
-    custom = dict(pair.partition("=")[::2] for pair in service.environment.split(";") if pair)
-    environment = {key: value.format(**words) for key, value in row.environment.items()} | custom
-    bindings = {} if scratch else {f"{row.port}/tcp": [{"HostIp": address, "HostPort": port} for address, _, port in (text.rpartition(":") for text in service.exposed)]}
-    host = client.create_host_config(log_config={"type": "json-file", "config": {**LOG_OPTIONS, "max-size": "10m"}}, port_bindings=bindings, network_mode="none" if scratch else service.container,
-                                     restart_policy={"Name": "no" if scratch else "unless-stopped"}, shm_size=f"{service.shm}m" if service.shm else None, extra_hosts={words["host"]: "127.0.0.1"} if scratch else None, mem_limit=f"{service.memory}m" if service.memory else None)
-    host["Mounts"] = mounts
+        seen.append((path, target, True))
+    if data := engine_of(service).data:
+        seen.append((service.folder / service.data, data, False))
+    return [{"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": only} for source, target, only in seen]
+
+
+def create_service_container(service: Service, name: str, *, scratch: bool = False) -> str:
+    """Create a service's container, without starting it, and give its id. A scratch one is in no network, and `tick` removes it when nobody else does."""
+    row, client, words = engine_of(service), engine(), service_words(service)
+    environment = {key: value.format(**words) for key, value in row.environment.items()}
+    environment |= dict(pair.partition("=")[::2] for pair in service.environment.split(";") if pair)
+    exposed = [text.rpartition(":") for text in service.exposed]
+    own: dict[str, Any] = {"network_mode": service.container, "restart_policy": {"Name": "unless-stopped"},
+                           "port_bindings": {f"{row.port}/tcp": [{"HostIp": address, "HostPort": port} for address, _, port in exposed]}}
+    alone = {"network_mode": "none", "restart_policy": {"Name": "no"}, "extra_hosts": {words["host"]: "127.0.0.1"}}
+    host = client.create_host_config(log_config={"type": "json-file", "config": {**LOG_OPTIONS, "max-size": "10m"}}, **(alone if scratch else own),
+                                     shm_size=f"{service.shm}m" if service.shm else None, mem_limit=f"{service.memory}m" if service.memory else None)
+    host["Mounts"] = service_mounts(service)
     networking = None if scratch else client.create_networking_config({service.container: client.create_endpoint_config(aliases=[words["host"]])})
     labels = {**OURS, "com.dokku.container-type": "scratch" if scratch else "service", "com.dokku.service": service.container, "com.dokku.spec": spec_of(service)}
     labels |= {"com.dokku.expires": str(int(uptime()) + 86400)} if scratch else {}
     with engine_errors(f"The container of {service.name} can't be made"):
         remove_container(name)
-        identity = client.create_container(service.image, [*row.command, *shlex.split(service.options)] or None, name=name, hostname=words["host"], environment=environment,
-                                           labels=labels, host_config=host, networking_config=networking, ports=[row.port])["Id"]
+        identity = client.create_container(service.image, [*row.command, *shlex.split(service.options)] or None, name=name, hostname=words["host"],
+                                           environment=environment, labels=labels, host_config=host, networking_config=networking, ports=[row.port])["Id"]
         for network in service.networks.split() if not scratch else ():
             require_network(network)
             client.connect_container_to_network(identity, network, aliases=[words["host"]])

@@ -144,11 +144,7 @@ class UsageError(DokkuError):
     code = 2
 
 
-class NotFound(DokkuError):
-    """A thing that was named does not exist."""
-
-
-class NoSuchApp(NotFound):
+class NoSuchApp(DokkuError):
     """No app has that name; clients of dokku look for the code and the sentence."""
 
     code = 20
@@ -731,7 +727,7 @@ def parse_checks_file(text: str) -> tuple[Check, ...]:
             if not (parts := re.fullmatch(r"(?:(https?):)?(?://([A-Za-z0-9.:-]*))?(/[!-~]*)?", address)):
                 raise DokkuError(f"CHECKS: {shown(line)} is neither a setting nor `/path content`")
             checks.append(Check(path=parts[3] or "/", scheme=parts[1] or "http", content=content.strip(), headers=(("Host", parts[2]),) if parts[2] else ()))
-    return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"], wait=settings["WAIT"]) for check in checks)
+    return tuple(check._replace(attempts=settings["ATTEMPTS"] or 1, timeout=settings["TIMEOUT"] or UNSET, wait=settings["WAIT"]) for check in checks)
 
 
 def unquote_value(text: str) -> str:
@@ -968,15 +964,6 @@ def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -
         if (name := running.pop(child, "")) and status:
             failed.append(name)
     return failed
-
-
-def at_once(work: Callable[[str], Any], names: Sequence[str], count: int) -> list[Any]:
-    """Do work that waits on others for each name, so many at a time, in threads; give the results in order. The first error is raised."""
-    if len(names) < 2 or count < 2:
-        return [work(name) for name in names]
-    from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, names))
 
 
 def fork_work(work: Callable[[str], None], name: str) -> int:
@@ -1372,10 +1359,10 @@ def mark_release(app: str, number: int, status: str) -> None:
 
 
 def require_current(app: str) -> Release:
-    """Read the release that should run. Raises NotFound before the first deploy."""
+    """Read the release that should run. Raises DokkuError before the first deploy."""
     if current := read_current(app):
         return current
-    raise NotFound(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    raise DokkuError(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
 
 
 def release_status(app: str, number: int, current: Release | None) -> str:
@@ -1430,17 +1417,21 @@ def write_tags(app: str, tags: Mapping[str, int]) -> None:
 
 
 def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
-    """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind."""
+    """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind. Raises DokkuError when it is taken."""
     import shutil
     left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
     own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
-    for folder, copied in (("auth", shutil.copyfile), ("pages", shutil.copytree)):
-        path = ROOT / "nginx" / folder / old
-        remove_all([path.with_name(new)])  # a killed copy may have left some
-        copied(path, path.with_name(new)) if path.exists() else None
     shutil.copytree(app_folder(old), beside, ignore=lambda folder, names: left(folder, names) if folder == own else (), symlinks=True)
-    rename_file(beside, app_folder(new))
+    with server_lock("create"):  # nobody makes one of that name meanwhile
+        if app_exists(new):
+            remove_folder(beside)
+            raise DokkuError("Name is already taken", f"dokku apps:report {new}   shows what is there")
+        for folder, copied in (("auth", shutil.copyfile), ("pages", shutil.copytree)):
+            path = ROOT / "nginx" / folder / old
+            remove_all([path.with_name(new)])  # a killed copy may have left some
+            copied(path, path.with_name(new)) if path.exists() else None
+        rename_file(beside, app_folder(new))
 
 
 def docker_options_of(app: str, phase: str, process: str = "") -> list[str]:
@@ -1490,7 +1481,7 @@ def write_service(service: Service) -> None:
 def service_lock(engine_name: str, name: str, purpose: str) -> Iterator[Service | None]:
     """Hold a service's lock, and give its record as it is then."""
     path = make_folder(ROOT / "services" / engine_name / name, 0o700) / "lock"
-    with hold_lock(path, name, f"{engine_name}:{purpose}", NotFound(f"{name} was removed meanwhile")):
+    with hold_lock(path, name, f"{engine_name}:{purpose}", DokkuError(f"{name} was removed meanwhile")):
         yield read_service(engine_name, name)
 
 
@@ -1616,7 +1607,8 @@ def parse_docker_option(text: str) -> str:
 def is_harmless(words: Sequence[str]) -> bool:
     """Say whether words are one option that stays inside the container or the build: what follows its value would be another option, or an image."""
     name, equals, _ = words[0].partition("=")
-    return DOCKER_OPTIONS.get(name) == "" and len(words) <= (1 if equals or name in ("--init", "--read-only", "--no-healthcheck") else 2)
+    alone = equals or name in ("--init", "--no-cache", "--no-healthcheck", "--pull", "--read-only")
+    return DOCKER_OPTIONS.get(name) == "" and len(words) == (1 if alone else 2)
 
 
 def property_file(app: str, noun: str, key: str) -> Path:
@@ -1861,7 +1853,7 @@ def find_network(name: str) -> dict[str, Any] | None:
 
 
 def require_network(name: str) -> dict[str, Any]:
-    """Give what Docker knows of a network; our own, or one on record, is made when it is missing. Raises NotFound, in the words that clients look for."""
+    """Give what Docker knows of a network; our own, or one on record, is made when it is missing. Raises DokkuError, in the words that clients look for."""
     import ipaddress
     types = importlib.import_module("docker").types
     with server_lock("network"), engine_errors(f"The network {name} can't be made"):
@@ -1877,7 +1869,7 @@ def require_network(name: str) -> dict[str, Any]:
             row = find_network(name)
     if row:
         return row
-    raise NotFound("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
+    raise DokkuError("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
 
 
 def ensure_network() -> str:
@@ -2089,12 +2081,12 @@ def build_environment() -> dict[str, str]:
     return {**base, **({} if modern else {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"})}
 
 
-@functools.cache
 def short_lived() -> list[str]:
     """Give the options of `docker run` by which a container of ours is removed after a day when nobody else does."""
     return [f"--label={key}={value}" for key, value in {**OURS, "com.dokku.expires": int(uptime()) + 86400}.items()]
 
 
+@functools.cache
 def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Have Docker itself read options of `docker run`; give what they change in Config and HostConfig. Raises DokkuError."""
     # A container is created with and without them, never started, and the two are compared: so every option means what
@@ -2481,7 +2473,12 @@ def start_missing(release: Release) -> list[Container]:
     for dyno in missing:
         detail(f"Starting {dyno} of {release.name}")
     count = int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8)
-    return at_once(lambda dyno: start_process(release, dyno, subnet, have.get(dyno)), missing, count)
+    start = lambda dyno: start_process(release, dyno, subnet, have.get(dyno))
+    if len(missing) < 2 or count < 2:
+        return [start(dyno) for dyno in missing]
+    from concurrent.futures import ThreadPoolExecutor  # it waits on Docker
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(start, missing))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2596,7 +2593,7 @@ def version_of(language: Language, tree: Path) -> tuple[str, str]:
     """Give the version that a tree asks for and the file that says so; where it sets a bound only, the usual one when that is higher."""
     for name, pattern in language.versions:
         usual = [int(part) for part in language.version.split(".")]
-        bounds = [(sign, [int(part) for part in number.split(".")[:len(usual)]])
+        bounds = [(sign if number.count(".") < len(usual) else sign.replace("<", "<="), [int(part) for part in number.split(".")[:len(usual)]])
                   for sign, number in re.findall(r"([<>]?=?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern))]
         for sign, (*major, last) in bounds[:1] + [row for row in bounds[1:] if row[0].startswith("<")]:
             wanted = [*major, last - 1] if sign == "<" and last else [*major, last]
@@ -2946,8 +2943,8 @@ def switch_to(release: Release) -> None:
         agree_networks(release.app)
         if not previous or previous.number != release.number:
             push_release(release)
-    except DokkuError as error:  # it is live: what is left to tidy must not say that it failed
-        complain(error)
+    except Exception as error:  # it is live: what is left to tidy must not say that it failed
+        complain(error if isinstance(error, DokkuError) else DokkuError(f"The release is live, but: {error}"))
 
 
 def network_changes(app: str) -> list[tuple[Container, str, bool]]:
@@ -3134,14 +3131,18 @@ def end_retired(app: str, line: str) -> None:
 
 def restart_unfit(app: str) -> None:
     """Restart the processes of an app that fail their liveness checks."""
+    import datetime
     current = read_current(app)
     checks = [row for row in current.checks if row.kind == "liveness"] if current and not is_stopped(app) else []
-    for container in containers_of(app) if current and checks else []:
+    for container in [row for row in containers_of(app) if current.has(row) and row.running] if current and checks else []:
+        if not (facts := inspect_container(container.id)):
+            continue
+        age = time.time() - datetime.datetime.fromisoformat(facts["State"]["StartedAt"][:19] + "+00:00").timestamp()
         due = tuple(check._replace(kind="startup", delay=0, uptime=0) for check in checks
-                    if check.process == container.process_type and time.time() - container.created > check.delay + check.uptime)
-        if due and current.has(container) and container.running:
-            try:  # an app may have crashed and come up again: that is no trouble by itself
-                wait_until_healthy(current._replace(checks=due), container, inspect_container(container.id).get("RestartCount", 0))
+                    if check.process == container.process_type and age > check.delay + check.uptime)
+        if due:
+            try:  # that it crashed once and came up again is no trouble by itself
+                wait_until_healthy(current._replace(checks=due), container, facts["RestartCount"])
             except DokkuError as error:
                 restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
                 record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
@@ -3342,7 +3343,7 @@ def rollback(app: str, number: int, by: str) -> None:
     """Make a new release with an old one's image and config."""
     old = read_release(app, number)
     if not old or not old.image or not inspect_image(old.image):
-        raise NotFound(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
+        raise DokkuError(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
     config, server = release_config(old), read_config("--global")
     run_again(old, config, {key: value for key, value in config.items() if server.get(key) != value}, by, f"rollback to v{number}")
 
@@ -3455,13 +3456,13 @@ SERVICE_GRACE = 60  # seconds from SIGTERM to SIGKILL: a server writes down what
 
 
 def require_service(noun: str, name: str) -> Service:
-    """Give a service. Raises NotFound, which names the nearest."""
+    """Give a service. Raises DokkuError, which names the nearest."""
     engine_name = ENGINE_NAMES.get(noun, noun)
     if found := read_service(engine_name, name):
         return found
     import difflib
     close = difflib.get_close_matches(name, [row.name for row in services(engine_name)], 1)
-    raise NotFound(f"{engine_name} service {name} does not exist", f"did you mean {close[0]}?" if close else f"dokku {engine_name}:create {name}   makes it")
+    raise DokkuError(f"{engine_name} service {name} does not exist", f"did you mean {close[0]}?" if close else f"dokku {engine_name}:create {name}   makes it")
 
 
 def service_words(service: Service) -> dict[str, str]:
@@ -3716,7 +3717,7 @@ def upgrade_service(service: Service, **changes: Any) -> Service:
 
 @contextlib.contextmanager
 def holding(service: Service, purpose: str) -> Iterator[Service]:
-    """Hold a service's lock, for a command that changes it, and give its record as it is then. Raises NotFound when it is gone."""
+    """Hold a service's lock, for a command that changes it, and give its record as it is then. Raises DokkuError when it is gone."""
     with service_lock(service.engine, service.name, purpose) as found:
         yield found or require_service(service.engine, service.name)
 
@@ -3865,10 +3866,10 @@ def render_authorized_keys() -> None:
 
 
 def find_key(word: str) -> Key:
-    """Find a key by name or whole fingerprint. Raises NotFound."""
+    """Find a key by name or whole fingerprint. Raises DokkuError."""
     if key := next((key for key in read_keys() if word in (key.name, key.fingerprint)), None):
         return key
-    raise NotFound(f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
+    raise DokkuError(f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
 
 
 def may(caller: Caller, capability: str, app: str = "") -> bool:
@@ -4227,7 +4228,8 @@ def apps_facts(app: str) -> dict[str, str]:
 
 def apps_create(new: str) -> None:
     """Make an app, before its first push."""
-    require_free_name(new)
+    if app_exists(new):
+        raise DokkuError("Name is already taken", f"dokku apps:report {new}   shows what is there")
     create_app(new)
     step(f"Creating {new}... done")
 
@@ -4266,34 +4268,34 @@ def apps_destroy(app: str, force: bool) -> None:
 
 
 def destroy_app(app: str) -> None:
-    """Remove an app and everything that is its own: first what serves, last the record that it exists."""
+    """Remove an app and everything that is its own."""
     with locked(app, "apps:destroy"):
-        render_vhost(app, off=True)
-        for container in [row for kind in ("deploy", "run", "release", "cron") for row in containers_of(app, kind)]:
-            remove_container(container.id)
-        for tag in tags_of(app):
-            untag_image(f"dokku/{app}:{tag}")
-        free_addresses(app, lambda incarnation, dyno: False)
-        remove_all([acme_folder(app), users_file(app), pages_of(app)])
-        doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
-        rename_file(app_folder(app), doomed)
-        remove_folder(doomed)
+        remove_app(app)
     render_crontab()
 
 
-def require_free_name(app: str) -> None:
-    """Refuse the name of an app that exists."""
-    if app_exists(app):
-        raise DokkuError("Name is already taken", f"dokku apps:report {app}   shows what is there")
+def remove_app(app: str) -> None:
+    """Remove what is an app's own: first what serves, last the record that it exists. Only under its lock."""
+    render_vhost(app, off=True)
+    for container in [row for kind in ("deploy", "run", "release", "cron") for row in containers_of(app, kind)]:
+        remove_container(container.id)
+    for tag in tags_of(app):
+        untag_image(f"dokku/{app}:{tag}")
+    free_addresses(app, lambda incarnation, dyno: False)
+    remove_all([acme_folder(app), users_file(app), pages_of(app)])
+    doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
+    rename_file(app_folder(app), doomed)
+    remove_folder(doomed)
 
 
 def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
-    """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to."""
-    with locked(old, "copying"), server_lock("create"):  # nobody makes one of that name meanwhile
-        require_free_name(new)
-        copy_app(old, new, leave_out)
+    """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to.
+
+    Only under the first one's lock.
+    """
+    copy_app(old, new, leave_out)
     try:
-        with locked(new, "copying"):
+        with locked(new, "apps:clone"):
             for tag in tags_of(old):
                 tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
             if skip_deploy:
@@ -4313,7 +4315,8 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     refuse_claimed(new, named_domains(new))
-    duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
+    with locked(app, "apps:clone"):
+        duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4322,20 +4325,18 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
-    note, kept = app_folder(require_app(app)) / "LOCKED", read_text(app_folder(app) / "LOCKED")
-    write_text(note, f"a rename to {new}\n")  # a push that waits for it would be deployed, and then destroyed
-    try:
+    if not read_lines(app_folder(app) / "DOMAINS"):
+        refuse_claimed(new, named_domains(new))
+    with locked(app, "apps:rename"):  # to the end: what waits for it finds no app any more
         duplicate_app(app, new, skip_deploy)
-    except BaseException:
-        write_text(note, kept) if kept else remove_file(note)
-        raise
-    if kept:
-        write_text(app_folder(new) / "LOCKED", kept)
-    for key in [key for key in read_keys() if app in key.apps]:
-        write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)), key)
-    if acme_folder(app).is_dir():
-        rename_file(acme_folder(app), acme_folder(new))
-    destroy_app(app)
+        for key in [key for key in read_keys() if app in key.apps]:
+            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)), key)
+        if acme_folder(app).is_dir():
+            rename_file(acme_folder(app), acme_folder(new))
+        if (note := app_folder(app) / "LOCKED").exists():
+            write_text(app_folder(new) / "LOCKED", read_text(note))
+        remove_app(app)
+    render_crontab()
     step(f"Renamed {app} to {new}")
 
 
@@ -4446,7 +4447,7 @@ def git_allow_host(address: str) -> None:
     host, _, port = address.partition(":")
     found = output_of(["ssh-keyscan", "-T", "20", "-p", str(parse_port(port or "22")), "--", parse_domain(host)], check=False).splitlines()
     if not (keys := [line for line in found if not line.startswith("#")]):
-        raise NotFound(f"{address} does not answer by ssh")
+        raise DokkuError(f"{address} does not answer by ssh")
     with server_lock("keys"):
         write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
 
@@ -4457,7 +4458,7 @@ def ssh_public(app: str | None = None, about: str | None = None, make: str = "")
     if make and not key.exists():
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(key)])
     if not key.exists():
-        raise NotFound("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
+        raise DokkuError("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
 
 
@@ -4476,7 +4477,7 @@ def config_get(quoted: bool, app: str, key: str) -> None:
     """Print the value of one config var."""
     config = read_config(app)
     if key not in config:
-        raise NotFound(f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
+        raise DokkuError(f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
     say(shlex.quote(config[key]) if quoted else config[key])
 
 
@@ -4526,7 +4527,7 @@ def read_given(file: str | None, caller: Caller) -> str:
     if not caller.local:
         raise UsageError("A file of the server can't be named from outside", "send it on standard input, and write - for the file")
     if not Path(str(file)).is_file():
-        raise NotFound(f"There is no file {shown(str(file))}")
+        raise DokkuError(f"There is no file {shown(str(file))}")
     return read_text(Path(str(file)))
 
 
@@ -4562,9 +4563,10 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     """Change an app's domains, or the global ones, and have nginx serve who lives by them; a domain of another app is refused by name."""
     if app == "--global":
         with server_lock("domains"):
-            wanted, owners = dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)), {domain: name for name in apps() for domain in named_domains(name)}
+            old, wanted = read_lines(ROOT / "VHOST"), dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains))
+            owners = {domain: name for name in apps() for domain in [*named_domains(name), *redirects_of(name)]}
             for name in [name for name in apps() if not read_lines(app_folder(name) / "DOMAINS")]:
-                if clash := next((domain for domain in wanted if owners.get(f"{name}.{domain}", name) != name), ""):
+                if clash := next((domain for domain in wanted if domain not in old and owners.get(f"{name}.{domain}", name) != name), ""):
                     raise DokkuError(f"{name}.{clash} belongs to {owners[f'{name}.{clash}']}", f"dokku domains:set {name} NAME   gives {name} another")
             write_lines(ROOT / "VHOST", wanted)
         return each_app(None, True, render_vhost, purpose="domains")
@@ -4593,10 +4595,10 @@ def change_redirects(app: str, verb: str, source: str = "", target: str = "", co
     with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
         old, own = redirects_of(app), domains_of(app)
         if verb == "unset" and source not in old:
-            raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
+            raise DokkuError(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
         rows = {"set": {**old, source: f"{target} {code}"}, "unset": {domain: old[domain] for domain in old if domain != source},
                 "only": dict.fromkeys(domains, f"{''.join(own[:1])} 301")}[verb]
-        if verb == "set" and target in {**old, source: ""}:
+        if verb == "set" and re.split("[:/]", target.rpartition("://")[2])[0] in {**old, source: ""}:
             raise DokkuError(f"{target} is sent elsewhere itself", f"dokku redirect {app}   lists what is")
         if rows and not own:
             raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
@@ -4622,7 +4624,7 @@ def change_users(app: str, user: str, password: str | None = None, remove: str =
         old = read_lines(users_file(app))
         kept = [line for line in old if line.partition(":")[0] != user]
         if remove and kept == old:
-            raise NotFound(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
+            raise DokkuError(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
         write_lines(users_file(app), [*kept, *row])
 
 
@@ -4654,7 +4656,7 @@ def custom_page(app: str) -> None:
 def custom_page_export(app: str) -> int:
     """Write an app's own pages to standard output, as a tar."""
     if not pages_of(app).is_dir():
-        raise NotFound(f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
+        raise DokkuError(f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
     return attend(["tar", "--create", f"--directory={pages_of(app)}", "."])
 
 
@@ -4702,7 +4704,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
         had, own = host_ports(app), own_maps(app)
         maps = [next((row for row in own if row.host == word.host), word) if not word.scheme else word for word in maps]
         if verb == "remove" and (unknown := [word for word in maps if word not in own]):
-            raise NotFound(f"{app} has no port map {shown(str(unknown[0]).removeprefix(':').removesuffix(':0'))}", f"dokku ports:list {app}   lists them")
+            raise DokkuError(f"{app} has no port map {shown(str(unknown[0]).removeprefix(':').removesuffix(':0'))}", f"dokku ports:list {app}   lists them")
         maps = changed(own, verb, maps)
         for row in set(maps) - set(own):
             if row.scheme in ("https", "grpcs") and not certificate_of(app):
@@ -4718,7 +4720,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
 def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
     if not (rows := own_maps(app)):
-        raise NotFound("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
+        raise DokkuError("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
     if not os.environ.get("DOKKU_QUIET_OUTPUT"):
         step(f"Port mappings for {app}")
@@ -4770,7 +4772,7 @@ def nginx_operate(stop: str = "") -> None:
 def nginx_logs(kind: str, tail: bool, app: str) -> int:
     """Print what nginx logged of an app last; -t goes on until you leave."""
     if not Path(path := log_of(app, kind)).is_file():
-        raise NotFound(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
+        raise DokkuError(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
     return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
 
 
@@ -4800,8 +4802,14 @@ def keep_certificate(app: str, text: str = "") -> None:
 
 def own_certificate(app: str, text: str = "") -> None:
     """Serve an app with a certificate of its owner's from now on, or without one; an authority that certified it renews nothing any more."""
-    remove_folder(acme_folder(app))
-    keep_certificate(app, text)
+    folder, aside = acme_folder(app), ROOT / "acme" / f".{app}.{os.getpid()}"
+    rename_file(folder, aside) if folder.is_dir() else None
+    try:
+        keep_certificate(app, text)
+    except BaseException:
+        rename_file(aside, folder) if aside.is_dir() else None
+        raise
+    remove_folder(aside)
     render_crontab()
 
 
@@ -4810,7 +4818,7 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
     import io
     import tarfile
     if update and not certificate_file(app).exists():
-        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
+        raise DokkuError(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     if crt:
         text = read_given(crt, caller) + "\n" + read_given(key, caller)
     else:
@@ -4834,7 +4842,7 @@ def certs_generate(app: str, domain: str | None) -> None:
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
     if not (text := read_text(certificate_file(app))):
-        raise NotFound(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
+        raise DokkuError(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
 
 
@@ -4914,7 +4922,7 @@ def certify(app: str, force: bool) -> None:
 def require_certified(app: str) -> str:
     """Refuse an app that no authority certifies; for others give what letsencrypt:active prints."""
     if not acme_folder(app).is_dir():
-        raise NotFound(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
+        raise DokkuError(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
     return "true"
 
 
@@ -5057,10 +5065,10 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
 
 
 def require_processes(app: str, process: str | None) -> list[Container]:
-    """List the app's containers of a process type, of one process, or all. Raises NotFound when there is none."""
+    """List the app's containers of a process type, of one process, or all. Raises DokkuError when there is none."""
     if found := select_processes(app, process):
         return sorted(found, key=lambda row: row.dyno)
-    raise NotFound(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
+    raise DokkuError(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
 
 
 def stop_or_start(everything: bool, parallel: int, app: str | None, process: str | None, purpose: str, stop: str = "") -> None:
@@ -5069,7 +5077,7 @@ def stop_or_start(everything: bool, parallel: int, app: str | None, process: str
         return each_app(app, everything, stop_app if stop else start_app, parallel, purpose)
     app = str(app)  # it stands before the process type
     if process not in (known := scale_of(app, read_current(app) or Release(app, 0))):
-        raise NotFound(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
+        raise DokkuError(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
     if not stop and is_stopped(app):
         raise DokkuError(f"{app} is stopped, and none of it is started alone", f"dokku ps:start {app}   starts it")
     return change_processes(app, purpose, app_folder(app) / "STOPPED_TYPES",
@@ -5082,7 +5090,7 @@ def rebuild(caller: Caller, app: str | None = None, everything: bool | str = Fal
         """Deploy what the ref names; without one, the deploy branch."""
         commit = ref_of(name, f"{ref or 'HEAD'}^{{commit}}")
         if commit == ZERO:
-            raise NotFound(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
+            raise DokkuError(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
         deploy(name, commit, caller.name, "rebuild", bool(anew))
     each_app(app, bool(everything), rebuild_one, parallel, "ps:rebuild")
 
@@ -5127,7 +5135,7 @@ def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, s
 def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
     if not (release := read_release(app, number)):
-        raise NotFound(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
+        raise DokkuError(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
     return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
             "commit": release.commit, "image": release.image, "config": " ".join(sorted(release_config(release))),
             **{f"process {kind}": words for kind, words in sorted(release.procfile.items())}}
@@ -5141,7 +5149,7 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
         current = read_current(app)
         earlier = [other for other in release_numbers(app) if current and other < current.number and release_status(app, other, current) == "replaced"]
         if number is None and not earlier:
-            raise NotFound(f"{app} has no earlier release", f"dokku releases {app}   lists them")
+            raise DokkuError(f"{app} has no earlier release", f"dokku releases {app}   lists them")
         rollback(app, earlier[-1] if number is None else number, caller.name)
 
 
@@ -5152,7 +5160,7 @@ def builds_output(app: str, word: str | None) -> int:
     numbers = release_numbers(app)
     number = numbers[-1] if numbers and word in (None, "current") else parse_release_name(word or "")
     if not (log := release_folder(app, number) / "build.log").exists():
-        raise NotFound(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
+        raise DokkuError(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
     pid = lock_holder(app) if word == "current" else 0
     return attend(["tail", "--lines=+1", "--follow", f"--pid={pid}", str(log)]) if pid else say(read_text(log).rstrip("\n")) or 0
 
@@ -5168,8 +5176,8 @@ def lock_holder(app: str) -> int:
 
 def builds_cancel(app: str) -> None:
     """Break off the deploy of an app that is going on; what runs goes on running. Past the switch it is too late."""
-    if not (pid := lock_holder(app)) or not re.match(r"(?:push|clone|git:\S+|import:\S+|ps:rebuild) ", read_text(app_folder(app) / "lock")):
-        raise DokkuError(f"Nothing is being deployed in {app}")
+    if not (pid := lock_holder(app)) or re.match("apps:|automatic|converge", read_text(app_folder(app) / "lock")):
+        raise DokkuError(f"Nothing is being changed in {app}, or nothing that may be broken off")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
@@ -5206,7 +5214,7 @@ def require_job(app: str, identity: str) -> Job:
     """Find a cron job of the release that runs."""
     if job := jobs_of(require_app(app)).get(identity):
         return job
-    raise NotFound(f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
+    raise DokkuError(f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
 
 
 def cron_list(style: str, app: str) -> None:
@@ -5323,12 +5331,12 @@ def users_of(name: str) -> list[str]:
 
 
 def read_entry(name: str, caller: Caller, capability: str = "configure") -> list[Mount]:
-    """Give the folders of an entry to a caller who may use it; paths elsewhere on the host are for administrators. Raises AccessDenied, then NotFound."""
+    """Give the folders of an entry to a caller who may use it; paths elsewhere on the host are for administrators. Raises AccessDenied, then DokkuError."""
     rows = [Mount(name, name)] if "/" in name else read_mounts(storage_folder(f"{name}.entry"))
     if not any(may(caller, capability, app) for app in ["", *users_of(name)]) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
         raise AccessDenied
     if not rows:
-        raise NotFound(f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
+        raise DokkuError(f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
     return rows
 
 
@@ -5405,7 +5413,7 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
         old, new = mounts_of(app), change(mounts_of(app))
         seen = [(row.target, phase) for row in new for phase in row.phases.split(",")]
         if new == old or len(seen) > len(set(seen)):
-            raise NotFound(f"Mount path {'does not exist' if new == old else 'already exists'}.", f"dokku storage:list {app}   shows what is mounted")
+            raise DokkuError(f"Mount path {'does not exist' if new == old else 'already exists'}.", f"dokku storage:list {app}   shows what is mounted")
         for row in new[len(old):]:
             translate_options((f"--mount=type=bind,src={storage_folder(row.source)},dst={row.target}",))
         write_lines(app_folder(app) / "MOUNTS", map(" ".join, new))
@@ -5830,7 +5838,7 @@ def tag_add(app: str, tag: str) -> None:
 def tag_rm(app: str, tag: str) -> None:
     """Take a name from an image of the app."""
     if tag not in read_tags(app):
-        raise NotFound(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
+        raise DokkuError(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
     with locked(app, "tag:rm"):
         write_tags(app, {other: number for other, number in read_tags(app).items() if other != tag})
         untag_image(f"dokku/{app}:{tag}")
@@ -5843,7 +5851,7 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
     if tail:
         return follow_logs(app, process, lines, quiet)
     if not (found := select_processes(app, process)):
-        raise NotFound(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
+        raise DokkuError(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
     rows: list[tuple[str, str, str]] = []
     for row in found:
         with whatever_comes("NotFound"):  # a deploy may remove it meanwhile
@@ -5875,9 +5883,10 @@ def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
 
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
+        before = said.setdefault(container.id, "" if tail else now())
         with contextlib.suppress(OSError, DokkuError), whatever_comes():
             for at, text in log_stream(container.id, tail, follow=True):
-                if at > said.get(container.id, ""):
+                if at > before:
                     say_log(quiet, at, container.dyno, text)
                     said[container.id] = at
 
@@ -5904,7 +5913,7 @@ def change_docker_options(app: str, verb: str, processes: list[str] | None, call
         if not option:
             rows = [row for row in old if (row[0] if processes else row[0].partition(".")[0]) in names]
         elif verb == "remove" and not set(rows) & set(old):
-            raise NotFound(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
+            raise DokkuError(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
         new = set(rows) - set(old) if verb == "add" else set()
         if new and not is_harmless(shlex.split(option)) and not may(caller, "admin"):
             raise AccessDenied  # it reaches the host
@@ -5961,12 +5970,12 @@ def one_offs(app: str = "") -> list[Container]:
 
 
 def find_one_offs(app: str | None, name: str | None, caller: Caller) -> list[Container]:
-    """Find the one-offs of an app, or the one that is named. Raises NotFound."""
+    """Find the one-offs of an app, or the one that is named. Raises DokkuError."""
     if bool(app) == bool(name):
         raise UsageError("Name an app, or give --container")
     found = [row for row in one_offs(app or "") if (not name or name in (row.name, row.id[:12], row.id)) and may(caller, "operate", row.app)]
     if not found:
-        raise NotFound(f"There is no one-off {shown(name)}" if name else f"{require_app(str(app))} has no one-off", "dokku run:list   lists them")
+        raise DokkuError(f"There is no one-off {shown(name)}" if name else f"{require_app(str(app))} has no one-off", "dokku run:list   lists them")
     return found
 
 
@@ -6005,7 +6014,7 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
         raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
     chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
-        raise NotFound(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
+        raise DokkuError(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
     best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
     shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash || exec sh"]
     return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
@@ -6104,16 +6113,16 @@ def key_revoke(app: str, name: str) -> None:
     """Take one app from a key; a key without an app left is shut out."""
     key = find_key(name)
     if app not in key.apps:
-        raise NotFound(f"{key.name} is not a deploy key of {app}, nor a developer's", f"dokku acl:list {app}   lists who may what")
+        raise DokkuError(f"{key.name} is not a deploy key of {app}, nor a developer's", f"dokku acl:list {app}   lists who may what")
     left = tuple(other for other in key.apps if other != app)
     write_key(key._replace(apps=left), key) if left else drop_key(key.name)
 
 
 def keys_of(user: str) -> list[Key]:
-    """Find the keys of a person: NAME, and NAME@PLACE. Raises NotFound."""
+    """Find the keys of a person: NAME, and NAME@PLACE. Raises DokkuError."""
     if found := [key for key in read_keys() if key.name.partition("@")[0] == user or key.name == user]:
         return found
-    raise NotFound(f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
+    raise DokkuError(f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
 
 
 def acl_add(app: str, user: str) -> None:
@@ -6176,7 +6185,7 @@ def help_command(word: str | None, every: bool) -> None:
         return say(usage_of(row))
     rows = [(name, row) for name in sorted(commands_of(word) if word else commands()) if (row := commands()[name]).access != "hook"]
     if not rows:
-        raise NotFound(f"There is no command {shown(word or '')}", "dokku help   lists all")
+        raise DokkuError(f"There is no command {shown(word or '')}", "dokku help   lists all")
     kind = engine_named(word or "")
     say(f"dokku_py {VERSION}" + (f"   {kind.name}: {kind.unproven}" if kind and kind.unproven else ""))
     return say_lines(f"    {name:24} {row.doc[0]}" for name, row in rows)

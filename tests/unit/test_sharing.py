@@ -51,7 +51,7 @@ def roles(monkeypatch):
 @pytest.mark.parametrize("name, allowed", [("uploads", (ADMIN, OF_ONE, EVERYWHERE)), ("spare", (ADMIN, EVERYWHERE)), ("etc", (ADMIN,)), ("/etc", (ADMIN,)), ("none", (ADMIN, EVERYWHERE))])
 def test_storage_is_for_those_whose_apps_have_it(root, roles, name, allowed):
     for caller in (ADMIN, OF_ONE, OF_TWO, EVERYWHERE, DEPLOYER):
-        with pytest.raises(d.NotFound if name == "none" and caller in allowed else d.AccessDenied) if caller not in allowed or name == "none" else pytest.MonkeyPatch.context():
+        with pytest.raises(d.DokkuError if name == "none" and caller in allowed else d.AccessDenied) if caller not in allowed or name == "none" else pytest.MonkeyPatch.context():
             assert d.read_entry(name, caller)
 
 

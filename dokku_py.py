@@ -1614,9 +1614,10 @@ def parse_docker_option(text: str) -> str:
 
 
 def is_harmless(words: Sequence[str]) -> bool:
-    """Say whether words are one option that stays inside the container or the build: what follows its value would be another option, or an image."""
+    """Say whether words are one whole option that stays inside the container or the build: more would be another option, without its value it takes the next."""
     name, equals, _ = words[0].partition("=")
-    return DOCKER_OPTIONS.get(name) == "" and len(words) <= (1 if equals or name in ("--init", "--read-only", "--no-healthcheck") else 2)
+    alone = bool(equals) or name in ("--init", "--no-cache", "--no-healthcheck", "--pull", "--read-only")
+    return DOCKER_OPTIONS.get(name) == "" and len(words) == (1 if alone else 2)
 
 
 def property_file(app: str, noun: str, key: str) -> Path:

@@ -6025,7 +6025,7 @@ def ssh_keys_add(name: str | None, file: str | None, caller: Caller, role: str |
     known = next((key for key in read_keys() if (key.name, key.fingerprint) == (new.name, fingerprint)), None)
     if known and (known.role, known.apps, known.until, known.sources) != (new.role, new.apps, new.until, new.sources):
         raise DokkuError(f"{known.name} is let in already, as {known.role} for {' '.join(known.apps) or 'all apps'}", f"dokku access:set {known.name}   changes that")
-    write_key(new)
+    write_key(new, known)
     say(fingerprint)
 
 

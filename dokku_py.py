@@ -4305,7 +4305,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
     refuse_claimed(new, named_domains(new))
-    duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
+    duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4315,6 +4315,8 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     note, kept = app_folder(require_app(app)) / "LOCKED", read_text(app_folder(app) / "LOCKED")
+    if not read_lines(app_folder(app) / "DOMAINS"):  # else those come along
+        refuse_claimed(new, named_domains(new))
     write_text(note, f"a rename to {new}\n")  # a push that waits for it would be deployed, and then destroyed
     try:
         duplicate_app(app, new, skip_deploy)
@@ -4554,7 +4556,8 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     """Change an app's domains, or the global ones, and have nginx serve who lives by them; a domain of another app is refused by name."""
     if app == "--global":
         with server_lock("domains"):
-            wanted, owners = dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)), {domain: name for name in apps() for domain in named_domains(name)}
+            wanted, owners = dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains)), {
+                domain: name for name in apps() for domain in [*named_domains(name), *redirects_of(name)]}
             for name in [name for name in apps() if not read_lines(app_folder(name) / "DOMAINS")]:
                 if clash := next((domain for domain in wanted if owners.get(f"{name}.{domain}", name) != name), ""):
                     raise DokkuError(f"{name}.{clash} belongs to {owners[f'{name}.{clash}']}", f"dokku domains:set {name} NAME   gives {name} another")
@@ -4588,7 +4591,7 @@ def change_redirects(app: str, verb: str, source: str = "", target: str = "", co
             raise NotFound(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
         rows = {"set": {**old, source: f"{target} {code}"}, "unset": {domain: old[domain] for domain in old if domain != source},
                 "only": dict.fromkeys(domains, f"{''.join(own[:1])} 301")}[verb]
-        if verb == "set" and target in {**old, source: ""}:
+        if verb == "set" and target.rpartition("://")[2] in {**old, source: ""}:
             raise DokkuError(f"{target} is sent elsewhere itself", f"dokku redirect {app}   lists what is")
         if rows and not own:
             raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")

@@ -693,8 +693,10 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
     headers = tuple((one.get("name"), one.get("value")) for one in member(row, "httpHeaders", list, what, []) if isinstance(one, dict))
     if bad := next((pair for pair in headers if not all(isinstance(word, str) and re.fullmatch("[ -~]*", word) for word in pair) or not re.fullmatch(HEADER, pair[0])), None):
         raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
-    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
-                 content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
+    command = tuple(str(word) for word in member(row, "command", list, what, []))
+    if not all(map(is_text, command)):
+        raise DokkuError(f"app.json: {shown(str(command))} is not the command of a healthcheck")
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers, content=member(row, "content", str, what, ""), command=command,
                  uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)), timeout=float(number("timeout", UNSET)) or UNSET,
                  wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)),
                  listening=row.get("listening") is True)

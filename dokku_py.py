@@ -5158,8 +5158,13 @@ def lock_holder(app: str) -> int:
     """Give the id of the process that is changing an app right now; 0 when none is."""
     path = app_folder(app) / "lock"
     if is_locked(path) and (found := re.search(r"\(process (\d+)\)", read_text(path))):
-        with contextlib.suppress(OSError):  # the words stay when the lock is free; their process may be gone, and another have its number
-            return next((int(found[1]) for link in Path(f"/proc/{found[1]}/fd").iterdir() if os.path.realpath(link) == str(path.resolve())), 0)
+        process = Path("/proc") / found[1]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the words stay when the lock is free; their process may be gone, and another have its number
+            try:
+                holds = any(os.path.realpath(link) == str(path.resolve()) for link in (process / "fd").iterdir())
+            except PermissionError:  # one of ours that gave up root shows its files to root alone (proc(5), PR_SET_DUMPABLE)
+                holds = process.stat().st_uid == os.geteuid() and "dokku" in read_text(process / "cmdline")
+            return int(found[1]) if holds else 0
     return 0
 
 
@@ -5992,7 +5997,7 @@ def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
 def remove_expired() -> None:
     """Remove the one-offs whose time is up, ended or not."""
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
-        if (end := row["Labels"]["com.dokku.expires"]).isdigit() and int(end) < uptime():
+        if (end := row["Labels"]["com.dokku.expires"]).isdecimal() and int(end) < uptime():
             remove_container(row["Id"])
 
 
@@ -6287,7 +6292,7 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
-    each_apart([lambda: remove_all(dead_writes(ROOT)), remove_expired, *(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
+    each_apart([lambda: remove_all(dead_writes(ROOT)), remove_expired, lambda: each_apart(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
         if free:  # else the one before may still be asking
             each_apart([*(functools.partial(each_app, None, True, work, CONVERGE_AT_ONCE) for work in (revive, restart_unfit)), mend_services])

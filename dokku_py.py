@@ -578,7 +578,7 @@ def refuse_directives(text: str, logs: Iterable[str]) -> str:
     """Give back what a pushed template was rendered to, unless it reads or writes files of the host (other than `logs`) or runs code in nginx."""
     # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
-    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*|ssl_(?:dhparam|crl|session_ticket_key)|xslt_\w+"""
+    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*|\w*ssl_(?:conf_command|crl|dhparam|session_ticket_key)|xslt_\w+"""
                           rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|((?i:unix:))""", text, re.MULTILINE):
         raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
     return text
@@ -4797,8 +4797,10 @@ def keep_certificate(app: str, text: str = "") -> None:
 
 def own_certificate(app: str, text: str = "") -> None:
     """Serve an app with a certificate of its owner's from now on, or without one; an authority that certified it renews nothing any more."""
-    remove_folder(acme_folder(app))
     keep_certificate(app, text)
+    if acme_folder(app).is_dir():  # not before: what nginx refuses changes nothing
+        remove_folder(acme_folder(app))
+        under_lock("certs", render_vhost, app)
     render_crontab()
 
 

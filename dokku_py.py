@@ -2602,7 +2602,8 @@ def version_of(language: Language, tree: Path) -> tuple[str, str]:
         bounds = [(sign, [int(part) for part in number.split(".")[:len(usual)]])
                   for sign, number in re.findall(r"([<>]?=?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern))]
         for sign, (*major, last) in bounds[:1] + [row for row in bounds[1:] if row[0].startswith("<")]:
-            wanted = [*major, last - 1] if sign == "<" and last else [*major, last]
+            below = [*major, last - 1] if last or not major else [*major[:-1], major[-1] - 1]  # <8.0 is 7
+            wanted = below if sign == "<" else [*major, last]
             if not sign.startswith((">", "<")) or (wanted > usual[:len(wanted)] if sign[0] == ">" else wanted < usual[:len(wanted)]):
                 return ".".join(map(str, wanted)), name
         if bounds:

@@ -215,6 +215,33 @@ def test_a_copy_that_can_not_be_served_leaves_no_trace(root, named, monkeypatch)
     assert named == ["three"]
 
 
+def test_the_images_of_a_copy_get_their_names_under_its_lock(root, named, monkeypatch):
+    """Else a clean-up of the new app could take them for left over."""
+    tagged = []
+    monkeypatch.setattr(d, "tags_of", lambda app: ["v1", "latest"])
+    monkeypatch.setattr(d, "tag_as", lambda old, new: tagged.append((old, new, d.is_locked(root / "apps" / "three" / "lock"))))
+    d.duplicate_app("one", "three", True)
+    assert tagged == [("dokku/one:v1", "dokku/three:v1", True), ("dokku/one:latest", "dokku/three:latest", True)]
+
+
+def test_a_rename_undoes_no_change_of_a_key(root, named, monkeypatch):
+    key = d.Key("eve", "ssh-ed25519 x", "SHA256:x", "developer", ("one", "two"))
+    d.write_key(key)
+    d.apps_rename(True, "one", "three")
+    assert d.read_keys() == [key._replace(apps=("three", "two"))] and named == ["one"]
+    changed, real = key._replace(role="viewer"), d.read_keys
+
+    def read_keys():
+        """Give what stood there, and change it at once."""
+        monkeypatch.setattr(d, "read_keys", real)
+        d.write_json(root / "keys" / "eve", changed._asdict())
+        return [key]
+    monkeypatch.setattr(d, "read_keys", read_keys)
+    with pytest.raises(d.DokkuError, match="eve was changed meanwhile"):
+        d.apps_rename(True, "two", "four")
+    assert d.read_keys() == [changed] and named == ["one"], "nothing is destroyed then"
+
+
 @pytest.mark.parametrize("kept", ["", "me since 2026-01-01\n"])
 def test_a_rename_keeps_the_lock_of_deploys_and_lets_none_in_meanwhile(root, named, monkeypatch, kept):
     note, real = root / "apps" / "one" / "LOCKED", d.duplicate_app

@@ -5881,10 +5881,11 @@ def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
         with contextlib.suppress(OSError, DokkuError), whatever_comes():
+            last = said.get(container.id, "")  # of one stream: what came by standard output and error may stand in another order than its times
             for at, text in log_stream(container.id, tail, follow=True):
-                if at > said.get(container.id, ""):
+                if at > last:
                     say_log(quiet, at, container.dyno, text)
-                    said[container.id] = at
+                    said[container.id] = max(at, said.get(container.id, ""))
 
     while app_exists(app):
         for container in select_processes(app, process):

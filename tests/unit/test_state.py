@@ -425,6 +425,15 @@ def test_the_lines_of_a_process_that_is_started_again_are_followed_again(live, m
     assert capsys.readouterr().out == "first\nsecond\nthird\n" and len(reads) > 3
 
 
+def test_no_line_is_lost_whose_time_is_before_that_of_another(live, monkeypatch, capsys):
+    """Docker stamps standard output and standard error apart from each other, and then writes them down."""
+    lines, looks = [("2", "out"), ("1", "error"), ("2", "out at the same time"), ("3", "last")], iter([False, False, True])
+    monkeypatch.setattr(d, "log_stream", lambda identity, count, follow: iter(lines))
+    monkeypatch.setattr(d, "reader_left", lambda seconds: time.sleep(0.02) or next(looks))
+    d.follow_logs("blog", "web", 10, True)
+    assert capsys.readouterr().out == "out\nerror\nout at the same time\nlast\n"
+
+
 def test_a_process_that_came_up_again_before_is_in_no_trouble(monkeypatch):
     facts = {"State": {"Running": True, "Restarting": False, "ExitCode": 3, "OOMKilled": False}, "RestartCount": 2}
     monkeypatch.setattr(d, "inspect_container", lambda identity: facts)

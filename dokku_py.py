@@ -696,7 +696,8 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
     command = tuple(str(word) for word in member(row, "command", list, what, []))
     if not all(map(is_text, command)):
         raise DokkuError(f"app.json: {shown(str(command))} is not the command of a healthcheck")
-    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers, content=member(row, "content", str, what, ""), command=command,
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
+                 content=member(row, "content", str, what, ""), command=command,
                  uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)), timeout=float(number("timeout", UNSET)) or UNSET,
                  wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)),
                  listening=row.get("listening") is True)
@@ -1616,7 +1617,7 @@ def parse_docker_option(text: str) -> str:
 
 
 def is_harmless(words: Sequence[str]) -> bool:
-    """Say whether words are one whole option that stays inside the container or the build: more would be another option, without its value it takes the next."""
+    """Say whether words are one whole option that stays inside the container or the build: more would be another, without a value it takes the next."""
     name, equals, _ = words[0].partition("=")
     alone = bool(equals) or name in ("--init", "--no-cache", "--no-healthcheck", "--pull", "--read-only")
     return DOCKER_OPTIONS.get(name) == "" and len(words) == (1 if alone else 2)
@@ -5162,7 +5163,7 @@ def lock_holder(app: str) -> int:
     path = app_folder(app) / "lock"
     if is_locked(path) and (found := re.search(r"\(process (\d+)\)", read_text(path))):
         process = Path("/proc") / found[1]
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the words stay when the lock is free; their process may be gone, and another have its number
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the words outlive the lock, and another may have the number
             try:
                 holds = any(os.path.realpath(link) == str(path.resolve()) for link in (process / "fd").iterdir())
             except PermissionError:  # one of ours that gave up root shows its files to root alone (proc(5), PR_SET_DUMPABLE)
@@ -6296,7 +6297,8 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
-    each_apart([lambda: remove_all(dead_writes(ROOT)), remove_expired, lambda: each_apart(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
+    each_apart([lambda: remove_all(dead_writes(ROOT)), remove_expired,
+                lambda: each_apart(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
         if free:  # else the one before may still be asking
             each_apart([*(functools.partial(each_app, None, True, work, CONVERGE_AT_ONCE) for work in (revive, restart_unfit)), mend_services])

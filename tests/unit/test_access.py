@@ -156,7 +156,8 @@ def test_a_key_that_was_changed_meanwhile_is_not_written_over(keys):
     assert d.read_keys() == [], "nobody whose key was removed comes in again by a change of it"
 
 
-@pytest.mark.parametrize("change", [lambda: d.access_set("eve", "admin", None, None, None), lambda: d.key_allow("blog", None, "developer"), lambda: d.key_revoke("blog", "eve"),
+@pytest.mark.parametrize("change", [lambda: d.access_set("eve", "admin", None, None, None), lambda: d.key_allow("blog", None, "developer"),
+                                    lambda: d.key_revoke("blog", "eve"),
                                     lambda: d.acl_add("blog", "eve"), lambda: d.acl_remove("blog", "eve"),
                                     lambda: d.ssh_keys_add("eve", None, ADMIN, "developer", "blog,shop", None, None)],
                          ids=["access:set", "developer:allow", "deploy:revoke", "acl:add", "acl:remove", "ssh-keys:add"])
@@ -183,7 +184,8 @@ def test_a_key_that_is_known_keeps_its_limits_when_it_is_added_again(keys, monke
         """Give the same key once more."""
         monkeypatch.setattr("sys.stdin", io.StringIO(PUBLIC))
         d.ssh_keys_add(name, None, ADMIN, **{"role": None, "apps": None, "until": None, "sources": None, **facts})
-    for facts in ({}, {"role": "developer"}, {"role": "developer", "apps": "blog,shop", "until": "2027-01-01"}, {"role": "developer", "apps": "blog,shop", "sources": "10.0.0.1"}):
+    for facts in ({}, {"role": "developer"}, {"role": "developer", "apps": "blog,shop", "until": "2027-01-01"},
+                  {"role": "developer", "apps": "blog,shop", "sources": "10.0.0.1"}):
         with pytest.raises(d.DokkuError, match="eve is let in already, as developer for blog shop") as refused:
             add("eve", **facts)
         assert "access:set eve" in refused.value.hint and d.read_keys() == [keys]

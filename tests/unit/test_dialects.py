@@ -92,13 +92,15 @@ ROOT = d.Caller("root", local=True)
 
 def test_global_behind_two_dashes_is_a_word_as_any_other():
     row = d.Command("x:y", "configure", ("app:app-or-global words:str*",), "require_app")
-    for words, app, rest in ((["blog", "--", "--global"], "blog", ["--global"]), (["--global", "--", "a"], "--global", ["a"]), (["a", "--global"], "--global", ["a"]),
+    for words, app, rest in ((["blog", "--", "--global"], "blog", ["--global"]), (["--global", "--", "a"], "--global", ["a"]),
+                             (["a", "--global"], "--global", ["a"]),
                              (["--global", "a", "--", "--global"], "--global", ["a", "--global"]), (["blog", "a"], "blog", ["a"])):
         assert d.read_words(row, words, ROOT) == {"app": app, "words": rest}, words
 
 
 @pytest.mark.parametrize("words, app, pairs, own", [
-    ("-e A=1 --app blog env", "blog", [("A", "1")], ["env"]), ("--app blog -e A=1 env", "blog", [("A", "1")], ["env"]), ("--env A=1 -e B=2 --app blog env", "blog", [("A", "1"), ("B", "2")], ["env"]),
+    ("-e A=1 --app blog env", "blog", [("A", "1")], ["env"]), ("--app blog -e A=1 env", "blog", [("A", "1")], ["env"]),
+                                                    ("--env A=1 -e B=2 --app blog env", "blog", [("A", "1"), ("B", "2")], ["env"]),
     ("-e A=1 blog env --app x", "blog", [("A", "1")], ["env", "--app", "x"]), ("blog env -e A=1 --app x", "blog", [], ["env", "-e", "A=1", "--app", "x"]),
     ("--app blog -- env --app x --quiet", "blog", [], ["env", "--app", "x", "--quiet"])])
 def test_what_stands_behind_the_users_own_command_is_his(words, app, pairs, own, monkeypatch):

@@ -132,7 +132,8 @@ def test_a_submodule_stays_inside_its_tree(tmp_path, monkeypatch):
     (tree / "link").symlink_to("../outside")
     (tree / "inside").mkdir()
     (tree / "near").symlink_to("inside")
-    (tree / ".gitmodules").write_text("".join(f'[submodule "{path}"]\n\tpath = {path}\n\turl = https://example.com/x\n' for path in ("link", "link/deep", "near", "plain")))
+    (tree / ".gitmodules").write_text("".join(f'[submodule "{path}"]\n\tpath = {path}\n\turl = https://example.com/x\n' for path in ("link", "link/deep",
+        "near", "plain")))
     monkeypatch.setattr(d, "fetch", lambda app, url, argv: fetched.append(argv[-1]))
     run = d.run
     monkeypatch.setattr(d, "run", lambda argv, **options: run(argv if "config" in argv else ["true"], **options))
@@ -163,7 +164,8 @@ def test_an_archive_comes_by_http_or_https(tmp_path, monkeypatch, source):
     assert taken == ["https://example.com/x.tar"]
 
 
-@pytest.mark.parametrize("own, everybodys, brought, kept, ref", [("", "", "main", "main", "main"), ("", "", "", "", "main"), ("", "prod", "main", "", "prod"), ("live", "prod", "main", "live", "live")])
+@pytest.mark.parametrize("own, everybodys, brought, kept, ref", [("", "", "main", "main", "main"), ("", "", "", "", "main"), ("", "prod", "main", "", "prod"),
+                                                                 ("live", "prod", "main", "live", "live")])
 def test_the_deploy_branch_of_the_server_becomes_no_apps_own(monkeypatch, own, everybodys, brought, kept, ref):
     refs = []
     d.make_folder(d.app_folder("blog"))
@@ -184,17 +186,23 @@ def test_sending_a_repository_ends_when_the_client_leaves(monkeypatch):
     assert d.git_upload_pack("blog") == 128 and done == [["git", "upload-pack", str(d.repository_of("blog"))]]
 
 
-VERSIONS = [("node", "<18", "17"), ("node", ">=14 <20", "19"), ("node", "<=16", "16"), ("node", "^14", "14"), ("node", ">=24", "24"), ("node", ">=14", "22"), ("node", "18.x", "18"),
-            ("node", "v18.1.0", "18"), ("node", "~20.3", "20"), ("node", "<24", "22"), ("node", "<20 >=14", "19"), ("node", ">=18 <=24", "22"), ("node", ">= 24.1 < 26", "24"), ("node", "=16", "16"),
+VERSIONS = [("node", "<18", "17"), ("node", ">=14 <20", "19"), ("node", "<=16", "16"), ("node", "^14", "14"), ("node", ">=24", "24"), ("node", ">=14", "22"),
+            ("node", "18.x", "18"),
+            ("node", "v18.1.0", "18"), ("node", "~20.3", "20"), ("node", "<24", "22"), ("node", "<20 >=14", "19"), ("node", ">=18 <=24", "22"),
+            ("node", ">= 24.1 < 26", "24"), ("node", "=16", "16"),
             ("node", ">=14.0.0 <15 || >=16", "14"), ("node", "*", "22"), ("node", "", "22"),
-            ("python", ">=3.8,<3.12", "3.11"), ("python", "<4", "3.12"), ("python", ">=3.8,<4.0", "3.12"), ("python", ">=3.13", "3.13"), ("python", ">=3.8", "3.12"), ("python", "==3.9.*", "3.9"), ("python", "~=3.10", "3.10"),
-            ("python", "<3.10", "3.9"), ("python", "<=3.9,>=3.8", "3.9"), ("python", ">=3.8,!=3.9.1,<3.11", "3.10"), ("python", ">=3.8,!=3.9.1", "3.12"), ("python", ">=3.13,<3.15", "3.13"), ("python", "^3", "3"),
-            ("ruby", "~> 3.2", "3.3"), ("ruby", "3.2.1", "3.2"), ("php", "^8.1", "8.1"), ("php", "<8.3", "8.2"), ("php", "<8.0", "7"), ("php", ">=7.4 <8.0", "7"), ("ruby", "< 3.0", "2"), ("python", "<3.0", "2")]
+            ("python", ">=3.8,<3.12", "3.11"), ("python", "<4", "3.12"), ("python", ">=3.8,<4.0", "3.12"), ("python", ">=3.13", "3.13"),
+            ("python", ">=3.8", "3.12"), ("python", "==3.9.*", "3.9"), ("python", "~=3.10", "3.10"),
+            ("python", "<3.10", "3.9"), ("python", "<=3.9,>=3.8", "3.9"), ("python", ">=3.8,!=3.9.1,<3.11", "3.10"), ("python", ">=3.8,!=3.9.1", "3.12"),
+            ("python", ">=3.13,<3.15", "3.13"), ("python", "^3", "3"),
+            ("ruby", "~> 3.2", "3.3"), ("ruby", "3.2.1", "3.2"), ("php", "^8.1", "8.1"), ("php", "<8.3", "8.2"), ("php", "<8.0", "7"),
+            ("php", ">=7.4 <8.0", "7"), ("ruby", "< 3.0", "2"), ("python", "<3.0", "2")]
 
 
 @pytest.mark.parametrize("language, wanted, version", VERSIONS)
 def test_a_version_within_its_bounds(tmp_path, language, wanted, version):
-    name, text = {"node": ("package.json", '{"engines": {"node": "%s"}}'), "python": ("pyproject.toml", 'requires-python = "%s"\n'), "ruby": ("Gemfile", 'ruby "%s"\n'),
+    name, text = {"node": ("package.json", '{"engines": {"node": "%s"}}'), "python": ("pyproject.toml", 'requires-python = "%s"\n'),
+                  "ruby": ("Gemfile", 'ruby "%s"\n'),
                   "php": ("composer.json", '{"require": {"php": "%s"}}')}[language]
     (tmp_path / name).write_text(text % wanted)
     assert d.version_of(d.languages()[language], tmp_path) == (version, name if any(letter.isdigit() for letter in wanted) else "")

@@ -133,7 +133,8 @@ def test_a_copy_leaves_out_what_is_named_and_no_branch_of_such_a_name(root):
         "ENV", "MOUNTS", "repo.git/refs/heads/DOMAINS", "repo.git/refs/heads/docker", "repo.git/refs/heads/lock"]
 
 
-@pytest.mark.parametrize("text, entry, target", [("{root}/data/storage/uploads/deep/er:/y", "{root}/data/storage/uploads/deep/er", "/y"), ("{root}/data/storage/uploads:/y", "uploads", "/y"),
+@pytest.mark.parametrize("text, entry, target", [("{root}/data/storage/uploads/deep/er:/y", "{root}/data/storage/uploads/deep/er", "/y"),
+                                                 ("{root}/data/storage/uploads:/y", "uploads", "/y"),
                                                  ("{root}/data/storage/uploads/deep", "", "{root}/data/storage/uploads/deep")])
 def test_a_folder_within_storage_is_a_path_as_any_other(root, roles, text, entry, target):
     found = d.parse_mount(text.format(root=root))
@@ -274,7 +275,8 @@ def test_no_app_takes_a_domain_that_another_one_has(root, named):
     d.write_lines(root / "apps" / "one" / "DOMAINS", ["three.example.com"])
     d.write_lines(root / "apps" / "one" / "REDIRECTS", ["four.example.com three.example.com 301"])
     for name in ("three", "four"):
-        for make in (lambda: d.create_app(name), lambda: d.apps_create(name), lambda: d.apps_clone(True, False, "two", name), lambda: d.apps_rename(True, "two", name)):
+        for make in (lambda: d.create_app(name), lambda: d.apps_create(name), lambda: d.apps_clone(True, False, "two", name),
+                     lambda: d.apps_rename(True, "two", name)):
             with pytest.raises(d.DokkuError, match=f"{name}.example.com belongs to one"):
                 make()
             assert not d.app_exists(name) and not (root / "apps" / "two" / "LOCKED").exists()
@@ -310,7 +312,8 @@ def test_two_apps_never_answer_for_one_redirect(root, named):
     assert d.redirects_of("four") == {"old.example.com": "one.example.com 301"}
 
 
-@pytest.mark.parametrize("source, target", [("a.example.com", "a.example.com"), ("a.example.com", "https://a.example.com"), ("b.example.com", "old.example.com"), ("b.example.com", "http://old.example.com"),
+@pytest.mark.parametrize("source, target", [("a.example.com", "a.example.com"), ("a.example.com", "https://a.example.com"),
+                                            ("b.example.com", "old.example.com"), ("b.example.com", "http://old.example.com"),
                                             ("one.example.org", "old.example.com")])
 def test_no_request_is_sent_round_and_round(root, named, source, target):
     rows = ["old.example.com one.example.org 301"]

@@ -144,13 +144,15 @@ ROOT_CALLER = d.Caller("root", local=True)
 
 
 def container(dyno="web.1", **facts):
-    return d.Container(**{"id": f"id-{dyno}", "name": f"blog.{dyno}", "app": "blog", "dyno": dyno, "incarnation": "v3", "running": True, "state": "running", **facts})
+    return d.Container(**{"id": f"id-{dyno}", "name": f"blog.{dyno}", "app": "blog", "dyno": dyno, "incarnation": "v3", "running": True, "state": "running",
+                          **facts})
 
 
 def test_images_that_served_are_kept_and_those_of_failures_are_not(root, monkeypatch):
     untagged = []
     monkeypatch.setattr(d, "untag_image", untagged.append)
-    statuses = {2: "failed", 4: "cancelled", 5: "killed", 6: "rolled back: web.1 kept crashing", 9: "failed", 10: "failed", 11: "failed", 12: "failed", 13: "failed"}
+    statuses = {2: "failed", 4: "cancelled", 5: "killed", 6: "rolled back: web.1 kept crashing", 9: "failed", 10: "failed", 11: "failed", 12: "failed",
+                13: "failed"}
     for number in range(1, 14):
         d.write_release(release(number=number, image=f"sha256:{number}"), {})
         d.mark_release("blog", number, statuses[number]) if number in statuses else None
@@ -182,7 +184,8 @@ def test_the_release_that_a_probation_would_go_back_to_stays_on_record(root, mon
     assert d.release_numbers("blog") == [2, 3, 5]
 
 
-@pytest.mark.parametrize("error, status", [(d.DokkuError("no"), "failed"), (d.Cancelled("gone"), "cancelled"), (BrokenPipeError(), "cancelled"), (KeyboardInterrupt(), "failed")])
+@pytest.mark.parametrize("error, status", [(d.DokkuError("no"), "failed"), (d.Cancelled("gone"), "cancelled"), (BrokenPipeError(), "cancelled"),
+                                           (KeyboardInterrupt(), "failed")])
 def test_what_fails_past_the_switch_is_live_all_the_same(root, monkeypatch, error, status):
     dropped = []
     monkeypatch.setattr(d, "drop_images", lambda app, number: dropped.append(number))
@@ -203,10 +206,13 @@ def test_checks_that_are_off_for_all_can_be_on_for_one(root):
     def modes():
         """Say what holds for three process types, and what is kept."""
         return [d.check_mode("blog", kind)[:4] for kind in ("web", "worker", "clock")], d.read_lines(root / "apps/blog/CHECKS_OFF")
-    for types, mode, wanted, kept in (([], "disabled", ["disa", "disa", "disa"], ["_all_ disabled"]), (["web"], "enabled", ["enab", "disa", "disa"], ["_all_ disabled", "web enabled"]),
+    for types, mode, wanted, kept in (([], "disabled", ["disa", "disa", "disa"], ["_all_ disabled"]),
+                                      (["web"], "enabled", ["enab", "disa", "disa"], ["_all_ disabled", "web enabled"]),
                                       (["worker"], "skipped", ["enab", "skip", "disa"], ["_all_ disabled", "web enabled", "worker skipped"]),
-                                      (["web"], "disabled", ["disa", "skip", "disa"], ["_all_ disabled", "worker skipped"]), ([], "skipped", ["skip", "skip", "skip"], ["_all_ skipped"]),
-                                      ([], "enabled", ["enab", "enab", "enab"], []), (["web", "clock"], "disabled", ["disa", "enab", "disa"], ["web disabled", "clock disabled"]),
+                                      (["web"], "disabled", ["disa", "skip", "disa"], ["_all_ disabled", "worker skipped"]),
+                                      ([], "skipped", ["skip", "skip", "skip"], ["_all_ skipped"]),
+                                      ([], "enabled", ["enab", "enab", "enab"], []),
+                                      (["web", "clock"], "disabled", ["disa", "enab", "disa"], ["web disabled", "clock disabled"]),
                                       (["web"], "enabled", ["enab", "enab", "disa"], ["clock disabled"]), (["clock"], "enabled", ["enab", "enab", "enab"], [])):
         d.change_check_modes("blog", types, mode)
         assert modes() == (wanted, kept), (types, mode)
@@ -243,7 +249,8 @@ def test_one_sick_thing_stops_no_tick(root, monkeypatch, sick):
                 raise ValueError(name)
             return given
         return do
-    for name, given in (("dead_writes", []), ("remove_expired", None), ("orphans", [container("web.1"), container("web.2")]), ("remove_container", None), ("mind_all", None),
+    for name, given in (("dead_writes", []), ("remove_expired", None), ("orphans", [container("web.1"), container("web.2")]), ("remove_container", None),
+                        ("mind_all", None),
                         ("revive", None), ("restart_unfit", None), ("mend_services", None)):
         monkeypatch.setattr(d, name, work(name, given))
     monkeypatch.setattr(d, "each_app", lambda app, everything, work, parallel: work("blog"))
@@ -295,8 +302,10 @@ def test_a_process_that_gave_up_root_is_known_by_its_name(root, monkeypatch):
         assert d.lock_holder("blog") == 0, "of another user, whom we may not end"
 
 
-@pytest.mark.parametrize("words, ended", [("push", True), ("clone", True), ("git:sync", True), ("git:from-archive", True), ("import:docker", True), ("ps:rebuild", True), ("config:set A", False), ("ps:restart", False),
-                                          ("apps:destroy", False), ("copying", False), ("ps:scale", False), ("rollback", False), ("converge", False), ("pushes", False)])
+@pytest.mark.parametrize("words, ended", [("push", True), ("clone", True), ("git:sync", True), ("git:from-archive", True), ("import:docker", True),
+                                          ("ps:rebuild", True), ("config:set A", False), ("ps:restart", False),
+                                          ("apps:destroy", False), ("copying", False), ("ps:scale", False), ("rollback", False), ("converge", False),
+                                          ("pushes", False)])
 def test_only_a_deploy_is_broken_off(root, monkeypatch, words, ended):
     killed = []
     d.make_folder(root / "apps/blog")
@@ -331,7 +340,8 @@ def test_a_label_that_is_no_number_keeps_no_one_off_alive(root, monkeypatch, lab
 
 
 def test_one_offs_stand_in_the_order_in_which_they_were_made(root, monkeypatch):
-    rows = [{"Id": str(number), "Names": [f"/blog.run.{number}"], "State": "running", "Labels": {}, "Ports": [], "NetworkSettings": {"Networks": {}}, "Created": created}
+    rows = [{"Id": str(number), "Names": [f"/blog.run.{number}"], "State": "running", "Labels": {}, "Ports": [], "NetworkSettings": {"Networks": {}},
+             "Created": created}
             for number, created in ((999, 100), (1, 200), (2, 200), (998, 300))]
     monkeypatch.setattr(d, "engine", lambda: Client(*reversed(rows)))
     assert [row.name for row in d.one_offs("blog")][::2] == ["blog.run.999", "blog.run.1", "blog.run.2", "blog.run.998"], "each of both kinds"
@@ -343,7 +353,8 @@ def test_a_clean_up_leaves_what_is_just_made(root, monkeypatch):
     monkeypatch.setattr(d, "keep_images", lambda app: None)
     monkeypatch.setattr(d, "drop_images", lambda app, number: None)
     monkeypatch.setattr(d, "remove_container", removed.append)
-    monkeypatch.setattr(d, "one_offs", lambda app: [container(f"run.{state}", state=state, running=state == "running") for state in ("created", "running", "exited", "dead", "restarting", "paused")])
+    monkeypatch.setattr(d, "one_offs", lambda app: [container(f"run.{state}", state=state, running=state == "running") for state in ("created", "running",
+        "exited", "dead", "restarting", "paused")])
     d.clean_up("blog")
     assert removed == ["id-run.exited", "id-run.dead"]
 
@@ -446,11 +457,15 @@ def test_a_process_that_came_up_again_before_is_in_no_trouble(monkeypatch):
 
 def test_liveness_is_asked_when_it_is_due_and_has_no_memory(root, live, monkeypatch):
     asked, restarted = [], []
-    checks = (d.Check(path="/slow", kind="liveness", delay=60, uptime=5), d.Check(path="/fast", kind="liveness"), d.Check(path="/start"), d.Check(process="worker", path="/w", kind="liveness"))
+    checks = (d.Check(path="/slow", kind="liveness", delay=60, uptime=5), d.Check(path="/fast", kind="liveness"), d.Check(path="/start"),
+              d.Check(process="worker", path="/w", kind="liveness"))
     d.write_release(release(checks=checks), {})
-    live[:] = [container("web.1", created=int(time.time()) - 30), container("web.2", created=int(time.time()) - 66), container("worker.1", running=False), container("web.3", incarnation="v2")]
+    live[:] = [container("web.1", created=int(time.time()) - 30), container("web.2", created=int(time.time()) - 66), container("worker.1", running=False),
+               container("web.3", incarnation="v2")]
     monkeypatch.setattr(d, "inspect_container", lambda identity: {"RestartCount": 7})
-    monkeypatch.setattr(d, "wait_until_healthy", lambda own, row, restarts: asked.append((row.dyno, [(check.path, check.kind, check.delay, check.uptime) for check in own.checks], restarts)))
+    monkeypatch.setattr(d, "wait_until_healthy", lambda own, row, restarts: asked.append((row.dyno,
+                                                                                          [(check.path, check.kind, check.delay,
+                                                                                            check.uptime) for check in own.checks], restarts)))
     d.restart_unfit("blog")
     fast, slow = ("/fast", "startup", 0, 0), ("/slow", "startup", 0, 0)
     assert asked == [("web.1", [fast], 7), ("web.2", [slow, fast], 7)]

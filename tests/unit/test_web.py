@@ -50,13 +50,15 @@ def test_ports_that_anybody_may_choose():
 LOGS = ["/var/log/nginx/blog-access.log", "/var/log/nginx/blog-error.log"]
 GOOD = ["server { listen 80; }", "# include nothing\nserver { }", "location /include { return 200 'root'; }", "access_log off;", f"access_log {LOGS[0]};",
         f"server {{\n  error_log  {LOGS[1]} ;\n}}", "fastcgi_split_path_info ^(.+)$;", "sendfile on;", "proxy_set_header X-Include a;", "rewrite ^/alias /other;",
-        "proxy_pass http://blog-web-5000;", "location ~ \\.perl { }", "open_log_file_cache off;", "proxy_ssl_name a;", "ssl_protocols TLSv1.3;", "ssl_session_tickets off;"]
+        "proxy_pass http://blog-web-5000;", "location ~ \\.perl { }", "open_log_file_cache off;", "proxy_ssl_name a;", "ssl_protocols TLSv1.3;",
+        "ssl_session_tickets off;"]
 BAD = {"include /etc/passwd;": "include", 'server {"include" /etc/passwd; }': "include", "a b;include c;": "include", "a b;\n\t 'include' c;": "include", "} include c;": "include",
        "map $a $b {include c;}": "include", "a b;\rinclude c;": "include", "load_module x.so;": "load_module", "root /;": "root", "location / { alias /; }": "alias",
        "content_by_lua_block { }": "content_by_lua_block", "access_by_lua_file x;": "access_by_lua_file", "lua_package_path x;": "lua_package_path", "perl_set $a x;": "perl_set",
        "perl x;": "perl", "js_import x;": "js_import", "proxy_cache_path /x keys_zone=a:1m;": "proxy_cache_path", "proxy_temp_path /x;": "proxy_temp_path",
        "proxy_store on;": "proxy_store", "ssl_dhparam /x;": "ssl_dhparam", "ssl_crl /x;": "ssl_crl", "ssl_session_ticket_key /x;": "ssl_session_ticket_key",
-       "proxy_ssl_crl /x;": "proxy_ssl_crl", "location / { grpc_ssl_crl /x; }": "grpc_ssl_crl", "ssl_conf_command PrivateKey /x;": "ssl_conf_command", "proxy_ssl_conf_command PrivateKey /x;": "proxy_ssl_conf_command",
+       "proxy_ssl_crl /x;": "proxy_ssl_crl", "location / { grpc_ssl_crl /x; }": "grpc_ssl_crl", "ssl_conf_command PrivateKey /x;": "ssl_conf_command",
+       "proxy_ssl_conf_command PrivateKey /x;": "proxy_ssl_conf_command",
        "xslt_stylesheet /x;": "xslt_stylesheet", "a b;xml_entities /x;xslt_string_param a b;": "xslt_string_param",
        "auth_basic_user_file /x;": "auth_basic_user_file", "ssl_certificate_key /x;": "ssl_certificate_key",
        "access_log /etc/cron.d/x;": "access_log", f"access_log {LOGS[0]}x;": "access_log", f"access_log {LOGS[0]}/../../../etc/x;": "access_log",
@@ -232,7 +234,8 @@ def test_an_own_certificate_ends_the_authoritys_renewals(root, monkeypatch):
     monkeypatch.setattr(d, "self_signed", lambda names: ("signed by itself", "request"))
     monkeypatch.setattr(d, "read_given", lambda file, caller: "given")
     monkeypatch.setattr("sys.stdin", io.StringIO("given"))
-    for give, text in ((lambda: d.certs_add("blog", "crt", "key", d.Caller("root", local=True)), "checked"), (lambda: d.certs_generate("blog", None), "signed by itself"),
+    for give, text in ((lambda: d.certs_add("blog", "crt", "key", d.Caller("root", local=True)), "checked"),
+                       (lambda: d.certs_generate("blog", None), "signed by itself"),
                        (lambda: d.ssl_certificate("blog"), "checked"), (lambda: d.letsencrypt_disable("blog"), "")):
         d.make_folder(folder / "accounts")
         done.clear()
@@ -265,7 +268,8 @@ def test_an_authority_that_gives_no_certificate(root, monkeypatch, said, told):
         d.lego("blog", ["blog.example.com"], "run")
 
 
-@pytest.mark.parametrize("why", ["curl: (6) Could not resolve host: blog.example.com", "curl: (7) Failed to connect to blog.example.com port 80: Connection refused", "another one answers"])
+@pytest.mark.parametrize("why", ["curl: (6) Could not resolve host: blog.example.com",
+                                 "curl: (7) Failed to connect to blog.example.com port 80: Connection refused", "another one answers"])
 def test_why_a_domain_does_not_lead_here_is_told_whole(root, monkeypatch, why):
     monkeypatch.setattr(d, "run", lambda argv, check: subprocess.CompletedProcess(argv, 6, b"", why.encode()))
     monkeypatch.setattr("socket.getaddrinfo", lambda *words: [])

@@ -574,7 +574,7 @@ def refuse_directives(text: str, logs: Iterable[str]) -> str:
     """Give back what a pushed template was rendered to, unless it reads or writes files of the host (other than `logs`) or runs code in nginx."""
     # A directive stands after ; { } or at the head of a line, bare or in quotes, and nginx knows no other way to spell it.
     allowed = "|".join(map(re.escape, ["off", *logs]))
-    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*|ssl_(?:dhparam|crl|session_ticket_key)|xslt_\w+"""
+    if found := re.search(rf"""(?:^|[;{{}}])\s*["']?(include|load_module|root|alias|\w*lua\w*|perl\w*|js_\w+|\w+_(?:path|store|file)|\w*certificate\w*|\w*ssl_(?:conf_command|crl|dhparam|session_ticket_key)|xslt_\w+"""
                           rf"""|(?:access|error)_log(?!\s+(?:{allowed})\s*;))\b|((?i:unix:))""", text, re.MULTILINE):
         raise DokkuError(f"The vhost template of the tree may not use {found[1] or found[2]}", "an administrator can put it into nginx.conf.d of the app's folder")
     return text
@@ -689,8 +689,11 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
     headers = tuple((one.get("name"), one.get("value")) for one in member(row, "httpHeaders", list, what, []) if isinstance(one, dict))
     if bad := next((pair for pair in headers if not all(isinstance(word, str) and re.fullmatch("[ -~]*", word) for word in pair) or not re.fullmatch(HEADER, pair[0])), None):
         raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
+    command = tuple(str(word) for word in member(row, "command", list, what, []))
+    if not all(map(is_text, command)):
+        raise DokkuError(f"app.json: {shown(str(command))} is not the command of a healthcheck")
     return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
-                 content=member(row, "content", str, what, ""), command=tuple(str(word) for word in member(row, "command", list, what, [])),
+                 content=member(row, "content", str, what, ""), command=command,
                  uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)), timeout=float(number("timeout", UNSET)) or UNSET,
                  wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)),
                  listening=row.get("listening") is True)
@@ -1064,16 +1067,10 @@ def dead_writes(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def remove_all(paths: Iterable[Path]) -> None:
-    """Remove files and folders, never following links."""
-    for path in paths:
-        remove_folder(path) if path.is_dir() and not path.is_symlink() else remove_file(path)
-
-
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Replace a list; an empty one has no file."""
     kept = list(lines)
-    write_text(path, "".join(f"{line}\n" for line in kept)) if kept else remove_file(path)
+    write_text(path, "".join(f"{line}\n" for line in kept)) if kept else remove(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -1096,17 +1093,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_file(path: Path) -> None:
-    """Remove a file that may not be there, so that it is gone after a power cut too."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-        sync_folder(path.parent)
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder and what it holds, never following links out of it."""
-    import shutil
-    shutil.rmtree(path, ignore_errors=True)
+def remove(*paths: Path) -> None:
+    """Remove files and folders that may not be there, never following links; a file is gone after a power cut too."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            import shutil
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                sync_folder(path.parent)
 
 
 def make_folder(path: Path, mode: int = 0o755) -> Path:
@@ -1141,7 +1137,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        remove_folder(folder)
+        remove(folder)
 
 
 def apps() -> list[str]:
@@ -1241,7 +1237,7 @@ def dead_pushes(app: str) -> list[Path]:
 def remove_dead_pushes(app: str) -> None:
     """Remove what killed pushes left in the repository of an app; not while any push lives."""
     with lock_if_free(app_folder(app) / "pushes") as free:
-        remove_all(dead_pushes(app) if free else ())
+        remove(*(dead_pushes(app) if free else ()))
 
 
 def begin_push(app: str) -> int:
@@ -1425,11 +1421,11 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     shutil.copytree(app_folder(old), beside, ignore=lambda folder, names: left(folder, names) if folder == own else (), symlinks=True)
     with server_lock("create"):  # nobody makes one of that name meanwhile
         if app_exists(new):
-            remove_folder(beside)
+            remove(beside)
             raise DokkuError("Name is already taken", f"dokku apps:report {new}   shows what is there")
         for folder, copied in (("auth", shutil.copyfile), ("pages", shutil.copytree)):
             path = ROOT / "nginx" / folder / old
-            remove_all([path.with_name(new)])  # a killed copy may have left some
+            remove(path.with_name(new))  # a killed copy may have left some
             copied(path, path.with_name(new)) if path.exists() else None
         rename_file(beside, app_folder(new))
 
@@ -1550,7 +1546,7 @@ def free_addresses(app: str, keep: Callable[[str, str], bool]) -> None:
     """Take back the app's addresses except those whose (incarnation, dyno) `keep` wants."""
     for address, owner, incarnation, dyno in allotted():
         if owner == app and not keep(incarnation, dyno):
-            remove_file(ROOT / "addresses" / f"{address}={owner}={incarnation}={dyno}")
+            remove(ROOT / "addresses" / f"{address}={owner}={incarnation}={dyno}")
 
 
 def require_disk() -> None:
@@ -1605,7 +1601,7 @@ def parse_docker_option(text: str) -> str:
 
 
 def is_harmless(words: Sequence[str]) -> bool:
-    """Say whether words are one option that stays inside the container or the build: what follows its value would be another option, or an image."""
+    """Say whether words are one whole option that stays inside the container or the build: more would be another, without a value it takes the next."""
     name, equals, _ = words[0].partition("=")
     alone = equals or name in ("--init", "--no-cache", "--no-healthcheck", "--pull", "--read-only")
     return DOCKER_OPTIONS.get(name) == "" and len(words) == (1 if alone else 2)
@@ -1729,7 +1725,7 @@ def fetch_submodules(app: str, tree: Path, listing: str) -> None:
         fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
         run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
         inner = output_of(["git", "-C", str(folder), "ls-tree", "-r", "-z", "--full-tree", commit], env=environment)
-        remove_folder(folder / ".git")
+        remove(folder / ".git")
         fetch_submodules(app, folder, inner)
 
 
@@ -2375,14 +2371,14 @@ def reload_nginx() -> list[Worker]:
 def test_candidate(name: str, text: str) -> None:
     """Lay a vhost beside those served and ask nginx. Raises DokkuError, with nginx's words, when it refuses. Only under nginx's lock."""
     candidate = ROOT / "nginx" / "candidate" / Path(name).name
-    remove_all(candidate.parent.glob("*"))  # a bad one that is left of another app would have nginx refuse this one
+    remove(*candidate.parent.glob("*"))  # a bad one that is left of another app would have nginx refuse this one
     write_text(candidate, text)
     if name != SERVER_CONF:
         write_text(candidate.with_name(Path(SERVER_CONF).name), read_text(ROOT / "nginx" / SERVER_CONF))
     try:
         run(as_root(["/usr/sbin/nginx", "-t", "-q", "-c", str(NGINX_TEST_CONF)]))
     except ToolFailed as error:
-        remove_file(candidate)
+        remove(candidate)
         raise DokkuError(f"nginx refuses the configuration of {name}: {error.output.strip()}", "the old one goes on serving") from None
 
 
@@ -2391,7 +2387,7 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
     folder = ROOT / "nginx"
     target, candidate, unseen = folder / name, folder / "candidate" / Path(name).name, folder / "UNSEEN"
     with server_lock("nginx"):
-        remove_all(candidate.parent.glob("*"))  # what a killed test left
+        remove(*candidate.parent.glob("*"))  # what a killed test left
         old = read_text(target)
         if old == text and not anew and not unseen.exists():  # anew: what it includes may have changed
             return []
@@ -2400,14 +2396,14 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
         append_line(unseen, name)  # until nginx has the file: killed in between, the next one reloads
         try:
             if moves_address(old, text):
-                remove_file(target)
+                remove(target)
                 serve_vhosts()
-            rename_file(candidate, target) if text else remove_file(target)
+            rename_file(candidate, target) if text else remove(target)
             workers = serve_vhosts()
         except DokkuError:
-            write_text(target, old) if old else remove_file(target)
+            write_text(target, old) if old else remove(target)
             raise
-        remove_file(unseen)
+        remove(unseen)
         return workers
 
 
@@ -2436,7 +2432,7 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
             refused += 1
             complain(error)
             rename_file(path, ROOT / "nginx" / "quarantined" / path.name) if clean else None  # one app never keeps others from serving
-    remove_all((ROOT / "nginx" / "candidate").glob("*"))
+    remove(*(ROOT / "nginx" / "candidate").glob("*"))
     return refused
 
 
@@ -2596,7 +2592,8 @@ def version_of(language: Language, tree: Path) -> tuple[str, str]:
         bounds = [(sign if number.count(".") < len(usual) else sign.replace("<", "<="), [int(part) for part in number.split(".")[:len(usual)]])
                   for sign, number in re.findall(r"([<>]?=?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern))]
         for sign, (*major, last) in bounds[:1] + [row for row in bounds[1:] if row[0].startswith("<")]:
-            wanted = [*major, last - 1] if sign == "<" and last else [*major, last]
+            below = [*major, last - 1] if last or not major else [*major[:-1], major[-1] - 1]  # <8.0 is 7
+            wanted = below if sign == "<" else [*major, last]
             if not sign.startswith((">", "<")) or (wanted > usual[:len(wanted)] if sign[0] == ">" else wanted < usual[:len(wanted)]):
                 return ".".join(map(str, wanted)), name
         if bounds:
@@ -2676,7 +2673,7 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
             said = "\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])])
             raise DokkuError(said, likely_cause(error.output)) from None
         image = read_text(beside / "id").strip()
-    remove_file(purged)
+    remove(purged)
     exposed = {} if language else inspect_image(image)["Config"].get("ExposedPorts") or {}
     first = min((int(port.partition("/")[0]) for port in exposed if not port.endswith("/udp")), default=DEFAULT_PORT)
     return release._replace(image=image, port=first)
@@ -2932,7 +2929,7 @@ def switch_to(release: Release) -> None:
     previous = read_current(release.app)
     write_current(release)
     keep_config(release)
-    remove_file(app_folder(release.app) / "STOPPED")
+    remove(app_folder(release.app) / "STOPPED")
     try:
         if previous and previous.number != release.number and property_of(release.app, "ps", "auto-rollback") == "true":
             watch = {"release": release.number, "previous": previous.number, "until": uptime() + PROBATION_SECONDS}
@@ -3155,7 +3152,7 @@ def judge_probation(app: str) -> None:
     if not record:
         return
     if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
-        return remove_file(file)
+        return remove(file)
     own = (row for row in containers_of(app) if current.has(row))
     container = next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
     if not container:
@@ -3170,7 +3167,7 @@ def judge_probation(app: str) -> None:
             mark_release(app, current.number, f"rolled back: {container.dyno} kept crashing")
             result = 0
         finally:  # tried once, and on record in events whatever comes of it
-            remove_file(file)
+            remove(file)
             record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
                          note=f"{current.name}: {container.dyno} kept crashing")
 
@@ -3189,7 +3186,7 @@ def keep_images(app: str) -> None:
             untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:  # later ones than the live one may have failed
         if number not in read_tags(app).values() and number not in (current and current.number, watched.get("previous")):
-            remove_folder(release_folder(app, number))
+            remove(release_folder(app, number))
 
 
 def sort_containers(app: str, current: Release | None) -> tuple[set[tuple[str, str]], list[Container], list[Container]]:
@@ -3214,7 +3211,7 @@ def remove_strays(app: str) -> None:
         if release_status(app, number, current) == "unfinished":
             mark_release(app, number, "killed")
             drop_images(app, number)
-    remove_all([*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app))])
+    remove(*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)))
     remove_dead_pushes(app)
 
 
@@ -3250,7 +3247,7 @@ def disagreements(app: str) -> Iterator[Disagreement]:
     if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         yield found("its certificate ends within 14 days: renew it by certs:update or letsencrypt:enable", lambda: None)
     if (quarantine := ROOT / "nginx" / "quarantined" / f"{app}.conf").exists():
-        yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove_file, quarantine))
+        yield found("its nginx configuration was refused and is in quarantine", functools.partial(remove, quarantine))
     nginx, name = ROOT / "nginx", f"{app}.conf"  # a change that was killed before nginx had it left its candidate, or is among the unseen
     if read_text(nginx / name) != vhost_text(app) or (nginx / "candidate" / name).exists() or name in read_lines(nginx / "UNSEEN"):
         yield found("nginx does not serve what is on record", functools.partial(serve, app))
@@ -3324,7 +3321,7 @@ def served_with(app: str, path: Path) -> Iterator[None]:
         require_ports(app, had)
         render_vhost(app) if proxied and is_proxied(app) else serve(app)
     except BaseException:
-        remove_file(path) if old is None else write_text(path, old, secret=secret)
+        remove(path) if old is None else write_text(path, old, secret=secret)
         with contextlib.suppress(DokkuError):
             render_vhost(app)
         raise
@@ -3387,7 +3384,7 @@ def start_app(app: str) -> None:
         if is_stopped(app):
             stop_processes(app)
         raise
-    remove_file(app_folder(app) / "STOPPED")
+    remove(app_folder(app) / "STOPPED")
     agree_networks(app)
     render_vhost(app)
     render_crontab()
@@ -3396,7 +3393,7 @@ def start_app(app: str) -> None:
 def restart(app: str, process: str = "") -> None:
     """Replace an app's processes, or those of one type, by new ones without dropping a request."""
     current = require_current(app)
-    remove_file(app_folder(app) / "STOPPED")
+    remove(app_folder(app) / "STOPPED")
     kept = {kind: current.incarnation_of(f"{kind}.1") for kind in scale_of(app, current) if process and kind != process}
     switch_to(current._replace(restart=current.restart + 1, kept=kept))
 
@@ -3750,7 +3747,7 @@ def drop_dead(folder: Path) -> None:
                 engine().disconnect_container_from_network(attached, network, force=True)
             engine().remove_network(network)
         run(in_folder(folder, ["find", ".", "-mindepth", "1", "-not", "-path", "./lock", "-delete"]))
-        remove_folder(folder)
+        remove(folder)
     except (DokkuError, OSError) as error:
         warn(f"Something of the service {folder.name} is left: {error}")
 
@@ -3802,7 +3799,7 @@ def back_up(service: Service) -> str:
         restic(service, "backup", tags, str(folder))
         restic(service, "forget", "--group-by=tags", tags, f"--keep-last={backup_settings(service)['keep']}", "--prune")
     finally:
-        remove_folder(folder)
+        remove(folder)
     return snapshots_of(service)[-1]["short_id"]
 
 
@@ -3849,7 +3846,7 @@ def write_key(key: Key, known: Key | None = None) -> None:
 def drop_key(name: str) -> None:
     """Forget a key and let sshd know."""
     with server_lock("keys"):
-        remove_file(ROOT / "keys" / name)
+        remove(ROOT / "keys" / name)
         render_authorized_keys()
 
 
@@ -4239,7 +4236,7 @@ def create_app(app: str) -> None:
     with server_lock("create"):
         if not app_exists(app):
             refuse_claimed(app, named_domains(app))
-            remove_all([users_file(app), pages_of(app)])  # a killed copy may have left some
+            remove(users_file(app), pages_of(app))  # a killed copy may have left some
             make_folder(app_folder(app))
             write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
             ensure_repository(app)
@@ -4282,10 +4279,10 @@ def remove_app(app: str) -> None:
     for tag in tags_of(app):
         untag_image(f"dokku/{app}:{tag}")
     free_addresses(app, lambda incarnation, dyno: False)
-    remove_all([acme_folder(app), users_file(app), pages_of(app)])
+    remove(acme_folder(app), users_file(app), pages_of(app))
     doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
     rename_file(app_folder(app), doomed)
-    remove_folder(doomed)
+    remove(doomed)
 
 
 def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
@@ -4299,7 +4296,7 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
             for tag in tags_of(old):
                 tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
             if skip_deploy:
-                remove_file(app_folder(new) / "CURRENT")
+                remove(app_folder(new) / "CURRENT")
             current = read_current(new)
             render_vhost(new)
             if current and not is_stopped(new):
@@ -4316,7 +4313,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
         return detail(f"{new} exists already")
     refuse_claimed(new, named_domains(new))
     with locked(app, "apps:clone"):
-        duplicate_app(app, new, skip_deploy, ["DOMAINS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
+        duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4325,12 +4322,12 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
-    if not read_lines(app_folder(app) / "DOMAINS"):
+    if not read_lines(app_folder(app) / "DOMAINS"):  # else those come along
         refuse_claimed(new, named_domains(new))
     with locked(app, "apps:rename"):  # to the end: what waits for it finds no app any more
         duplicate_app(app, new, skip_deploy)
         for key in [key for key in read_keys() if app in key.apps]:
-            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)), key)
+            write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
         if acme_folder(app).is_dir():
             rename_file(acme_folder(app), acme_folder(new))
         if (note := app_folder(app) / "LOCKED").exists():
@@ -4343,7 +4340,7 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
 def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
     """Keep deploys of an app out, or let them in again."""
     note = app_folder(app) / "LOCKED"
-    remove_file(note) if off else write_text(note, f"{caller.name} since {now()}\n")
+    remove(note) if off else write_text(note, f"{caller.name} since {now()}\n")
     step(f"Deploy lock {'removed' if off else 'created'}")
 
 
@@ -4648,7 +4645,7 @@ def custom_page(app: str) -> None:
         if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
             raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
         run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
-        remove_folder(pages_of(app))
+        remove(pages_of(app))
         rename_file(folder / "new", pages_of(app))
         render_vhost(app)
 
@@ -4663,7 +4660,7 @@ def custom_page_export(app: str) -> int:
 def custom_page_remove(app: str) -> None:
     """Answer by the server's own page again."""
     with locked(app, "maintenance"):
-        remove_folder(pages_of(app))
+        remove(pages_of(app))
         render_vhost(app)
 
 
@@ -4679,7 +4676,7 @@ def serve_by(file: str, app: str | None, everything: bool = False, parallel: int
             raise DokkuError(f"{name} asks for a password, which only nginx does", f"dokku http-auth:disable {name}   first, if everybody may come")
         change_users(name, user, password) if user else None
         with locked(name, "proxy"), served_with(name, path):
-            write_text(path, "") if off else remove_file(path)
+            write_text(path, "") if off else remove(path)
         if file == "NO_PROXY" and off:
             warn(f"{name} answers on {' '.join(urls_of(name))}; each release ends its old web.1 before the new one starts, which leaves a gap")
     each_app(app, everything, one, parallel)
@@ -4792,7 +4789,7 @@ def keep_certificate(app: str, text: str = "") -> None:
     """Serve an app, or those of the server whose domains it is for, with a certificate from now on; without one for an empty text."""
     path, own, nothing = certificate_file(app), app != "--global", contextlib.nullcontext()
     with locked(app, "certs") if own else nothing, served_with(app, path) if own else nothing:
-        write_text(path, text, secret=True) if text else remove_file(path)
+        write_text(path, text, secret=True) if text else remove(path)
     if not own:
         each_app(None, True, render_vhost, purpose="certs")
     for domain in domains_of(app) if own and text else ():
@@ -4802,14 +4799,10 @@ def keep_certificate(app: str, text: str = "") -> None:
 
 def own_certificate(app: str, text: str = "") -> None:
     """Serve an app with a certificate of its owner's from now on, or without one; an authority that certified it renews nothing any more."""
-    folder, aside = acme_folder(app), ROOT / "acme" / f".{app}.{os.getpid()}"
-    rename_file(folder, aside) if folder.is_dir() else None
-    try:
-        keep_certificate(app, text)
-    except BaseException:
-        rename_file(aside, folder) if aside.is_dir() else None
-        raise
-    remove_folder(aside)
+    keep_certificate(app, text)
+    if acme_folder(app).is_dir():  # not before: what nginx refuses changes nothing
+        remove(acme_folder(app))
+        under_lock("certs", render_vhost, app)
     render_crontab()
 
 
@@ -4884,7 +4877,7 @@ def require_reachable(domain: str) -> None:
         if (done := run(["curl", "-sS", "--max-time", "10", f"http://{domain}/.well-known/acme-challenge/{path.name}"], check=False)).stdout.decode(errors="replace") != token:
             raise DokkuError(f"http://{domain} does not lead to this server: {done.stderr.decode(errors='replace').strip() or 'another one answers'}", "mend its DNS record or the way to port 80; --force asks all the same, where only this server itself is not led back")
     finally:
-        remove_file(path)
+        remove(path)
 
 
 def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
@@ -4912,7 +4905,7 @@ def certify(app: str, force: bool) -> None:
         keep_certificate(app, checked_certificate(read_text(made) + read_text(made.with_suffix(".key"))))
     except BaseException:
         if fresh:
-            remove_folder(acme_folder(app))
+            remove(acme_folder(app))
             under_lock("letsencrypt", render_vhost, app)
         raise
     render_crontab()
@@ -4957,7 +4950,7 @@ def examine_domain(app: str, domain: str) -> dict[str, str]:
 def letsencrypt_cleanup(app: str) -> None:
     """Remove what lego keeps of certificates that are no more."""
     require_certified(app)
-    remove_folder(acme_folder(app) / "archives")
+    remove(acme_folder(app) / "archives")
 
 
 def letsencrypt_list() -> list[str]:
@@ -4969,7 +4962,7 @@ def letsencrypt_cron_job(add: bool, remove: bool) -> None:
     """Have cron renew certificates once a day, or not; it does from the first on."""
     if add == remove:
         raise UsageError("Say --add or --remove")
-    remove_file(ROOT / "acme" / "NO_CRON") if add else write_text(ROOT / "acme" / "NO_CRON", "")
+    remove(ROOT / "acme" / "NO_CRON") if add else write_text(ROOT / "acme" / "NO_CRON", "")
     render_crontab()
 
 
@@ -5169,8 +5162,13 @@ def lock_holder(app: str) -> int:
     """Give the id of the process that is changing an app right now; 0 when none is."""
     path = app_folder(app) / "lock"
     if is_locked(path) and (found := re.search(r"\(process (\d+)\)", read_text(path))):
-        with contextlib.suppress(OSError):  # the words stay when the lock is free; their process may be gone, and another have its number
-            return next((int(found[1]) for link in Path(f"/proc/{found[1]}/fd").iterdir() if os.path.realpath(link) == str(path.resolve())), 0)
+        process = Path("/proc") / found[1]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the words outlive the lock, and another may have the number
+            try:
+                holds = any(os.path.realpath(link) == str(path.resolve()) for link in (process / "fd").iterdir())
+            except PermissionError:  # one of ours that gave up root shows its files to root alone (proc(5), PR_SET_DUMPABLE)
+                holds = process.stat().st_uid == os.geteuid() and "dokku" in read_text(process / "cmdline")
+            return int(found[1]) if holds else 0
     return 0
 
 
@@ -5365,7 +5363,7 @@ def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
         raise DokkuError(f"{name} is mounted by {', '.join(users)}" if users else f"That removes the data of {name}: add --force when you mean it")
     if own:
         run(in_folder(storage_folder(), ["rm", "-rf", "--", *own]))
-    remove_file(storage_folder(f"{name}.entry"))
+    remove(storage_folder(f"{name}.entry"))
     say_lines(f"       The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}" for row in rows)
 
 
@@ -5490,7 +5488,7 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Cal
                 write_text(new.folder / file, (parser_named("service-password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
             make(new)
         except BaseException:
-            remove_file(new.folder / "service.json")
+            remove(new.folder / "service.json")
             drop_dead(new.folder)
             raise
 
@@ -5524,7 +5522,7 @@ def service_destroy(force: bool, service: Service) -> None:
             warn(f"This removes the {service.engine} service {service.name} and all its data. Type its name to go on:")
             if sys.stdin.readline().strip() != service.name:
                 raise DokkuError("That is not its name; nothing was removed")
-        remove_file(service.folder / "service.json")
+        remove(service.folder / "service.json")
         drop_dead(service.folder)
     if backup_settings(service)["schedule"]:
         set_backups(service, schedule="")
@@ -5770,7 +5768,7 @@ def keep_passphrase(service: Service, passphrase: str) -> None:
 
 def drop_backup_secret(service: Service, file: str) -> None:
     """Forget what opens a service's repository."""
-    remove_file(backup_home(service) / file)
+    remove(backup_home(service) / file)
 
 
 def mend_services() -> None:
@@ -5796,7 +5794,7 @@ def network_destroy(name: str) -> None:
         raise DokkuError(f"{name} is the network of {', '.join(users)}" if users else f"{name} was not made by network:create: docker network rm {name}   removes it")
     with engine_errors(f"The network {name} can't be removed"):
         engine().remove_network(name)
-    remove_file(ROOT / "networks" / name)
+    remove(ROOT / "networks" / name)
 
 
 def network_exists(name: str) -> str:
@@ -5883,12 +5881,12 @@ def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
 
     def follow(container: Container, tail: int) -> None:
         """Print the lines of one container until it ends."""
-        before = said.setdefault(container.id, "" if tail else now())
+        before = said.setdefault(container.id, "" if tail else now())  # of one stream the lines need not stand in the order of their times
         with contextlib.suppress(OSError, DokkuError), whatever_comes():
             for at, text in log_stream(container.id, tail, follow=True):
                 if at > before:
                     say_log(quiet, at, container.dyno, text)
-                    said[container.id] = at
+                    said[container.id] = max(at, said.get(container.id, ""))
 
     while app_exists(app):
         for container in select_processes(app, process):
@@ -6004,7 +6002,7 @@ def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
 def remove_expired() -> None:
     """Remove the one-offs whose time is up, ended or not."""
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
-        if (end := row["Labels"]["com.dokku.expires"]).isdigit() and int(end) < uptime():
+        if (end := row["Labels"]["com.dokku.expires"]).isdecimal() and int(end) < uptime():
             remove_container(row["Id"])
 
 
@@ -6042,7 +6040,7 @@ def ssh_keys_add(name: str | None, file: str | None, caller: Caller, role: str |
     known = next((key for key in read_keys() if (key.name, key.fingerprint) == (new.name, fingerprint)), None)
     if known and (known.role, known.apps, known.until, known.sources) != (new.role, new.apps, new.until, new.sources):
         raise DokkuError(f"{known.name} is let in already, as {known.role} for {' '.join(known.apps) or 'all apps'}", f"dokku access:set {known.name}   changes that")
-    write_key(new)
+    write_key(new, known)
     say(fingerprint)
 
 
@@ -6168,7 +6166,7 @@ def events_list() -> list[str]:
 def mark(file: str, app: str = "", off: str = "") -> None:
     """Note something of an app, or of the server, by a file that is there; `off` takes such a note back."""
     path = (app_folder(app) if app else ROOT) / file
-    remove_file(path) if off else write_text(path, now() + "\n")
+    remove(path) if off else write_text(path, now() + "\n")
 
 
 # --- the server ---
@@ -6299,7 +6297,8 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
-    each_apart([lambda: remove_all(dead_writes(ROOT)), remove_expired, *(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
+    each_apart([lambda: remove(*dead_writes(ROOT)), remove_expired,
+                lambda: each_apart(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
         if free:  # else the one before may still be asking
             each_apart([*(functools.partial(each_app, None, True, work, CONVERGE_AT_ONCE) for work in (revive, restart_unfit)), mend_services])
@@ -6357,7 +6356,7 @@ def git_hook() -> None:
                     raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
                 receive_ref(app, new, ref, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
-        remove_folder(Path(os.environ.get("GIT_QUARANTINE_PATH", "/nonexistent")))
+        remove(Path(os.environ.get("GIT_QUARANTINE_PATH", "/nonexistent")))
         raise
 
 

@@ -126,3 +126,135 @@ def test_a_key_that_is_gone_opens_nothing(server, tmp_path):
 def test_all_takes_the_limit_away_and_a_name_that_begins_so_does_not():
     given = d.functools.partial(d.key_facts_given, None, until=None, sources=None)
     assert given("all") == {"apps": ()} and given("all*") == {"apps": ("all*",)} and given("allotment,blog") == {"apps": ("allotment", "blog")}
+
+
+PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0WpUmG4wGNRsv5aSdLAQOWCeGkjpRnzz0zAYpYd0mF"
+ADMIN = d.Caller("root", local=True)
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch):
+    """A developer's key for two apps on record."""
+    monkeypatch.setattr(d, "ROOT", tmp_path)
+    for name in ("blog", "shop"):
+        (tmp_path / "apps" / name).mkdir(parents=True)
+    public, fingerprint = d.parse_public_key(PUBLIC)
+    key = d.Key("eve", public, fingerprint, "developer", ("blog", "shop"), "2026-01-01")
+    d.write_key(key)
+    return key
+
+
+def test_a_key_that_was_changed_meanwhile_is_not_written_over(keys):
+    d.write_key(keys._replace(role="viewer"), keys)
+    for other in (keys, keys._replace(apps=())):
+        with pytest.raises(d.DokkuError, match="eve was changed meanwhile"):
+            d.write_key(other._replace(role="admin"), other)
+    assert d.read_keys() == [keys._replace(role="viewer")]
+    d.drop_key("eve")
+    with pytest.raises(d.DokkuError, match="eve was changed meanwhile"):
+        d.write_key(keys, keys)
+    assert d.read_keys() == [], "nobody whose key was removed comes in again by a change of it"
+
+
+@pytest.mark.parametrize("change", [lambda: d.access_set("eve", "admin", None, None, None), lambda: d.key_allow("blog", None, "developer"),
+                                    lambda: d.key_revoke("blog", "eve"),
+                                    lambda: d.acl_add("blog", "eve"), lambda: d.acl_remove("blog", "eve"),
+                                    lambda: d.ssh_keys_add("eve", None, ADMIN, "developer", "blog,shop", None, None)],
+                         ids=["access:set", "developer:allow", "deploy:revoke", "acl:add", "acl:remove", "ssh-keys:add"])
+def test_no_change_of_a_key_undoes_another(keys, monkeypatch, change):
+    """What each of them read is changed before it writes."""
+    real, changed = d.read_keys, keys._replace(until="2026-12-31")
+
+    def read_keys():
+        """Give what stood there, and change it at once."""
+        monkeypatch.setattr(d, "read_keys", real)
+        d.write_key(changed)
+        return [keys]
+    monkeypatch.setattr("sys.stdin", io.StringIO(PUBLIC))
+    if change.__code__.co_names[-1] == "acl_remove":  # it reads once more by itself
+        monkeypatch.setattr(d, "find_key", lambda name: keys)
+    monkeypatch.setattr(d, "read_keys", read_keys)
+    with pytest.raises(d.DokkuError, match="eve was changed meanwhile"):
+        change()
+    assert d.read_keys() == [changed]
+
+
+def test_a_key_that_is_known_keeps_its_limits_when_it_is_added_again(keys, monkeypatch, capsys):
+    def add(name, **facts):
+        """Give the same key once more."""
+        monkeypatch.setattr("sys.stdin", io.StringIO(PUBLIC))
+        d.ssh_keys_add(name, None, ADMIN, **{"role": None, "apps": None, "until": None, "sources": None, **facts})
+    for facts in ({}, {"role": "developer"}, {"role": "developer", "apps": "blog,shop", "until": "2027-01-01"},
+                  {"role": "developer", "apps": "blog,shop", "sources": "10.0.0.1"}):
+        with pytest.raises(d.DokkuError, match="eve is let in already, as developer for blog shop") as refused:
+            add("eve", **facts)
+        assert "access:set eve" in refused.value.hint and d.read_keys() == [keys]
+    with pytest.raises(d.DokkuError, match="already known as eve"):
+        add("mallory")
+    d.write_key(keys._replace(until="", added="before"))
+    add("eve", role="developer", apps="blog,shop")
+    assert keys.fingerprint in capsys.readouterr().out and d.read_keys()[0]._replace(added="") == keys._replace(until="", added="")
+
+
+def test_a_key_whose_time_is_up_may_nothing(keys, monkeypatch, capsys):
+    words = ["ps:restart", "blog"]
+    monkeypatch.setattr(d, "now", lambda: "2026-03-04T00:00:00Z")
+    for until, allowed in (("2026-03-03", False), ("2026-03-04", True), ("2027-01-01", True), ("", True)):
+        d.write_key(keys._replace(until=until))
+        if allowed:
+            d.access_check("eve", words)
+            assert "eve may" in capsys.readouterr().out
+        else:
+            with pytest.raises(d.DokkuError, match="eve may not: the key was for the time until 2026-03-03"):
+                d.access_check("eve", words)
+    with pytest.raises(d.DokkuError, match="the key is for blog shop"):
+        d.access_check("eve", ["ps:restart", "other"])
+
+
+def test_the_words_of_ps_are_for_those_who_may_see_secrets(keys, monkeypatch, capsys):
+    """`ps e` prints the environment of a process."""
+    monkeypatch.setattr(d, "require_processes", lambda app, process: [d.Container("1", "x", app, "web.1", "v1", True)])
+    monkeypatch.setattr(d, "docker_command", lambda: "docker")
+    monkeypatch.setattr(d, "output_of", lambda argv: " ".join(argv))
+    for role in ROLES:
+        caller = d.Caller("x", role, ("blog",))
+        d.top("blog", [], caller)
+        if "secrets" in ROLES[role]:
+            d.top("blog", ["-e"], caller)
+        else:
+            with pytest.raises(d.AccessDenied):
+                d.top("blog", ["-e"], caller)
+    with pytest.raises(d.AccessDenied):
+        d.top("shop", ["-e"], d.Caller("x", "developer", ("blog",)))
+    assert "docker top 1 -e" in capsys.readouterr().out
+
+
+def test_a_secret_is_never_nothing_and_on_no_command_line_of_this_server(monkeypatch):
+    monkeypatch.delenv("SSH_ORIGINAL_COMMAND", raising=False)
+    for given in ("", "\n"):
+        for word in ("", "-"):
+            monkeypatch.setattr("sys.stdin", io.StringIO(given))
+            with pytest.raises(d.UsageError, match="no secret on standard input"):
+                d.secret_word(word)
+    monkeypatch.setattr("sys.stdin", io.StringIO("s3cret\n"))
+    assert d.secret_word("-") == "s3cret"
+    with pytest.raises(d.UsageError, match="seen by every user"):
+        d.secret_word("s3cret")
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", "x")
+    assert d.secret_word("s3cret") == "s3cret"
+
+
+def test_the_password_of_a_registry_is_such_a_secret(keys, monkeypatch):
+    done = []
+    monkeypatch.delenv("SSH_ORIGINAL_COMMAND", raising=False)
+    monkeypatch.setattr(d, "docker_command", lambda: "docker")
+    monkeypatch.setattr(d, "build_environment", dict)
+    monkeypatch.setattr(d, "output_of", lambda argv, stdin, env: done.append((argv[1], stdin)) or "")
+    with pytest.raises(d.UsageError, match="seen by every user"):
+        d.change_login("blog", "host", ADMIN, "me", "s3cret")
+    monkeypatch.setattr("sys.stdin", io.StringIO("from standard input\n"))
+    d.change_login("blog", "host", ADMIN, "me", "-")
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", "x")
+    d.change_login("blog", "host", ADMIN, "me", "s3cret")
+    d.change_login("blog", "host", ADMIN, off="1")
+    assert done == [("login", "from standard input"), ("login", "s3cret"), ("logout", None)]

@@ -153,6 +153,68 @@ def test_class_12_what_reaches_the_host_is_no_developers(watched, monkeypatch, o
     assert code in (1, 2, 77) and snapshot(watched) == before, said
 
 
+@pytest.mark.parametrize("option", ["--memory 1g --privileged", "--memory=1g --privileged", "--label a=b -v /:/host", "-l a=b --pid=host", "--init image",
+                                    "--init --privileged", "--read-only /bin/sh",
+                                    "--no-healthcheck -v=/:/x", "--build-arg X --secret id=a,src=/etc/shadow", "--build-arg=X --secret=id=a,src=/etc/shadow",
+                                    "--no-cache --secret=id=a,src=/etc/shadow",
+                                    "--pull --ssh=default=/root/.ssh/id", "--target a b", "--build-arg", "--label", "--memory", "-e", "--privileged",
+                                    "--secret id=a,src=/etc/shadow"])
+def test_class_12_an_option_is_one_whole_option(watched, monkeypatch, option):
+    """What follows its value is another option; without its value it takes the next one, and that one's value is read as an option."""
+    monkeypatch.setattr(d, "translate_options", lambda words: None)
+    for phases in ("build", "deploy", "build,deploy,run"):
+        before = snapshot(watched)
+        code, said = ask(monkeypatch, "developer", f"docker-options:add blog {phases} {d.shlex.quote(option)}")
+        assert code == 77 and snapshot(watched) == before, said
+        assert ask(monkeypatch, "admin", f"docker-options:add blog {phases} {d.shlex.quote(option)}")[0] == 0
+        assert ask(monkeypatch, "admin", f"docker-options:clear blog {phases}")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--memory 1g", "--memory=1g", "-m 1g", "-m=1g", "--init", "--init=false", "--read-only", "--no-healthcheck", "--no-cache",
+                                    "--pull", "--pull=always", "--build-arg X", "--build-arg X=1",
+                                    "--label a=b", "--entrypoint ''", "--label 'a=b -v /:/host'", "--target --secret"])
+def test_class_12_a_developer_may_add_what_stays_inside(watched, monkeypatch, option):
+    monkeypatch.setattr(d, "translate_options", lambda words: None)
+    assert ask(monkeypatch, "developer", f"docker-options:add blog build,deploy {d.shlex.quote(option)}")[0] == 0
+    assert d.docker_options_of("blog", "build") == d.shlex.split(option)
+
+
+def test_class_12_an_option_that_brings_its_own_image_is_more_than_an_option(monkeypatch):
+    made = {"": d.EMPTY_IMAGE, "--label": "true", "--init": d.EMPTY_IMAGE}
+    monkeypatch.setattr(d, "docker_command", lambda: "docker")
+    monkeypatch.setattr(d, "inspect_image", lambda name: {"Id": "x"})
+    monkeypatch.setattr(d, "output_of", lambda argv, **options: argv[-3] if argv[-3] in made else "")
+    monkeypatch.setattr(d, "inspect_container", lambda identity: {"Config": {"Image": made[identity]}, "HostConfig": {"Init": identity == "--init"}})
+    removed = []
+    monkeypatch.setattr(d, "remove_container", removed.append)
+    with pytest.raises(d.UsageError, match="is more than options"):
+        d.translate_options(("--label",))
+    assert d.translate_options(("--init",)) == ({}, {"Init": True}) and removed == ["", "--label", "", "--init"]
+
+
+def test_class_12_no_label_of_an_option_takes_the_place_of_ours(watched, monkeypatch):
+    made = {}
+
+    class Client:
+        """What create_container asks of the engine."""
+
+        create_host_config = create_networking_config = create_endpoint_config = staticmethod(lambda *words, **facts: dict(facts))
+        create_container_config = staticmethod(lambda image, command, environment,
+                                               **facts: {"Env": [f"{key}={value}" for key, value in environment.items()], "Labels": {}})
+        create_container_from_config = staticmethod(lambda config, name: made.update(config) or {"Id": "1"})
+
+    hostile = {"com.dokku.app-name": "other", "com.dokku.expires": "1", "com.dokku.published": "x", "com.dokku.managed-by": "me", "mine": "1"}
+    monkeypatch.setattr(d, "engine", Client)
+    monkeypatch.setattr(d, "docker_options_of", lambda *words: ["--label"])
+    monkeypatch.setattr(d, "translate_options", lambda words: ({"Labels": hostile}, {}))
+    d.write_property("blog", "logs", "app-label-alias", "com.dokku.managed-by")
+    d.create_container(d.Release("blog", 3), "web.1", config=None)
+    assert made["Labels"] == {"com.dokku.managed-by": "dokku_py", "com.dokku.expires": "", "com.dokku.published": "", "com.dokku.app-name": "blog",
+                              "com.dokku.process-type": "web",
+                              "com.dokku.dyno": "web.1", "com.dokku.container-type": "deploy", "com.dokku.release": "v3", "com.dokku.incarnation": "v3",
+                              "mine": "1"}
+
+
 @pytest.mark.parametrize("words", ["storage:mount blog /:/data", "storage:mount blog /etc/shadow:/x", "storage:mount blog ../../etc:/x", "storage:create x /etc", "ports:set blog http:22:5000", "ports:add blog https:999:1",
                                    "network:set blog attach-post-create host", "network:set blog bind-all-interfaces true", "network:create x", "nginx:set blog bind-address-ipv4 0.0.0.0",
                                    "nginx:set blog access-log-path /etc/passwd", "nginx:set blog trusted-proxies 0.0.0.0/0", "cron:set blog mailto root", "letsencrypt:set blog dns-provider exec"])

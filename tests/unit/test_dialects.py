@@ -85,3 +85,37 @@ def test_a_spelling_may_have_arguments_of_its_own():
     assert d.read_words(d.commands()["access:add"], [], d.Caller("root", local=True))["name"] is None
     with pytest.raises(d.UsageError):
         d.read_words(d.commands()["ssh-keys:add"], [], d.Caller("root", local=True))
+
+
+ROOT = d.Caller("root", local=True)
+
+
+def test_global_behind_two_dashes_is_a_word_as_any_other():
+    row = d.Command("x:y", "configure", ("app:app-or-global words:str*",), "require_app")
+    for words, app, rest in ((["blog", "--", "--global"], "blog", ["--global"]), (["--global", "--", "a"], "--global", ["a"]),
+                             (["a", "--global"], "--global", ["a"]),
+                             (["--global", "a", "--", "--global"], "--global", ["a", "--global"]), (["blog", "a"], "blog", ["a"])):
+        assert d.read_words(row, words, ROOT) == {"app": app, "words": rest}, words
+
+
+@pytest.mark.parametrize("words, app, pairs, own", [
+    ("-e A=1 --app blog env", "blog", [("A", "1")], ["env"]), ("--app blog -e A=1 env", "blog", [("A", "1")], ["env"]),
+                                                    ("--env A=1 -e B=2 --app blog env", "blog", [("A", "1"), ("B", "2")], ["env"]),
+    ("-e A=1 blog env --app x", "blog", [("A", "1")], ["env", "--app", "x"]), ("blog env -e A=1 --app x", "blog", [], ["env", "-e", "A=1", "--app", "x"]),
+    ("--app blog -- env --app x --quiet", "blog", [], ["env", "--app", "x", "--quiet"])])
+def test_what_stands_behind_the_users_own_command_is_his(words, app, pairs, own, monkeypatch):
+    monkeypatch.delenv("DOKKU_QUIET_OUTPUT", raising=False)
+    found = d.read_words(d.commands()["run"], words.split(), ROOT)
+    taken = found["words"][1:] if found["words"][:1] == ["--"] else found["words"]
+    assert (found["app"], list(found["pairs"] or []), taken) == (app, pairs, own)
+    assert "DOKKU_QUIET_OUTPUT" not in d.os.environ
+
+
+def test_as_without_a_name_is_no_bug(capsys):
+    assert d.main(["--as"]) == 2 and "bug" not in capsys.readouterr().err
+
+
+def test_what_ssh_info_asks_of_ssh_keygen_is_no_option():
+    with pytest.raises(d.UsageError):
+        d.read_words(d.commands()["ssh:info"], ["--about=-D/a/file.so", "blog"], ROOT)
+    assert d.commands()["ssh:info"].fixed == {"about": "-l"}

@@ -122,3 +122,87 @@ def test_events_are_lines_of_json(root):
     d.make_folder(root)
     d.record_event(d.Caller("alice", address="192.0.2.1"), "ps:scale", app="blog", seconds=0.5)
     assert d.parse_json_object((root / "events.log").read_text(), "events")["ms"] == 500
+
+
+def test_a_submodule_stays_inside_its_tree(tmp_path, monkeypatch):
+    """A tree that git did not make, such as an image's folder, may hold a link where the submodule comes."""
+    tree, fetched = tmp_path / "tree", []
+    tree.mkdir()
+    (tmp_path / "outside").mkdir()
+    (tree / "link").symlink_to("../outside")
+    (tree / "inside").mkdir()
+    (tree / "near").symlink_to("inside")
+    (tree / ".gitmodules").write_text("".join(f'[submodule "{path}"]\n\tpath = {path}\n\turl = https://example.com/x\n' for path in ("link", "link/deep",
+        "near", "plain")))
+    monkeypatch.setattr(d, "fetch", lambda app, url, argv: fetched.append(argv[-1]))
+    run = d.run
+    monkeypatch.setattr(d, "run", lambda argv, **options: run(argv if "config" in argv else ["true"], **options))
+    for path in ("link", "link/deep"):
+        with pytest.raises(d.DokkuError, match="lies outside of its repository"):
+            d.fetch_submodules("blog", tree, f"160000 commit {'c' * 40}\t{path}\0")
+    assert fetched == []
+    for path in ("near", "plain"):
+        d.fetch_submodules("blog", tree, f"160000 commit {'c' * 40}\t{path}\0")
+    assert fetched == [str(tree / "near"), str(tree / "plain")]
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example.com", "a..example.com", "\udcff.example.com"])
+def test_a_host_that_is_no_name_has_no_address(host):
+    with pytest.raises(d.DokkuError, match="has no address"):
+        d.pinned("blog", f"https://{host}/x")
+
+
+@pytest.mark.parametrize("source", ["x@169.254.169.254/latest", "ssh://git@example.com/x", "git://example.com/x.tar", "git@example.com:x.tar"])
+def test_an_archive_comes_by_http_or_https(tmp_path, monkeypatch, source):
+    taken = []
+    monkeypatch.setattr(d, "take_source", lambda app, purpose, caller, bring: bring(tmp_path))
+    monkeypatch.setattr(d, "download", lambda app, url, path, bound: taken.append(url))
+    monkeypatch.setattr(d, "commit_archive", lambda *words, **options: "c" * 40)
+    with pytest.raises(d.UsageError, match="is no http or https address"):
+        d.git_from_archive(None, "blog", source, "me", "me@example.com", d.Caller("me"))
+    d.git_from_archive(None, "blog", "https://example.com/x.tar", "me", "me@example.com", d.Caller("me"))
+    assert taken == ["https://example.com/x.tar"]
+
+
+@pytest.mark.parametrize("own, everybodys, brought, kept, ref", [("", "", "main", "main", "main"), ("", "", "", "", "main"), ("", "prod", "main", "", "prod"),
+                                                                 ("live", "prod", "main", "live", "live")])
+def test_the_deploy_branch_of_the_server_becomes_no_apps_own(monkeypatch, own, everybodys, brought, kept, ref):
+    refs = []
+    d.make_folder(d.app_folder("blog"))
+    for app, branch in (("blog", own), ("--global", everybodys)):
+        d.write_property(app, "git", "deploy-branch", branch)
+    for name in ("remove_strays", "begin_push", "deploy"):
+        monkeypatch.setattr(d, name, lambda *words: None)
+    monkeypatch.setattr(d, "ref_of", lambda app, name: d.ZERO)
+    monkeypatch.setattr(d, "git", lambda app, *words: refs.append(words[1:3] if words[0] == "update-ref" else words[1:]))
+    d.take_source("blog", "git:sync", d.Caller("me"), lambda folder: ("c" * 40, brought))
+    assert d.read_text(d.property_file("blog", "git", "deploy-branch")).strip() == kept
+    assert refs == [(f"refs/heads/{ref}", "c" * 40), ("HEAD", f"refs/heads/{ref}")]
+
+
+def test_sending_a_repository_ends_when_the_client_leaves(monkeypatch):
+    done = []
+    monkeypatch.setattr(d, "attend", lambda argv: done.append(argv) or 128)
+    assert d.git_upload_pack("blog") == 128 and done == [["git", "upload-pack", str(d.repository_of("blog"))]]
+
+
+VERSIONS = [("node", "<18", "17"), ("node", ">=14 <20", "19"), ("node", "<=16", "16"), ("node", "^14", "14"), ("node", ">=24", "24"), ("node", ">=14", "22"),
+            ("node", "18.x", "18"),
+            ("node", "v18.1.0", "18"), ("node", "~20.3", "20"), ("node", "<24", "22"), ("node", "<20 >=14", "19"), ("node", ">=18 <=24", "22"),
+            ("node", ">= 24.1 < 26", "24"), ("node", "=16", "16"),
+            ("node", ">=14.0.0 <15 || >=16", "14"), ("node", "*", "22"), ("node", "", "22"),
+            ("python", ">=3.8,<3.12", "3.11"), ("python", "<4", "3.12"), ("python", ">=3.8,<4.0", "3.12"), ("python", ">=3.13", "3.13"),
+            ("python", ">=3.8", "3.12"), ("python", "==3.9.*", "3.9"), ("python", "~=3.10", "3.10"),
+            ("python", "<3.10", "3.9"), ("python", "<=3.9,>=3.8", "3.9"), ("python", ">=3.8,!=3.9.1,<3.11", "3.10"), ("python", ">=3.8,!=3.9.1", "3.12"),
+            ("python", ">=3.13,<3.15", "3.13"), ("python", "^3", "3"),
+            ("ruby", "~> 3.2", "3.3"), ("ruby", "3.2.1", "3.2"), ("php", "^8.1", "8.1"), ("php", "<8.3", "8.2"), ("php", "<8.0", "7"),
+            ("php", ">=7.4 <8.0", "7"), ("ruby", "< 3.0", "2"), ("python", "<3.0", "2")]
+
+
+@pytest.mark.parametrize("language, wanted, version", VERSIONS)
+def test_a_version_within_its_bounds(tmp_path, language, wanted, version):
+    name, text = {"node": ("package.json", '{"engines": {"node": "%s"}}'), "python": ("pyproject.toml", 'requires-python = "%s"\n'),
+                  "ruby": ("Gemfile", 'ruby "%s"\n'),
+                  "php": ("composer.json", '{"require": {"php": "%s"}}')}[language]
+    (tmp_path / name).write_text(text % wanted)
+    assert d.version_of(d.languages()[language], tmp_path) == (version, name if any(letter.isdigit() for letter in wanted) else "")

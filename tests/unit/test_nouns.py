@@ -96,3 +96,84 @@ def test_app_json_must_be_an_object():
     for bad in ("[]", "{", "1", "[" * 100_000):
         with pytest.raises(d.DokkuError, match="app.json"):
             d.parse_json_object(bad, "app.json")
+
+
+@pytest.mark.parametrize("text, good", [("", True), ("é\udc80\x01\n", True), ("a\0b", False), ("\ud800", False), ("a\udfff", False), ("\udcff", True)])
+def test_what_a_process_can_be_given(text, good):
+    """A byte that is no UTF-8 is read as \\udc80 to \\udcff and written back; any other half of a character can't be written."""
+    assert d.is_text(text) is good
+    if good:
+        assert d.parse_config_value("A", text) == text
+    else:
+        with pytest.raises(d.UsageError, match="does not fit into an environment"):
+            d.parse_config_value("A", text)
+
+
+def test_half_a_character_in_json_is_refused_wherever_it_stands():
+    for bad in (r'{"a": "\ud800"}', r'{"\udfff": 1}', r'{"a": [{"b": "x\ud83dy"}]}'):
+        with pytest.raises(d.DokkuError, match="app.json holds half of a character"):
+            d.parse_json_object(bad, "app.json")
+    assert d.parse_json_object(r'{"a": "\ud83d\ude00"}', "app.json") == {"a": "\U0001f600"}
+    with pytest.raises(d.DokkuError):
+        d.parse_config_file(r'{"A": "\ud800"}', "json")
+    with pytest.raises(d.DokkuError):
+        d.parse_config_file('{"A": "a\\u0000b"}', "json")
+
+
+def healthcheck(text):
+    return d.parse_healthchecks(d.parse_json_object('{"healthchecks": {"web": [%s]}}' % text, "app.json"))[0]
+
+
+@pytest.mark.parametrize("key", ["attempts", "timeout", "wait", "uptime", "initialDelay", "port"])
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-1e999", "-2", "1000001", "1" * 400])
+def test_a_healthcheck_waits_for_no_number_that_is_none(key, number):
+    with pytest.raises(d.DokkuError, match=f"app.json: {key} of a healthcheck must be 0 to "):
+        healthcheck('{"%s": %s}' % (key, number))
+
+
+def test_numbers_of_a_healthcheck():
+    with pytest.raises(d.DokkuError, match="port of a healthcheck must be 0 to 65535, not 99999"):
+        healthcheck('{"port": 99999}')
+    found = healthcheck('{"port": 65535, "attempts": 3, "timeout": 0.5, "wait": 0, "uptime": 1e6, "initialDelay": 2}')
+    assert (found.port, found.attempts, found.timeout, found.wait, found.uptime, found.delay) == (65535, 3, 0.5, 0.0, 1e6, 2.0)
+    assert healthcheck('{"timeout": 0}').timeout == d.UNSET, "a socket with no time at all would not wait for anything"
+
+
+@pytest.mark.parametrize("header", ['{"name": "X-A", "value": "é"}', '{"name": "X A", "value": "b"}', '{"name": "", "value": "b"}',
+                                    '{"name": "X:", "value": "b"}', '{"name": "é", "value": "b"}',
+                                    '{"name": "X", "value": "a\\r\\nY: b"}', '{"name": "X\\n", "value": "b"}', '{"name": "X", "value": 1}', '{"name": "X"}',
+                                    '{"value": "b"}'])
+def test_headers_of_a_healthcheck_that_http_can_not_send(header):
+    with pytest.raises(d.DokkuError, match="is not the name and value of a header"):
+        healthcheck('{"httpHeaders": [%s]}' % header)
+
+
+def test_headers_and_the_command_of_a_healthcheck():
+    assert healthcheck('{"httpHeaders": [{"name": "X-A_b.1", "value": "a b: c~"}, {"name": "H", "value": ""}]}').headers == (("X-A_b.1", "a b: c~"), ("H", ""))
+    assert healthcheck('{"command": ["curl", 1]}').command == ("curl", "1")
+    with pytest.raises(d.DokkuError, match="is not the command of a healthcheck"):
+        healthcheck('{"command": ["a\\u0000b"]}')
+
+
+@pytest.mark.parametrize("text, upstream", [("10.0.0.1:5000", "10.0.0.1:5000"), ("[::1]:5000", "[::1]:5000"), ("::1:5000", "[::1]:5000"),
+                                            ("[2001:db8:0::7]:80", "[2001:db8::7]:80")])
+def test_an_upstream_is_written_as_nginx_reads_it(text, upstream):
+    assert d.parse_upstream(text) == upstream and d.parse_upstream(upstream) == upstream
+
+
+@pytest.mark.parametrize("text", ["", ":", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "[::1]", "::1:x", "host:80"])
+def test_upstreams_refused(text):
+    with pytest.raises(d.UsageError):
+        d.parse_upstream(text)
+
+
+def test_processors_are_a_number_and_no_amount_of_memory():
+    for text in ("1", "0.5", "16", "2.125"):
+        assert d.parser_named("cpu")(text) == text
+    for text in ("512m", "1g", "1b", "", ".5", "1.", "1e3", "-1", "12345", "0.1234", "1 "):
+        with pytest.raises(d.UsageError, match="is not a number of processors"):
+            d.parser_named("cpu")(text)
+    for command in ("resource:limit", "resource:reserve"):
+        with pytest.raises(d.UsageError):
+            d.read_words(d.commands()[command], ["--cpu", "512m", "blog"], d.Caller("root", local=True))
+        assert d.read_words(d.commands()[command], ["--cpu", "0.5", "--memory", "512M", "blog"], d.Caller("root", local=True))["memory"] == "512m"

@@ -131,3 +131,185 @@ def test_a_copy_leaves_out_what_is_named_and_no_branch_of_such_a_name(root):
     copied = root / "apps" / "three"
     assert sorted(str(path.relative_to(copied)) for path in copied.rglob("*") if path.is_file()) == [
         "ENV", "MOUNTS", "repo.git/refs/heads/DOMAINS", "repo.git/refs/heads/docker", "repo.git/refs/heads/lock"]
+
+
+@pytest.mark.parametrize("text, entry, target", [("{root}/data/storage/uploads/deep/er:/y", "{root}/data/storage/uploads/deep/er", "/y"),
+                                                 ("{root}/data/storage/uploads:/y", "uploads", "/y"),
+                                                 ("{root}/data/storage/uploads/deep", "", "{root}/data/storage/uploads/deep")])
+def test_a_folder_within_storage_is_a_path_as_any_other(root, roles, text, entry, target):
+    found = d.parse_mount(text.format(root=root))
+    assert (found.entry, found.source, found.target) == (entry.format(root=root), entry.format(root=root), target.format(root=root))
+    if "/" in found.entry:
+        with pytest.raises(d.AccessDenied):
+            d.read_entry(found.entry, OF_ONE)
+        assert d.read_entry(found.entry, ADMIN) == [d.Mount(found.entry, found.entry)]
+
+
+def test_what_is_mounted_must_be_named(root):
+    with pytest.raises(d.UsageError, match="Name what is mounted"):
+        d.storage_mount(None, False, "deploy,run", "two", d.parse_mount("/only/inside"), ADMIN)
+    assert d.mounts_of("two") == []
+
+
+def test_a_label_of_selinux_is_left_out_when_options_become_mounts(root, monkeypatch):
+    done = []
+    d.write_lines(d.app_folder("two") / "DOCKER_OPTIONS", ["deploy -v /srv/a:/a:z", "run --volume=/srv/b:/b:ro", "deploy -v /srv/c:/c:Z"])
+    monkeypatch.setattr(d, "storage_mount", lambda target, readonly, phase, app, what, caller: done.append((app, phase, what.entry, what.target, what.mode)))
+    monkeypatch.setattr(d, "change_docker_options", lambda *words: None)
+    d.storage_migrate(False, None, ADMIN)
+    assert done == [("two", "deploy", "/srv/a", "/a", "rw"), ("two", "run", "/srv/b", "/b", "ro"), ("two", "deploy", "/srv/c", "/c", "rw")]
+
+
+def test_a_network_that_a_service_is_in_stays(root, monkeypatch):
+    (root / "networks").mkdir()
+    (root / "networks" / "inner").write_text("")
+    removed = []
+    monkeypatch.setattr(d, "require_network", lambda name: {})
+    monkeypatch.setattr(d, "engine", lambda: type("Client", (), {"remove_network": staticmethod(removed.append)}))
+    for key in ("initial_network", "post_create_network", "post_start_network"):
+        d.write_service(d.Service("postgres", "db", "image", "data", **{key: "inner"}))
+        with pytest.raises(d.DokkuError, match="inner is the network of db"):
+            d.network_destroy("inner")
+    d.write_service(d.Service("postgres", "db", "image", "data", initial_network="innermost"))
+    d.network_destroy("inner")
+    assert removed == ["inner"]
+
+
+# --- copies, names and domains of apps ---
+
+@pytest.fixture
+def named(root, monkeypatch):
+    """The server's domain is example.com; nothing is served, and what would be destroyed is noted."""
+    destroyed = []
+    d.write_lines(root / "VHOST", ["example.com"])
+    for name in ("render_vhost", "render_crontab", "render_authorized_keys", "remove_strays"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: [])
+    monkeypatch.setattr(d, "tags_of", lambda app: [])
+    monkeypatch.setattr(d, "ensure_repository", d.repository_of)
+    monkeypatch.setattr(d, "each_app", lambda *words, **facts: None)
+    monkeypatch.setattr(d, "destroy_app", destroyed.append)
+    monkeypatch.setattr(d, "remove_app", destroyed.append)
+    return destroyed
+
+
+def test_a_copy_that_fails_takes_no_app_along_that_it_did_not_make(root, named, monkeypatch):
+    with pytest.raises(d.DokkuError, match="Name is already taken"):
+        d.duplicate_app("one", "two", True)
+
+    real = d.server_lock
+
+    def server_lock(name):
+        """Somebody makes one of that name at the last moment."""
+        (root / "apps" / "three").mkdir()
+        return real(name)
+    monkeypatch.setattr(d, "server_lock", server_lock)
+    with pytest.raises(d.DokkuError, match="Name is already taken"):
+        d.duplicate_app("one", "three", True)
+    assert named == [] and not list((root / "apps").glob(".three.*")) and not list((root / "apps" / "three").iterdir())
+
+
+def test_a_copy_that_can_not_be_served_leaves_no_trace(root, named, monkeypatch):
+    def fail(app):
+        """Find no ports."""
+        raise d.DokkuError("no")
+    monkeypatch.setattr(d, "render_vhost", fail)
+    with pytest.raises(d.DokkuError):
+        d.duplicate_app("one", "three", True)
+    assert named == ["three"]
+
+
+def test_the_images_of_a_copy_get_their_names_under_its_lock(root, named, monkeypatch):
+    """Else a clean-up of the new app could take them for left over."""
+    tagged = []
+    monkeypatch.setattr(d, "tags_of", lambda app: ["v1", "latest"])
+    monkeypatch.setattr(d, "tag_as", lambda old, new: tagged.append((old, new, d.is_locked(root / "apps" / "three" / "lock"))))
+    d.duplicate_app("one", "three", True)
+    assert tagged == [("dokku/one:v1", "dokku/three:v1", True), ("dokku/one:latest", "dokku/three:latest", True)]
+
+
+def test_a_rename_takes_the_keys_along(root, named, monkeypatch):
+    key = d.Key("eve", "ssh-ed25519 x", "SHA256:x", "developer", ("one", "two"))
+    d.write_key(key)
+    d.apps_rename(True, "one", "three")
+    assert d.read_keys() == [key._replace(apps=("three", "two"))] and named == ["one"]
+
+
+@pytest.mark.parametrize("kept", ["", "me since 2026-01-01\n"])
+def test_a_rename_keeps_the_lock_of_deploys_and_lets_none_in_meanwhile(root, named, monkeypatch, kept):
+    note, real = root / "apps" / "one" / "LOCKED", d.duplicate_app
+    if kept:
+        d.write_text(note, kept)
+
+    def duplicate_app(old, new, skip_deploy):
+        """A push that waits gets the lock when the app is gone."""
+        assert d.is_locked(root / "apps" / "one" / "lock")
+        real(old, new, skip_deploy)
+    monkeypatch.setattr(d, "duplicate_app", duplicate_app)
+    d.apps_rename(True, "one", "three")
+    assert named == ["one"] and d.read_text(root / "apps" / "three" / "LOCKED") == kept
+
+
+@pytest.mark.parametrize("kept", ["", "me since 2026-01-01\n"])
+def test_a_rename_that_fails_leaves_the_lock_of_deploys_as_it_was(root, named, kept):
+    note = root / "apps" / "one" / "LOCKED"
+    if kept:
+        d.write_text(note, kept)
+    with pytest.raises(d.DokkuError, match="already taken"):
+        d.apps_rename(True, "one", "two")
+    assert d.read_text(note) == kept and note.exists() is bool(kept) and named == []
+
+
+def test_no_app_takes_a_domain_that_another_one_has(root, named):
+    """Its name under the server's domain may be another app's own domain, served or sent elsewhere."""
+    d.write_lines(root / "apps" / "one" / "DOMAINS", ["three.example.com"])
+    d.write_lines(root / "apps" / "one" / "REDIRECTS", ["four.example.com three.example.com 301"])
+    for name in ("three", "four"):
+        for make in (lambda: d.create_app(name), lambda: d.apps_create(name), lambda: d.apps_clone(True, False, "two", name),
+                     lambda: d.apps_rename(True, "two", name)):
+            with pytest.raises(d.DokkuError, match=f"{name}.example.com belongs to one"):
+                make()
+            assert not d.app_exists(name) and not (root / "apps" / "two" / "LOCKED").exists()
+    assert named == []
+    d.write_lines(root / "apps" / "two" / "DOMAINS", ["two.example.org"])
+    d.apps_rename(True, "two", "three")  # its own domains come along: three.example.com is none of them
+    assert d.named_domains("three") == ["two.example.org"]
+
+
+def test_no_domain_of_the_server_gives_an_app_what_another_one_has(root, named):
+    d.write_lines(root / "apps" / "one" / "DOMAINS", ["two.example.org"])
+    for verb, domains in (("add", ["example.org"]), ("set", ["example.com", "example.org"])):
+        with pytest.raises(d.DokkuError, match="two.example.org belongs to one"):
+            d.change_domains("--global", verb, domains)
+    d.write_lines(root / "apps" / "one" / "DOMAINS", ["one.example.org"])
+    d.write_lines(root / "apps" / "one" / "REDIRECTS", ["two.example.org one.example.org 301"])
+    with pytest.raises(d.DokkuError, match="two.example.org belongs to one"):
+        d.change_domains("--global", "add", ["example.org"])
+    assert d.read_lines(root / "VHOST") == ["example.com"]
+    d.write_lines(root / "apps" / "two" / "DOMAINS", ["elsewhere.example.net"])
+    d.change_domains("--global", "add", ["example.org"])
+    assert d.read_lines(root / "VHOST") == ["example.com", "example.org"]
+    d.change_domains("--global", "remove", ["example.org"])
+    assert d.read_lines(root / "VHOST") == ["example.com"]
+
+
+def test_two_apps_never_answer_for_one_redirect(root, named):
+    """A clone would claim what the first one sends elsewhere; a rename takes it along."""
+    d.write_lines(root / "apps" / "one" / "REDIRECTS", ["old.example.com one.example.com 301"])
+    d.apps_clone(True, False, "one", "three")
+    assert d.redirects_of("three") == {}
+    d.apps_rename(True, "one", "four")
+    assert d.redirects_of("four") == {"old.example.com": "one.example.com 301"}
+
+
+@pytest.mark.parametrize("source, target", [("a.example.com", "a.example.com"), ("a.example.com", "https://a.example.com"),
+                                            ("b.example.com", "old.example.com"), ("b.example.com", "http://old.example.com"),
+                                            ("one.example.org", "old.example.com")])
+def test_no_request_is_sent_round_and_round(root, named, source, target):
+    rows = ["old.example.com one.example.org 301"]
+    d.write_lines(root / "apps" / "one" / "REDIRECTS", rows)
+    with pytest.raises(d.DokkuError, match="is sent elsewhere itself"):
+        d.change_redirects("one", "set", source, target, "301")
+    assert d.read_lines(root / "apps" / "one" / "REDIRECTS") == rows
+    d.change_redirects("one", "set", "new.example.com", "https://one.example.com", "308")
+    d.change_redirects("one", "set", "old.example.com", "one.example.com", "302")
+    assert d.redirects_of("one") == {"old.example.com": "one.example.com 302", "new.example.com": "https://one.example.com 308"}

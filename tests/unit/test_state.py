@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import stat
+import sys
 import time
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_lock_says_whom_it_waits_for_and_is_free_after(root, capsys):
 def test_an_app_destroyed_while_we_waited_is_gone(root):
     d.make_folder(root / "apps/blog")
     descriptor = d.open_lock(root / "apps/blog/lock")
-    d.remove_folder(root / "apps/blog")
+    d.remove(root / "apps/blog")
     assert not d.same_file(descriptor, root / "apps/blog/lock")
     os.close(descriptor)
 
@@ -137,3 +138,368 @@ def test_the_live_release_stays_on_record_however_many_failed_since(root):
     d.write_property("blog", "builds", "retention", "1")
     d.keep_images("blog")
     assert d.release_numbers("blog") == [2, 4] and d.read_current("blog").number == 2
+
+
+ROOT_CALLER = d.Caller("root", local=True)
+
+
+def container(dyno="web.1", **facts):
+    return d.Container(**{"id": f"id-{dyno}", "name": f"blog.{dyno}", "app": "blog", "dyno": dyno, "incarnation": "v3", "running": True, "state": "running",
+                          **facts})
+
+
+def test_images_that_served_are_kept_and_those_of_failures_are_not(root, monkeypatch):
+    untagged = []
+    monkeypatch.setattr(d, "untag_image", untagged.append)
+    statuses = {2: "failed", 4: "cancelled", 5: "killed", 6: "rolled back: web.1 kept crashing", 9: "failed", 10: "failed", 11: "failed", 12: "failed",
+                13: "failed"}
+    for number in range(1, 14):
+        d.write_release(release(number=number, image=f"sha256:{number}"), {})
+        d.mark_release("blog", number, statuses[number]) if number in statuses else None
+    d.write_release(release(number=14, image="sha256:14"), {})  # was begun, and killed
+    d.write_current(release(number=8, image="sha256:8"))
+    d.keep_images("blog")
+    assert d.IMAGES_KEPT == 5
+    assert untagged == [f"dokku/blog:v{number}" for number in (14, 13, 12, 11, 10, 9, 5, 4, 2)], "the five that served are 8, 7, 6, 3 and 1"
+
+
+def test_an_image_of_several_releases_counts_once_and_one_that_served_too_long_ago_goes(root, monkeypatch):
+    untagged = []
+    monkeypatch.setattr(d, "untag_image", untagged.append)
+    for number, image in enumerate("abccdefg", 1):
+        d.write_release(release(number=number, image=image), {})
+    d.write_current(release(number=8, image="g"))
+    d.keep_images("blog")
+    assert untagged == ["dokku/blog:v2", "dokku/blog:v1"]
+
+
+def test_the_release_that_a_probation_would_go_back_to_stays_on_record(root, monkeypatch):
+    for number in (1, 2, 3, 4, 5):
+        d.write_release(release(number=number, image=""), {})
+    d.write_current(release(number=5, image=""))
+    d.write_property("blog", "builds", "retention", "1")
+    d.write_tags("blog", {"good": 3})
+    d.write_json(d.app_folder("blog") / "PROBATION", {"release": 5, "until": 1, "previous": 2})
+    d.keep_images("blog")
+    assert d.release_numbers("blog") == [2, 3, 5]
+
+
+@pytest.mark.parametrize("error, status", [(d.DokkuError("no"), "failed"), (d.Cancelled("gone"), "cancelled"), (BrokenPipeError(), "cancelled"),
+                                           (KeyboardInterrupt(), "failed")])
+def test_what_fails_past_the_switch_is_live_all_the_same(root, monkeypatch, error, status):
+    dropped = []
+    monkeypatch.setattr(d, "drop_images", lambda app, number: dropped.append(number))
+    d.write_release(release(), {})
+    with pytest.raises(type(error)), d.build_log(release()):
+        d.write_current(release())
+        raise error
+    assert (d.release_status("blog", 3, d.read_current("blog")), dropped, d.read_text(d.release_folder("blog", 3) / "STATUS")) == ("live", [], "")
+    d.write_release(release(number=4), {})
+    with pytest.raises(type(error)), d.build_log(release(number=4)):
+        raise error
+    assert (d.release_status("blog", 4, d.read_current("blog")), dropped) == (status, [4])
+
+
+def test_checks_that_are_off_for_all_can_be_on_for_one(root):
+    d.make_folder(root / "apps/blog")
+
+    def modes():
+        """Say what holds for three process types, and what is kept."""
+        return [d.check_mode("blog", kind)[:4] for kind in ("web", "worker", "clock")], d.read_lines(root / "apps/blog/CHECKS_OFF")
+    for types, mode, wanted, kept in (([], "disabled", ["disa", "disa", "disa"], ["_all_ disabled"]),
+                                      (["web"], "enabled", ["enab", "disa", "disa"], ["_all_ disabled", "web enabled"]),
+                                      (["worker"], "skipped", ["enab", "skip", "disa"], ["_all_ disabled", "web enabled", "worker skipped"]),
+                                      (["web"], "disabled", ["disa", "skip", "disa"], ["_all_ disabled", "worker skipped"]),
+                                      ([], "skipped", ["skip", "skip", "skip"], ["_all_ skipped"]),
+                                      ([], "enabled", ["enab", "enab", "enab"], []),
+                                      (["web", "clock"], "disabled", ["disa", "enab", "disa"], ["web disabled", "clock disabled"]),
+                                      (["web"], "enabled", ["enab", "enab", "disa"], ["clock disabled"]), (["clock"], "enabled", ["enab", "enab", "enab"], [])):
+        d.change_check_modes("blog", types, mode)
+        assert modes() == (wanted, kept), (types, mode)
+
+
+def test_the_trouble_of_one_keeps_none_of_the_others(capsys):
+    done = []
+
+    def trouble(error):
+        """Give work that fails."""
+        def fail():
+            """Fail."""
+            raise error
+        return fail
+    d.each_apart([trouble(d.DokkuError("sick")), lambda: done.append(1), trouble(ValueError("label")), trouble(OSError("disk")), lambda: done.append(2)])
+    said = capsys.readouterr()
+    assert done == [1, 2] and [word in said.out + said.err for word in ("mended: sick", "mended: label", "mended: disk")] == [True] * 3
+    for error in (d.Cancelled("gone"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            d.each_apart([trouble(error), lambda: done.append(3)])
+    assert done == [1, 2]
+
+
+@pytest.mark.parametrize("sick", ["dead_writes", "remove_expired", "orphans", "remove_container", "mind_all", "revive", "restart_unfit", "mend_services"])
+def test_one_sick_thing_stops_no_tick(root, monkeypatch, sick):
+    done = []
+
+    def work(name, given):
+        """Give what notes that it was done, and fails when it is the sick one."""
+        def do(*words):
+            """Do it."""
+            done.append(name)
+            if name == sick:
+                raise ValueError(name)
+            return given
+        return do
+    for name, given in (("dead_writes", []), ("remove_expired", None), ("orphans", [container("web.1"), container("web.2")]), ("remove_container", None),
+                        ("mind_all", None),
+                        ("revive", None), ("restart_unfit", None), ("mend_services", None)):
+        monkeypatch.setattr(d, name, work(name, given))
+    monkeypatch.setattr(d, "each_app", lambda app, everything, work, parallel: work("blog"))
+    d.tick()
+    wanted = ["dead_writes", "remove_expired", "orphans", "remove_container", "remove_container", "mind_all", "revive", "restart_unfit", "mend_services"]
+    assert done == [name for name in wanted if sick != "orphans" or name != "remove_container"]
+
+
+def test_doctor_mends_what_can_be_mended(root, monkeypatch):
+    done, rows = [], [d.Disagreement("server", "sick", lambda: 1 / 0), d.Disagreement("server", "well", lambda: done.append("mended"))]
+    monkeypatch.setattr(d, "server_disagreements", lambda: rows if not done else [])
+    monkeypatch.setattr(d, "each_app", lambda *words: done.append("apps"))
+    assert d.doctor(True, "text", None, ROOT_CALLER) == 0 and done == ["mended", "apps"]
+
+
+def lock_words(root, words, holder):
+    """Say in the lock of an app who holds it."""
+    (root / "apps/blog/lock").write_text(f"{words} by me since 2026 (process {holder})\n")
+
+
+def test_who_changes_an_app_is_a_process_that_holds_its_lock(root, monkeypatch):
+    d.make_folder(root / "apps/blog")
+    with d.locked("blog", "push"):
+        assert d.lock_holder("blog") == os.getpid()
+        for other in (os.getppid(), 2**22 + 1):  # its number belongs to another, or to nobody
+            lock_words(root, "push", other)
+            assert d.lock_holder("blog") == 0, other
+            with pytest.raises(d.DokkuError, match="Nothing is being changed in blog"):
+                d.builds_cancel("blog")
+        lock_words(root, "push", os.getpid())
+    assert d.lock_holder("blog") == 0, "the words stay when the lock is free"
+
+
+def test_a_process_that_gave_up_root_is_known_by_its_name(root, monkeypatch):
+    """The kernel shows its descriptors to root alone, and we are not root any more."""
+    d.make_folder(root / "apps/blog")
+
+    def refuse(path):
+        """Refuse as the kernel does."""
+        raise PermissionError(path)
+    with d.locked("blog", "ps:rebuild"):
+        monkeypatch.setattr(d.Path, "iterdir", refuse)
+        real = d.read_text
+        for name, holder in (("/usr/bin/python3\0/usr/bin/dokku\0ps:rebuild\0blog", os.getpid()), ("vim\0x", 0), ("", 0)):
+            monkeypatch.setattr(d, "read_text", lambda path, *words: name if path.name == "cmdline" else real(path, *words))
+            assert d.lock_holder("blog") == holder
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        monkeypatch.setattr(d, "read_text", lambda path, *words: "dokku" if path.name == "cmdline" else real(path, *words))
+        assert d.lock_holder("blog") == 0, "of another user, whom we may not end"
+
+
+@pytest.mark.parametrize("words, ended", [("push", True), ("clone", True), ("git:sync", True), ("ps:rebuild", True), ("config:set A", True), ("ps:scale", True),
+                                          ("rollback", True), ("apps:destroy", False), ("apps:rename", False), ("apps:clone", False), ("converge", False),
+                                          ("automatic rollback", False)])
+def test_what_removes_or_mends_an_app_is_not_broken_off(root, monkeypatch, words, ended):
+    killed = []
+    d.make_folder(root / "apps/blog")
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    with d.locked("blog", words):
+        if ended:
+            d.builds_cancel("blog")
+        else:
+            with pytest.raises(d.DokkuError, match="Nothing is being changed in blog"):
+                d.builds_cancel("blog")
+    assert killed == ([(os.getpid(), d.signal.SIGTERM)] if ended else [])
+
+
+class Client:
+    """An engine that has these containers."""
+
+    def __init__(self, *rows):
+        self.rows = rows
+
+    def containers(self, **facts):
+        return list(self.rows)
+
+
+@pytest.mark.parametrize("label", ["", "never", "-1", "1e3", "²", "12.5", " "])
+def test_a_label_that_is_no_number_keeps_no_one_off_alive(root, monkeypatch, label):
+    removed = []
+    rows = [{"Id": name, "Labels": {"com.dokku.expires": end}} for name, end in (("sick", label), ("due", "1"), ("later", str(int(d.uptime()) + 1000)))]
+    monkeypatch.setattr(d, "engine", lambda: Client(*rows))
+    monkeypatch.setattr(d, "remove_container", removed.append)
+    d.remove_expired()
+    assert removed == ["due"]
+
+
+def test_one_offs_stand_in_the_order_in_which_they_were_made(root, monkeypatch):
+    rows = [{"Id": str(number), "Names": [f"/blog.run.{number}"], "State": "running", "Labels": {}, "Ports": [], "NetworkSettings": {"Networks": {}},
+             "Created": created}
+            for number, created in ((999, 100), (1, 200), (2, 200), (998, 300))]
+    monkeypatch.setattr(d, "engine", lambda: Client(*reversed(rows)))
+    assert [row.name for row in d.one_offs("blog")][::2] == ["blog.run.999", "blog.run.1", "blog.run.2", "blog.run.998"], "each of both kinds"
+    assert [row.created for row in d.containers_of("blog")] == [300, 200, 200, 100]
+
+
+def test_a_clean_up_leaves_what_is_just_made(root, monkeypatch):
+    removed = []
+    monkeypatch.setattr(d, "keep_images", lambda app: None)
+    monkeypatch.setattr(d, "drop_images", lambda app, number: None)
+    monkeypatch.setattr(d, "remove_container", removed.append)
+    monkeypatch.setattr(d, "one_offs", lambda app: [container(f"run.{state}", state=state, running=state == "running") for state in ("created", "running",
+        "exited", "dead", "restarting", "paused")])
+    d.clean_up("blog")
+    assert removed == ["id-run.exited", "id-run.dead"]
+
+
+@pytest.fixture
+def live(root, monkeypatch):
+    """A release that runs two processes, one of them a worker."""
+    d.write_release(release(), {})
+    d.write_current(release())
+    rows = [container("web.1"), container("worker.1"), container("worker.2")]
+    monkeypatch.setattr(d, "containers_of", lambda app="", kind="deploy": rows)
+    return rows
+
+
+def test_a_process_type_of_a_stopped_app_is_not_started_alone(root, live, monkeypatch):
+    done = []
+    monkeypatch.setattr(d, "restart_container", lambda identity, grace: done.append(identity))
+    monkeypatch.setattr(d, "change_processes", lambda *words: done.append("changed"))
+    monkeypatch.setattr(d, "retiring", lambda app: {"id-worker.1"})
+    d.ps_restart(False, 1, "blog", "worker")
+    d.stop_or_start(False, 1, "blog", "worker", "ps:start")
+    assert done == ["id-worker.2", "changed"], "one that retires is left to end"
+    with pytest.raises(d.DokkuError, match="A process type is restarted of one app"):
+        d.ps_restart(True, 1, None, "worker")
+    d.write_text(root / "apps/blog/STOPPED", "")
+    for start in (lambda: d.ps_restart(False, 1, "blog", "worker"), lambda: d.stop_or_start(False, 1, "blog", "worker", "ps:start")):
+        with pytest.raises(d.DokkuError, match="blog is stopped, and none of it is started alone"):
+            start()
+    d.stop_or_start(False, 1, "blog", "worker", "ps:stop", "1")
+    assert done[2:] == ["changed"]
+
+
+def test_a_process_type_that_there_is_not_yet_is_told(live, monkeypatch, capsys):
+    monkeypatch.setattr(d, "change_processes", lambda *words: None)
+    d.ps_scale(True, "text", "blog", [("web", 2), ("none", 0)])
+    assert "no process type" not in "".join(capsys.readouterr())
+    d.ps_scale(True, "text", "blog", [("web", 2), ("wroker", 1)])
+    assert "blog has no process type wroker yet" in "".join(capsys.readouterr())
+
+
+def test_checks_of_a_process_type_that_does_not_run(live, monkeypatch):
+    asked = []
+    monkeypatch.setattr(d, "wait_until_healthy", lambda current, row: asked.append(row.dyno))
+    with pytest.raises(d.DokkuError, match="blog has no process clock"):
+        d.checks_run("blog", ["clock"])
+    d.checks_run("blog", ["worker"])
+    d.checks_run("blog", [])
+    assert asked == ["worker.1", "worker.2", "web.1", "worker.1", "worker.2"]
+
+
+def test_what_is_gone_meanwhile_is_left_out(live, monkeypatch, capsys):
+    import docker
+
+    def log_stream(identity, lines):
+        """One of them was removed by a deploy."""
+        if identity == "id-worker.1":
+            raise docker.errors.NotFound("gone")
+        return iter([(f"2026-01-01T00:00:0{len(identity) % 10}", f"line of {identity}")])
+    monkeypatch.setattr(d, "log_stream", log_stream)
+    d.logs(False, True, 100, None, "blog")
+    assert capsys.readouterr().out == "line of id-worker.2\nline of id-web.1\n"
+    monkeypatch.setattr(d, "inspect_container", lambda identity: {"Id": identity, "Config": {"Env": ["A=secret"]}} if identity == "id-web.1" else {})
+    d.ps_inspect("blog")
+    found = d.json.loads(capsys.readouterr().out)
+    assert found == [{"Id": "id-web.1", "Config": {"Env": ["A=***"]}}]
+
+
+def test_the_lines_of_a_process_that_is_started_again_are_followed_again(live, monkeypatch, capsys):
+    said, reads = [("1", "first"), ("2", "second"), ("3", "third")], []
+
+    def log_stream(identity, lines, follow):
+        """Give all that was said so far; it ends when the process does."""
+        reads.append(identity)
+        return iter(said[:reads.count(identity)])
+    looks = iter([False] * 4 + [True])
+    monkeypatch.setattr(d, "log_stream", log_stream)
+    monkeypatch.setattr(d, "reader_left", lambda seconds: time.sleep(0.02) or next(looks))
+    d.follow_logs("blog", "web", 10, True)
+    assert capsys.readouterr().out == "first\nsecond\nthird\n" and len(reads) > 3
+
+
+def test_no_line_is_lost_whose_time_is_before_that_of_another(live, monkeypatch, capsys):
+    """Docker stamps standard output and standard error apart from each other, and then writes them down."""
+    lines, looks = [("2", "out"), ("1", "error"), ("2", "out at the same time"), ("3", "last")], iter([False, False, True])
+    monkeypatch.setattr(d, "log_stream", lambda identity, count, follow: iter(lines))
+    monkeypatch.setattr(d, "reader_left", lambda seconds: time.sleep(0.02) or next(looks))
+    d.follow_logs("blog", "web", 10, True)
+    assert capsys.readouterr().out == "out\nerror\nout at the same time\nlast\n"
+
+
+def test_a_process_that_came_up_again_before_is_in_no_trouble(monkeypatch):
+    facts = {"State": {"Running": True, "Restarting": False, "ExitCode": 3, "OOMKilled": False}, "RestartCount": 2}
+    monkeypatch.setattr(d, "inspect_container", lambda identity: facts)
+    monkeypatch.setattr(d, "engine", lambda: type("Engine", (), {"events": staticmethod(lambda **words: [])}))
+    assert d.process_trouble(container(), 2) == d.process_trouble(container(), 3) == ""
+    assert d.process_trouble(container()) == d.process_trouble(container(), 1) == "it ended with exit code 3"
+    facts["State"]["Restarting"] = True
+    assert d.process_trouble(container(), 2) == "it ended with exit code 3"
+
+
+def test_liveness_is_asked_when_it_is_due_and_has_no_memory(root, live, monkeypatch):
+    asked, restarted = [], []
+    checks = (d.Check(path="/slow", kind="liveness", delay=60, uptime=5), d.Check(path="/fast", kind="liveness"), d.Check(path="/start"),
+              d.Check(process="worker", path="/w", kind="liveness"))
+    d.write_release(release(checks=checks), {})
+    live[:] = [container("web.1"), container("web.2"), container("worker.1", running=False), container("web.3", incarnation="v2"), container("web.4")]
+    ages = {"id-web.1": 30, "id-web.2": 66}  # since its last start, which Docker says to the nanosecond; the last one is gone meanwhile
+    monkeypatch.setattr(d, "inspect_container", lambda identity: {"RestartCount": 7, "State": {"StartedAt": time.strftime(
+        "%Y-%m-%dT%H:%M:%S.123456789Z", time.gmtime(time.time() - ages[identity]))}} if identity in ages else {})
+    monkeypatch.setattr(d, "wait_until_healthy", lambda own, row, restarts: asked.append((row.dyno,
+                                                                                          [(check.path, check.kind, check.delay,
+                                                                                            check.uptime) for check in own.checks], restarts)))
+    d.restart_unfit("blog")
+    fast, slow = ("/fast", "startup", 0, 0), ("/slow", "startup", 0, 0)
+    assert asked == [("web.1", [fast], 7), ("web.2", [slow, fast], 7)]
+
+    def unfit(own, row, restarts):
+        """Answer nothing."""
+        raise d.DokkuError("no answer")
+    monkeypatch.setattr(d, "wait_until_healthy", unfit)
+    monkeypatch.setattr(d, "restart_container", lambda identity, grace: restarted.append(identity))
+    d.restart_unfit("blog")
+    assert restarted == ["id-web.1", "id-web.2"]
+
+
+def test_as_many_restarts_as_there_were_are_no_trouble(root, live, monkeypatch):
+    seen = []
+    monkeypatch.setattr(d, "process_trouble", lambda row, restarts: seen.append(restarts) or "")
+    monkeypatch.setattr(d, "ask_once", lambda row, port, check: ("", True))
+    d.wait_until_healthy(release(checks=(d.Check(path="/"),)), container(), 4)
+    d.wait_until_healthy(release(checks=(d.Check(path="/"),)), container())
+    assert seen == [4, 0]
+
+
+def test_there_is_always_a_slot_to_build_in(monkeypatch):
+    import importlib.util
+    for given, slots in (("0", 1), ("-3", 1), ("2", 2)):
+        monkeypatch.setenv("DOKKU_BUILD_SLOTS", given)
+        spec = importlib.util.spec_from_file_location("dokku_py_anew", d.__file__)
+        again = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "dokku_py_anew", again)
+        spec.loader.exec_module(again)
+        assert again.BUILD_SLOTS == slots
+
+
+def test_a_number_of_processes_that_is_none():
+    for text in ("web=" + "9" * 5000, "web=101", "web=²", "web=-1"):
+        with pytest.raises(d.UsageError, match="is not TYPE=COUNT"):
+            d.parse_scale(text)

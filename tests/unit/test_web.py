@@ -1,5 +1,6 @@
 """Section 10 and the words of ports: pure parsers, and which ports an app is served on as its state says."""
 
+import io
 import os
 import subprocess
 
@@ -49,12 +50,17 @@ def test_ports_that_anybody_may_choose():
 LOGS = ["/var/log/nginx/blog-access.log", "/var/log/nginx/blog-error.log"]
 GOOD = ["server { listen 80; }", "# include nothing\nserver { }", "location /include { return 200 'root'; }", "access_log off;", f"access_log {LOGS[0]};",
         f"server {{\n  error_log  {LOGS[1]} ;\n}}", "fastcgi_split_path_info ^(.+)$;", "sendfile on;", "proxy_set_header X-Include a;", "rewrite ^/alias /other;",
-        "proxy_pass http://blog-web-5000;", "location ~ \\.perl { }", "open_log_file_cache off;"]
+        "proxy_pass http://blog-web-5000;", "location ~ \\.perl { }", "open_log_file_cache off;", "proxy_ssl_name a;", "ssl_protocols TLSv1.3;",
+        "ssl_session_tickets off;"]
 BAD = {"include /etc/passwd;": "include", 'server {"include" /etc/passwd; }': "include", "a b;include c;": "include", "a b;\n\t 'include' c;": "include", "} include c;": "include",
        "map $a $b {include c;}": "include", "a b;\rinclude c;": "include", "load_module x.so;": "load_module", "root /;": "root", "location / { alias /; }": "alias",
        "content_by_lua_block { }": "content_by_lua_block", "access_by_lua_file x;": "access_by_lua_file", "lua_package_path x;": "lua_package_path", "perl_set $a x;": "perl_set",
        "perl x;": "perl", "js_import x;": "js_import", "proxy_cache_path /x keys_zone=a:1m;": "proxy_cache_path", "proxy_temp_path /x;": "proxy_temp_path",
-       "proxy_store on;": "proxy_store", "auth_basic_user_file /x;": "auth_basic_user_file", "ssl_certificate_key /x;": "ssl_certificate_key",
+       "proxy_store on;": "proxy_store", "ssl_dhparam /x;": "ssl_dhparam", "ssl_crl /x;": "ssl_crl", "ssl_session_ticket_key /x;": "ssl_session_ticket_key",
+       "proxy_ssl_crl /x;": "proxy_ssl_crl", "location / { grpc_ssl_crl /x; }": "grpc_ssl_crl", "ssl_conf_command PrivateKey /x;": "ssl_conf_command",
+       "proxy_ssl_conf_command PrivateKey /x;": "proxy_ssl_conf_command",
+       "xslt_stylesheet /x;": "xslt_stylesheet", "a b;xml_entities /x;xslt_string_param a b;": "xslt_string_param",
+       "auth_basic_user_file /x;": "auth_basic_user_file", "ssl_certificate_key /x;": "ssl_certificate_key",
        "access_log /etc/cron.d/x;": "access_log", f"access_log {LOGS[0]}x;": "access_log", f"access_log {LOGS[0]}/../../../etc/x;": "access_log",
        f"error_log {LOGS[1]} debug;": "error_log", 'access_log "/etc/x";': "access_log", "access_log syslog:server=1.2.3.4;": "access_log",
        "location / { fastcgi_pass unix:/run/php.sock; }": "unix:", "proxy_pass http://unix:/run/docker.sock:/;": "unix:", "proxy_pass http://UNIX:/run/docker.sock:/;": "UNIX:", "# x\ninclude y;": "include"}
@@ -101,7 +107,7 @@ def test_without_maps_an_app_is_served_on_80_by_name_or_on_a_port_of_its_own(roo
     assert d.port_maps("shop")[0].host not in (own, 80)
     d.write_lines(root / "apps/blog/PORTS", ["http:80:1", "http:7070:2"])
     assert list(map(str, d.port_maps("blog", 3000))) == [f"http:{own}:1", "http:7070:2"]
-    d.remove_file(root / "apps/blog/NO_VHOST")
+    d.remove(root / "apps/blog/NO_VHOST")
     assert list(map(str, d.port_maps("blog", 3000))) == ["http:80:1", "http:7070:2"]
     d.write_text(root / "apps/blog/NO_PROXY", "")
     assert d.port_maps("blog")[0].host == own, "what Docker publishes can't be shared by name"
@@ -177,3 +183,111 @@ def test_workers_are_found_whatever_other_processes_call_themselves(tmp_path, mo
         assert d.worker_lives(worker) and d.worker_accepts(worker) and not d.worker_lives((child.pid, "1"))
         child.kill()
     assert not d.worker_lives(worker) and not d.worker_accepts(worker) and worker not in d.worker_processes()
+
+
+def test_a_port_of_a_user_without_a_name(root, monkeypatch):
+    monkeypatch.setattr(d, "listening_ports", lambda: {7070: 2**31 - 7})
+    d.write_lines(root / "apps/blog/PORTS", ["http:7070:1"])
+    with pytest.raises(d.DokkuError, match="7070 is used by a program of the user 2147483641"):
+        d.require_ports("blog", set())
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, ProcessLookupError])
+def test_a_process_that_can_not_be_looked_at_is_none_of_ours(monkeypatch, error):
+    def read(path, **words):
+        """Refuse as a kernel does whose /proc hides the processes of others, or whose process is gone."""
+        raise error(path)
+    assert d.stat_of(os.getpid())[1] == str(os.getppid())
+    monkeypatch.setattr(d.Path, "read_text", read)
+    assert d.stat_of(os.getpid()) == [] and not d.worker_lives((os.getpid(), "1"))
+
+
+@pytest.mark.parametrize("old", ["", "    listen 5050;\n"])
+def test_a_vhost_comes_back_when_nginx_does_not_let_go_of_its_old_address(root, monkeypatch, old):
+    target, served = root / "nginx/blog.conf", []
+    d.make_folder(root / "nginx/candidate")
+    d.make_folder(root / "locks")
+    if old:
+        d.write_text(target, old)
+
+    def serve_vhosts():
+        """Have nginx refuse whatever is there."""
+        served.append(d.read_text(target))
+        raise d.DokkuError("nginx has not taken the new configuration")
+    monkeypatch.setattr(d, "test_candidate", lambda name, text: d.write_text(root / "nginx/candidate/blog.conf", text))
+    monkeypatch.setattr(d, "serve_vhosts", serve_vhosts)
+    with pytest.raises(d.DokkuError, match="has not taken"):
+        d.install_vhost("blog.conf", "    listen 127.0.0.1:5050;\n")
+    assert d.read_text(target) == old and target.exists() is bool(old)
+    assert served == ([""] if old else ["    listen 127.0.0.1:5050;\n"]), "first without it, so that nginx closes the port"
+
+
+# --- certificates and pages ---
+
+def test_an_own_certificate_ends_the_authoritys_renewals(root, monkeypatch):
+    done, folder = [], d.acme_folder("blog")
+    monkeypatch.setattr(d, "keep_certificate", lambda app, text="": done.append(text))
+    monkeypatch.setattr(d, "render_crontab", lambda: done.append(folder.exists()))
+    monkeypatch.setattr(d, "remove_strays", lambda app: None)
+    monkeypatch.setattr(d, "render_vhost", lambda app: done.append("without challenges"))
+    monkeypatch.setattr(d, "checked_certificate", lambda text: "checked")
+    monkeypatch.setattr(d, "self_signed", lambda names: ("signed by itself", "request"))
+    monkeypatch.setattr(d, "read_given", lambda file, caller: "given")
+    monkeypatch.setattr("sys.stdin", io.StringIO("given"))
+    for give, text in ((lambda: d.certs_add("blog", "crt", "key", d.Caller("root", local=True)), "checked"),
+                       (lambda: d.certs_generate("blog", None), "signed by itself"),
+                       (lambda: d.ssl_certificate("blog"), "checked"), (lambda: d.letsencrypt_disable("blog"), "")):
+        d.make_folder(folder / "accounts")
+        done.clear()
+        give()
+        assert done == [text, "without challenges", False]
+    done.clear()
+    d.certs_add("--global", "crt", "key", d.Caller("root", local=True))
+    assert done == ["checked", False]
+
+
+def test_a_certificate_that_nginx_refuses_leaves_the_authority_at_work(root, monkeypatch):
+    def keep_certificate(app, text=""):
+        """Have nginx refuse it."""
+        raise d.DokkuError("nginx refuses the configuration")
+    monkeypatch.setattr(d, "keep_certificate", keep_certificate)
+    d.make_folder(d.acme_folder("blog"))
+    with pytest.raises(d.DokkuError, match="nginx refuses"):
+        d.own_certificate("blog", "text")
+    assert d.acme_folder("blog").is_dir()
+
+
+@pytest.mark.parametrize("said, told", [("", "lego ended without a word"), (" \n", "lego ended without a word"), ("a\nthe last line\n", "the last line")])
+def test_an_authority_that_gives_no_certificate(root, monkeypatch, said, told):
+    def stream(argv, env):
+        """End as lego does."""
+        raise d.ToolFailed(argv, -9, said)
+    d.write_property("blog", "letsencrypt", "email", "me@example.com")
+    monkeypatch.setattr(d, "stream", stream)
+    with pytest.raises(d.DokkuError, match=f"The authority gives no certificate: {told}$"):
+        d.lego("blog", ["blog.example.com"], "run")
+
+
+@pytest.mark.parametrize("why", ["curl: (6) Could not resolve host: blog.example.com",
+                                 "curl: (7) Failed to connect to blog.example.com port 80: Connection refused", "another one answers"])
+def test_why_a_domain_does_not_lead_here_is_told_whole(root, monkeypatch, why):
+    monkeypatch.setattr(d, "run", lambda argv, check: subprocess.CompletedProcess(argv, 6, b"", why.encode()))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *words: [])
+    assert d.examine_domain("blog", "blog.example.com")["leads here"] == f"no: {why}"
+
+
+def test_nobody_waits_for_pages_that_are_still_coming(root, monkeypatch):
+    """Standard input is read before the app's lock is taken: a slow client keeps no deploy out."""
+    read = []
+
+    class Slow:
+        """Give no tar."""
+
+        @staticmethod
+        def read(limit):
+            read.append(d.is_locked(root / "apps/blog/lock"))
+            return b"no tar"
+    monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": Slow}))
+    with pytest.raises(d.UsageError, match="no tar of at most"):
+        d.custom_page("blog")
+    assert read == [False]

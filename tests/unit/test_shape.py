@@ -42,8 +42,9 @@ def test_calls_only_go_up():
     """A function uses only its own section and those above."""
     home = {node.name: section_of(node.lineno) for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     order = [name for _, name in BANNERS]
-    wrong = {(node.name, name.id) for node in TREE.body if isinstance(node, ast.FunctionDef) for name in ast.walk(node)
-             if isinstance(name, ast.Name) and name.id in set(home) - bound_in(node) and order.index(home[name.id]) > order.index(home[node.name])}
+    used = [(node.name, set(home) & {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} - bound_in(node))
+            for node in TREE.body if isinstance(node, ast.FunctionDef)]
+    wrong = {(name, other) for name, others in used for other in others if order.index(home[other]) > order.index(home[name])}
     assert wrong == set()
 
 

@@ -4958,9 +4958,9 @@ def letsencrypt_list() -> list[str]:
     return [f"{app} {certs_facts(app)['ssl-expires-at']}" for app in apps() if acme_folder(app).is_dir()]
 
 
-def letsencrypt_cron_job(add: bool, remove: bool) -> None:
+def letsencrypt_cron_job(add: bool, off: bool) -> None:
     """Have cron renew certificates once a day, or not; it does from the first on."""
-    if add == remove:
+    if add == off:
         raise UsageError("Say --add or --remove")
     remove(ROOT / "acme" / "NO_CRON") if add else write_text(ROOT / "acme" / "NO_CRON", "")
     render_crontab()

@@ -48,6 +48,13 @@ def test_calls_only_go_up():
     assert wrong == set()
 
 
+def test_no_function_hides_another_that_it_calls():
+    functions = {node.name for node in TREE.body if isinstance(node, ast.FunctionDef)}
+    called = {node.name: {call.func.id for call in ast.walk(node) if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)} & functions & bound_in(node)
+              for node in TREE.body if isinstance(node, ast.FunctionDef)}
+    assert {name: hidden for name, hidden in called.items() if hidden} == {}
+
+
 def test_every_name_is_known():
     known = {*vars(d), *dir(builtins), "subprocess"}  # the last is imported where it is used
     nodes = [node for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]

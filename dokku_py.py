@@ -1407,11 +1407,6 @@ def read_tags(app: str) -> dict[str, int]:
     return {tag: int(number) for tag, number in map(str.split, read_lines(app_folder(app) / "TAGS"))}
 
 
-def write_tags(app: str, tags: Mapping[str, int]) -> None:
-    """Keep the names of releases."""
-    write_lines(app_folder(app) / "TAGS", [f"{tag} {number}" for tag, number in sorted(tags.items())])
-
-
 def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
     """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind. Raises DokkuError when it is taken."""
     import shutil
@@ -1635,12 +1630,17 @@ def property_rows(app: str, noun: str) -> dict[str, str]:
     return rows
 
 
-def write_property(app: str, noun: str, key: str, value: str) -> None:
-    """Set a property, or clear it with an empty value. Raises UsageError for an unknown name or a bad value."""
+def parse_property(noun: str, key: str, value: str) -> list[Any]:
+    """Accept the value of a property, or none; give the line that is kept of it. Raises UsageError for an unknown name or a bad value."""
     if not (row := PROPERTIES.get((noun, key))):
         valid = ", ".join(name for owner, name in sorted(PROPERTIES) if owner == noun)
         raise UsageError(f"{noun} has no property {shown(key)}", f"valid ones: {valid}")
-    write_lines(property_file(app, noun, key), [row.parse(value)] if value else [])
+    return [row.parse(value)] if value else []
+
+
+def write_property(app: str, noun: str, key: str, value: str) -> None:
+    """Set a property, or clear it with an empty value. Raises UsageError for an unknown name or a bad value."""
+    write_lines(property_file(app, noun, key), parse_property(noun, key, value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1843,17 +1843,12 @@ def shared_networks() -> list[str]:
     return sorted([*(path.name for path in (ROOT / "networks").glob("*")), *(service.container for service in services())])
 
 
-def find_network(name: str) -> dict[str, Any] | None:
-    """Find what Docker knows of a network."""
-    return next((row for row in engine().networks() if row["Name"] == name), None)
-
-
 def require_network(name: str) -> dict[str, Any]:
     """Give what Docker knows of a network; our own, or one on record, is made when it is missing. Raises DokkuError, in the words that clients look for."""
     import ipaddress
     types = importlib.import_module("docker").types
     with server_lock("network"), engine_errors(f"The network {name} can't be made"):
-        row = find_network(name)
+        row = next((row for row in engine().networks() if row["Name"] == name), None)
         if not row and name in (NETWORK, *shared_networks()):
             if name == NETWORK:  # of its subnet the lower half is ours to allot, the upper half Docker's
                 subnet = ipaddress.ip_network(SUBNET or free_subnet())
@@ -1862,7 +1857,7 @@ def require_network(name: str) -> dict[str, Any]:
             else:  # on a subnet of our own choice, too: Docker's own pools end at about 30 networks
                 pool, options = types.IPAMPool(subnet=free_subnet(22)), {}
             engine().create_network(name, driver="bridge", labels=OURS, ipam=types.IPAMConfig(pool_configs=[pool]), options=options)
-            row = find_network(name)
+            row = engine().inspect_network(name)
     if row:
         return row
     raise DokkuError("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
@@ -4187,6 +4182,7 @@ def serve_unknown_names() -> None:
 
 def change_property(noun: str, app: str, key: str, value: str) -> None:
     """Set or clear a property; one by which apps are served takes effect at once, for all or none, and is put back when that fails."""
+    parse_property(noun, key, value)  # refused before anything is touched, and before its name becomes a path
     path, served = property_file(app, noun, key), noun == "nginx" or key in ("bind-all-interfaces", "static-web-listener", "proxy-port", "proxy-ssl-port")
     if app != "--global":
         with locked(app, f"{noun}:set"), served_with(app, path) if served else contextlib.nullcontext():
@@ -4196,7 +4192,7 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
         """Have one app served by what the server's property says now."""
         with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
             pass
-    old = read_text(path).strip() if (noun, key) in PROPERTIES else ""  # what is none is refused by the next line, before its name becomes a path
+    old = read_text(path).strip()
     write_property(app, noun, key, value)
     try:
         serve_unknown_names() if key == "proxy-protocol" else None
@@ -5830,7 +5826,8 @@ def tag_add(app: str, tag: str) -> None:
     current = require_current(app)
     with locked(app, "tag:add"):
         tag_as(current.image, f"dokku/{app}:{tag}")
-        write_tags(app, {**read_tags(app), tag: current.number})
+        names = {**read_tags(app), tag: current.number}
+        write_lines(app_folder(app) / "TAGS", [f"{name} {number}" for name, number in sorted(names.items())])
 
 
 def tag_rm(app: str, tag: str) -> None:
@@ -5838,7 +5835,7 @@ def tag_rm(app: str, tag: str) -> None:
     if tag not in read_tags(app):
         raise DokkuError(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
     with locked(app, "tag:rm"):
-        write_tags(app, {other: number for other, number in read_tags(app).items() if other != tag})
+        write_lines(app_folder(app) / "TAGS", [f"{name} {number}" for name, number in read_tags(app).items() if name != tag])
         untag_image(f"dokku/{app}:{tag}")
 
 

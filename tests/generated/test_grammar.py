@@ -85,3 +85,9 @@ def test_any_line_from_ssh(line, root, monkeypatch):
     monkeypatch.setenv("SSH_ORIGINAL_COMMAND", line.replace("\x00", ""))
     code, said = run(["--as", "me"])
     assert code in CODES and "This is a bug" not in said, said
+
+
+@pytest.mark.parametrize("words", [["no-such-thing", "1"], ["../../x", "1"], ["client-max-body-size", "much"], ["../../apps"]])
+def test_a_property_that_is_refused_touches_nothing(words, root):
+    before = snapshot(root)
+    assert run(["nginx:set", "blog", *words])[0] == 2 and snapshot(root) == before

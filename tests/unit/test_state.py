@@ -178,7 +178,7 @@ def test_the_release_that_a_probation_would_go_back_to_stays_on_record(root, mon
         d.write_release(release(number=number, image=""), {})
     d.write_current(release(number=5, image=""))
     d.write_property("blog", "builds", "retention", "1")
-    d.write_tags("blog", {"good": 3})
+    d.write_lines(root / "apps/blog/TAGS", ["good 3"])
     d.write_json(d.app_folder("blog") / "PROBATION", {"release": 5, "until": 1, "previous": 2})
     d.keep_images("blog")
     assert d.release_numbers("blog") == [2, 3, 5]

@@ -2533,7 +2533,11 @@ def make_image(name: str, anew: bool = False) -> str:
         if name != "debian" and (anew or not own_image(name)):
             step(f"Building {name} from this host's package sources")
             options = [*lent_settings(), *(f"--label={key}={value}" for key, value in OURS.items()), *(["--no-cache"] if anew else []), f"--tag={name}-new"]
-            stream([docker_command(), "build", *options, f"--build-arg=BASE={own_base_images()[1]}", str(TEMPLATES / "images" / name)], env=build_environment())
+            try:
+                stream([docker_command(), "build", *options, f"--build-arg=BASE={own_base_images()[1]}", str(TEMPLATES / "images" / name)], env=build_environment())
+            except ToolFailed as error:
+                why = (re.findall("E: .*", error.output) or ["see above"])[0]
+                raise DokkuError(f"{name} can't be made of this host's packages: {why}", "a newer release of the distribution may have it; else a registry must be reached") from None
             said = output_of([docker_command(), "run", "--rm", "--network=none", "--entrypoint=", f"{name}-new", "sh", "-c", f"{IMAGES[name][1]} 2>&1"])
             tag_as(f"{name}-new", f"dokku-images/{name}:{re.findall(r'[0-9.]*[0-9]', said)[0]}")
             untag_image(f"{name}-new")

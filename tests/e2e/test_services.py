@@ -91,6 +91,9 @@ def valkey_image():
     """Valkey is in Debian from 13 on: where this host's release is older, its image is made of that release's packages, by the product's own scripts."""
     if docker("images", "-q", "dokku-images/valkey") or "Candidate: 8" in sh("apt-cache", "policy", "valkey-server").stdout:
         return
+    refused = sh("dokku", "valkey:create", "t-none")
+    assert refused.returncode == 1 and "valkey can't be made of this host's packages: E: Unable to locate package valkey-server" in refused.stderr, refused.stderr
+    assert not (STATE / "services" / "valkey" / "t-none").exists()
     images = TEMPLATES / "images"
     script = (images / "debian" / "rootfs").read_text().replace(". /etc/os-release\n", ". /etc/os-release\nVERSION_CODENAME=trixie\n")
     with tempfile.TemporaryFile() as tree:

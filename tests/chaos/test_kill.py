@@ -59,7 +59,7 @@ def test_a_candidate_that_a_killed_test_left_keeps_nobody_from_deploying(subject
 def test_a_release_that_died_on_its_way_is_no_release_to_go_back_to(subject):
     subject.deploy()
     subject.commit()
-    subject.push("hook at_once>start_container>_post:start 1")
+    subject.push("hook start_container>_post:start 1")
     assert subject.bench.killed()
     assert "unfinished" in subject.ok("releases").splitlines()[0]
     subject.deploy()

@@ -4560,7 +4560,8 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     """Change an app's domains, or the global ones, and have nginx serve who lives by them; a domain of another app is refused by name."""
     if app == "--global":
         with server_lock("domains"):
-            old, wanted = read_lines(ROOT / "VHOST"), dict.fromkeys(changed(read_lines(ROOT / "VHOST"), verb, domains))
+            old = read_lines(ROOT / "VHOST")
+            wanted = dict.fromkeys(changed(old, verb, domains))
             owners = {domain: name for name in apps() for domain in [*named_domains(name), *redirects_of(name)]}
             for name in [name for name in apps() if not read_lines(app_folder(name) / "DOMAINS")]:
                 if clash := next((domain for domain in wanted if domain not in old and owners.get(f"{name}.{domain}", name) != name), ""):
@@ -4816,7 +4817,7 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
         text = read_given(crt, caller) + "\n" + read_given(key, caller)
     else:
         raw = sys.stdin.buffer.read(2**20)
-        with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:
+        with contextlib.suppress(Exception), tarfile.open(fileobj=io.BytesIO(raw)) as bundle:  # each way to pack it has errors of its own
             raw = b"\n".join(file.read(2**18) for member in bundle if member.isfile() and (file := bundle.extractfile(member)))
         text = raw.decode(errors="replace")
     own_certificate(app, checked_certificate(text))
@@ -5050,8 +5051,10 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
     """Replace an app's processes, or its web ones, by new ones; of another type, restart the containers themselves, one after the other."""
     if process in (None, "web"):
         return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
-    if everything or is_stopped(str(app)):  # an app stands before its process type
-        raise DokkuError(f"{app} is stopped, and none of it is started alone" if app else "A process type is restarted of one app", f"dokku ps:start {app or 'APP'}   starts one that is stopped")
+    if everything:
+        raise UsageError("A process type is restarted of one app, not of all", "leave --all out")
+    if is_stopped(str(app)):  # an app stands before its process type
+        raise DokkuError(f"{app} is stopped, and none of it is started alone", f"dokku ps:start {app}   starts it")
     with locked(str(app), "ps:restart"):
         for container in [row for row in require_processes(str(app), process) if row.id not in retiring(str(app))]:
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))

@@ -3,6 +3,7 @@
 import io
 import os
 import subprocess
+import tarfile
 
 import pytest
 from hypothesis import given, strategies as st
@@ -291,3 +292,17 @@ def test_nobody_waits_for_pages_that_are_still_coming(root, monkeypatch):
     with pytest.raises(d.UsageError, match="no tar of at most"):
         d.custom_page("blog")
     assert read == [False]
+
+
+@pytest.mark.parametrize("mode, harm", [(mode, harm) for mode in ("w", "w:gz", "w:bz2", "w:xz") for harm in ("cut off", "damaged")])
+def test_a_harmed_archive_is_no_certificate(root, monkeypatch, mode, harm):
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode=mode) as bundle:
+        header = tarfile.TarInfo("server.crt")
+        header.size = 60_000
+        bundle.addfile(header, io.BytesIO(os.urandom(60_000)))
+    content = bytearray(whole.getvalue())
+    content[20_000:20_100] = os.urandom(100)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content[:30_000] if harm == "cut off" else content)))
+    with pytest.raises(d.DokkuError):
+        d.certs_add("blog", None, None, d.Caller("me"))

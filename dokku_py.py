@@ -1863,6 +1863,23 @@ def require_network(name: str) -> dict[str, Any]:
     raise DokkuError("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
 
 
+def drop_network(name: str) -> None:
+    """Remove a network, if it is there, and whoever is in it from it. A container that is just ending can't be disconnected and holds the network: it is waited for."""
+    for pause in (*[0.1] * 100, 0):
+        try:
+            for network in [row["Id"] for row in engine().networks() if row["Name"] == name]:
+                for member, row in engine().inspect_network(network)["Containers"].items():
+                    with contextlib.suppress(OSError):
+                        attached = row["Name"] if member.startswith("ep-") else member  # ep-... is what a killed engine left; else the name may be an earlier one
+                        engine().disconnect_container_from_network(attached, network, force=True)
+                engine().remove_network(network)
+            return
+        except OSError:
+            if not pause:
+                raise
+            time.sleep(pause)
+
+
 def ensure_network() -> str:
     """Make the product's network when it is missing; give its subnet."""
     return require_network(NETWORK)["IPAM"]["Config"][0]["Subnet"]
@@ -3740,11 +3757,7 @@ def drop_dead(folder: Path) -> None:
     try:
         for row in [row for kind in ("service", "scratch") for row in containers_of("", kind) if name in (row.name, row.name.rpartition(".data")[0])]:
             remove_container(row.id)
-        for network in [row["Id"] for row in engine().networks() if row["Name"] == name]:
-            for member, row in engine().inspect_network(network)["Containers"].items():  # a process of before an unlink may still be ending
-                attached = row["Name"] if member.startswith("ep-") else member  # ep-... is what a killed engine left; else the name may be an earlier one
-                engine().disconnect_container_from_network(attached, network, force=True)
-            engine().remove_network(network)
+        drop_network(name)
         run(in_folder(folder, ["find", ".", "-mindepth", "1", "-not", "-path", "./lock", "-delete"]))
         remove(folder)
     except (DokkuError, OSError) as error:

@@ -107,7 +107,7 @@ def test_a_command_in_a_short_container_sees_the_folder(admin, storage):
     assert (FOLDERS / name / "file").read_text() == "seen\n"
     assert admin.ok("storage:exec", name, stdin="pwd; ls\n") == "/data\nfile\n"
     assert admin.ssh("storage:exec", name, "--", "false").returncode == 1
-    wait_until(lambda: docker("ps", "-aq", "--filter", "label=com.dokku.expires") == "")
+    wait_until(lambda: docker("ps", "-aq", "--filter", f"volume={FOLDERS / name}") == "")
 
 
 def test_destroying_keeps_the_data_unless_asked(admin, storage):

@@ -157,6 +157,17 @@ def test_an_app_keeps_words_through_its_link_and_cannot_without(service, words, 
     one.assert_whole()
 
 
+def test_a_service_goes_while_containers_in_its_network_are_ending(service):
+    """A container that is being removed can't be disconnected any more, and holds the network until its end."""
+    one = service("memcached")
+    image = docker("inspect", "--format", "{{.Image}}", one.container)
+    members = [docker("run", "-d", "--network", one.container, "--entrypoint", "sleep", image, "1000") for _ in range(8)]
+    ending = subprocess.Popen(["sh", "-c", 'for one in "$@"; do docker -H unix:///var/run/docker.sock rm -f "$one"; done', "-", *members], stdout=subprocess.DEVNULL)
+    done = one.admin.ssh("memcached:destroy", "--force", one.name)
+    assert (done.returncode, "is left" in done.stderr, one.left()) == (0, False, []), done.stderr
+    ending.wait(60)
+
+
 @pytest.mark.parametrize("engine", KEEPING)
 def test_what_was_exported_is_there_again_after_destroy_and_import(service, words, engine, tmp_path):
     one = service(engine)

@@ -6017,9 +6017,10 @@ def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
 
 
 def remove_expired() -> None:
-    """Remove the one-offs whose time is up, ended or not."""
+    """Remove the one-offs whose time is up, ended or not; by uptime, which no clock disturbs, so what ended before this boot has none left."""
+    booted = time.time() - uptime()
     for row in engine().containers(all=True, filters={"label": [*(f"{key}={value}" for key, value in OURS.items()), "com.dokku.expires"]}):
-        if (end := row["Labels"]["com.dokku.expires"]).isdecimal() and int(end) < uptime():
+        if (end := row["Labels"]["com.dokku.expires"]).isdecimal() and (int(end) < uptime() or row["State"] == "exited" and row["Created"] < booted):
             remove_container(row["Id"])
 
 

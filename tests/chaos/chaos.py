@@ -737,16 +737,16 @@ class Run:
         subject = self.fresh()
         self.begin(subject)
         old, new, before = subject.answer(), self.operation.after(subject), self.operation.facts(subject)
-        watch = Watch(subject.host)
+        watch = Watch(subject.host) if new is not None else None
         try:
             _, output, _ = self.operation.act(subject, point)
             killed, answer, changed = self.bench.killed(), subject.answer(), self.operation.facts(subject) != before
-            if new is not None:
+            if watch:
                 assert answer in (old, new), f"{answer!r} is served; before the operation it was {old!r}, after it {new!r}\n{output}"
             self.operation.check(subject, restore_first)
         finally:
-            seen = watch.end()
-        if new is not None:
+            seen = watch.end() if watch else {}
+        if watch:
             odd = {word: at for word, at in seen.items() if word not in (old, new, subject.answer())}
             assert not odd, f"answered {odd}; before the operation {old!r}, after it {new!r}"
         return "unreached" if not killed else "new" if changed else "old"

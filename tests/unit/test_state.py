@@ -331,11 +331,13 @@ class Client:
 @pytest.mark.parametrize("label", ["", "never", "-1", "1e3", "²", "12.5", " "])
 def test_a_label_that_is_no_number_keeps_no_one_off_alive(root, monkeypatch, label):
     removed = []
-    rows = [{"Id": name, "Labels": {"com.dokku.expires": end}} for name, end in (("sick", label), ("due", "1"), ("later", str(int(d.uptime()) + 1000)))]
+    later, fresh = str(int(d.uptime()) + 1000), time.time() + 1
+    rows = [{"Id": name, "State": state, "Created": created, "Labels": {"com.dokku.expires": end}} for name, end, state, created in (
+        ("sick", label, "exited", fresh), ("due", "1", "running", fresh), ("later", later, "exited", fresh), ("before this boot", later, "exited", 1), ("goes on", later, "running", 1))]
     monkeypatch.setattr(d, "engine", lambda: Client(*rows))
     monkeypatch.setattr(d, "remove_container", removed.append)
     d.remove_expired()
-    assert removed == ["due"]
+    assert removed == ["due", "before this boot"]
 
 
 def test_one_offs_stand_in_the_order_in_which_they_were_made(root, monkeypatch):

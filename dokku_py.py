@@ -2447,10 +2447,9 @@ def start_process(release: Release, dyno: str, subnet: str, ended: Container | N
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
     published = published_ports(release) if dyno == "web.1" else []
-    identity = create_container(release, dyno, config=release_config(release), address=address,
+    identity = create_container(release, dyno, address=address, restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)},
                                 command=shell_command(release.app, command) if command else None,  # the image's own
-                                labels={"com.dokku.published": " ".join(published)}, published=published,
-                                restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
+                                config=release_config(release), labels={"com.dokku.published": " ".join(published)}, published=published)
     start_container(identity)
     return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation_of(dyno)}", app=release.app, dyno=dyno,
                      incarnation=release.incarnation_of(dyno), running=True, address=address)
@@ -2571,8 +2570,7 @@ def lent_settings(secrets: bool = True) -> list[str]:
 def peek(tree: Path, name: str) -> str:
     """Read a text file of a pushed tree, its first MiB when it is larger; nothing where there is none or a link leads out of the tree."""
     path = tree / name
-    inside = path.is_file() and path.resolve().is_relative_to(tree.resolve())
-    return path.open(errors="replace").read(2**20) if inside else ""
+    return path.open(errors="replace").read(2**20) if path.is_file() and path.resolve().is_relative_to(tree.resolve()) else ""
 
 
 def look_up(tree: Path, name: str, pattern: str) -> str:
@@ -2805,9 +2803,8 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
     if (note := app_folder(app) / "LOCKED").exists():  # who keeps deploys out, since when
         raise DokkuError(f"{app} is locked by {read_text(note).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
     tell_of_rollback(app)
-    release = new_release(Release(app, 0, commit=commit), by, reason)
-    write_release(release, {})
-    with build_log(release):
+    with next_release(Release(app, 0, commit=commit), by, reason) as release:
+        write_release(release, {})
         with checkout(app, commit) as tree:
             release, folder = read_tree(release, tree)  # refuses bad files before the build
             release = run_predeploy(build_image(release, folder, anew))
@@ -2838,21 +2835,15 @@ def tell_of_rollback(app: str) -> None:
             return None
 
 
-def new_release(like: Release, by: str, reason: str) -> Release:
-    """Begin the next release, which is like another one so far: its number is used up, whatever becomes of it."""
-    release = like._replace(number=next_number(like.app), at=now(), by=by, reason=reason, restart=0, kept={})
-    write_text(app_folder(like.app) / "LAST", str(release.number))
-    make_folder(release_folder(like.app, release.number))
-    return release
-
-
 @contextlib.contextmanager
-def build_log(release: Release) -> Iterator[None]:
-    """Keep what is said within as the release's log, and mark the release failed when it fails."""
-    with (release_folder(release.app, release.number) / "build.log").open("a", errors="replace") as log:
+def next_release(like: Release, by: str, reason: str) -> Iterator[Release]:
+    """Begin the next release, which is like another one so far; keep what is said within as its log, and mark it failed when it fails."""
+    release = like._replace(number=next_number(like.app), at=now(), by=by, reason=reason, restart=0, kept={})
+    write_text(app_folder(like.app) / "LAST", str(release.number))  # the number is used up, whatever becomes of it
+    with (make_folder(release_folder(like.app, release.number)) / "build.log").open("a", errors="replace") as log:
         token = TRANSCRIPT.set(log)
         try:
-            yield
+            yield release
         except BaseException as error:
             current = read_current(release.app)
             if current and current.number == release.number:
@@ -3045,7 +3036,7 @@ def retire(release: Release, workers: Sequence[Worker]) -> None:
         deadline = uptime() + int(property_of(release.app, "checks", "wait-to-retire"))
         record = {"deadline": deadline, "containers": [row.id for row in old], "workers": list(workers)}
         with server_lock("retiring"):
-            write_lines(retiring_file(release.app), [*read_lines(retiring_file(release.app)), json.dumps(record)])
+            write_lines(app_folder(release.app) / "RETIRING", [*read_lines(app_folder(release.app) / "RETIRING"), json.dumps(record)])
     if needs_minding(release.app):
         detach(functools.partial(mind, release.app))
 
@@ -3058,19 +3049,14 @@ def name_current(release: Release) -> None:
             rename_container(container, f"{release.app}.{container.dyno}")
 
 
-def retiring_file(app: str) -> Path:
-    """Locate the list of what is retiring."""
-    return app_folder(app) / "RETIRING"
-
-
 def retiring(app: str) -> set[str]:
     """List the containers that are retiring already, by their ids."""
-    return {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
+    return {identity for line in read_lines(app_folder(app) / "RETIRING") for identity in json.loads(line)["containers"]}
 
 
 def needs_minding(app: str) -> bool:
     """Say whether something of an app is retiring or being watched."""
-    return bool(read_lines(retiring_file(app))) or (app_folder(app) / "PROBATION").exists()
+    return bool(read_lines(app_folder(app) / "RETIRING")) or (app_folder(app) / "PROBATION").exists()
 
 
 def mind(app: str) -> None:
@@ -3089,16 +3075,15 @@ def mind(app: str) -> None:
 
 def mind_once(app: str, ending: dict[int, str], tidy: bool) -> bool:
     """Begin to end what is due to retire, judge a probation, take back the addresses that no container holds; says whether all is done."""
-    for line in read_lines(retiring_file(app)):
+    for line in read_lines(app_folder(app) / "RETIRING"):
         record = json.loads(line)
-        if line not in ending.values() and (
-                uptime() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
+        if line not in ending.values() and (uptime() > record["deadline"] or not any(map(worker_lives, record["workers"]))):
             # each set when its workers are gone or it is due; in a child: a process that ignores SIGTERM keeps no other waiting
             ending[fork_work(functools.partial(end_retired, app), line)] = line
     for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
         del ending[child]
     judge_probation(app)
-    retired = not read_lines(retiring_file(app))
+    retired = not read_lines(app_folder(app) / "RETIRING")
     if tidy or not retired or not app_exists(app):
         return tidy and retired
     with lock_if_free(app_folder(app) / "lock") as free:  # not while a deploy runs
@@ -3120,7 +3105,7 @@ def end_retired(app: str, line: str) -> None:
     if in_parallel(identities, lambda identity: (stop_container(identity, grace), remove_container(identity)), len(identities)):
         return
     with server_lock("retiring"):
-        write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+        write_lines(app_folder(app) / "RETIRING", [kept for kept in read_lines(app_folder(app) / "RETIRING") if kept != line])
     if current := read_current(app):
         name_current(current)
 
@@ -3225,7 +3210,7 @@ class Disagreement(NamedTuple):
 def disagreements(app: str) -> Iterator[Disagreement]:
     """Find what differs from the record of an app, in the order of mending: `converge` mends one by one, `doctor` only reads."""
     found, current = functools.partial(Disagreement, app), read_current(app)
-    if read_lines(retiring_file(app)) and not is_locked(app_folder(app) / "minder"):
+    if read_lines(app_folder(app) / "RETIRING") and not is_locked(app_folder(app) / "minder"):
         yield found("old processes wait for a minder that died", functools.partial(detach, functools.partial(mind, app)))
     if strays := stray_things(app):
         yield found(f"left over from something that was killed: {', '.join(strays)}", functools.partial(remove_strays, app))
@@ -3259,13 +3244,12 @@ def stray_things(app: str) -> list[str]:
     current = read_current(app)
     wanted, rows, strays = sort_containers(app, current)
     held = wanted | {(row.incarnation, row.dyno) for row in rows}
-    addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
+    addresses = [f"address {address}" for address, owner, *process in allotted() if owner == app and tuple(process) not in held]
     unfinished = [f"release v{number}" for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]
     brought = [brought_config(current)] if current and brought_config(current).exists() else []
     pushed = [] if is_locked(app_folder(app) / "pushes") else dead_pushes(app)
     files = [*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)), *pushed, *brought]
-    strays += containers_of(app, "release")
-    return [*(row.name for row in strays), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
+    return [*(row.name for row in [*strays, *containers_of(app, "release")]), *(path.name for path in files), *addresses, *unfinished]
 
 
 def converge(app: str) -> None:
@@ -3328,8 +3312,7 @@ def served_with(app: str, path: Path) -> Iterator[None]:
 
 def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
     """Make a new release of an old one's image with such a config, whose `own` part becomes the app's; nothing is built."""
-    release = new_release(old, by, reason)
-    with build_log(release):
+    with next_release(old, by, reason) as release:
         write_release(release, config, own)
         tag_image(release, release.name)
         switch_to(release)
@@ -3445,7 +3428,6 @@ def engine_of(service: Service) -> Engine:
     return engine_named(service.engine)
 
 
-PASSWORD_FILE, ROOT_PASSWORD_FILE = "/run/secrets/password", "/run/secrets/root"
 COLORS = ("AQUA", "BLACK", "BLUE", "FUCHSIA", "GRAY", "GREEN", "LIME", "MAROON", "NAVY", "OLIVE", "PURPLE", "RED", "SILVER", "TEAL", "WHITE", "YELLOW")
 READY_SECONDS = 180.0  # a server answers within this after its start
 SERVICE_GRACE = 60  # seconds from SIGTERM to SIGKILL: a server writes down what it holds
@@ -3477,8 +3459,7 @@ def url_of(service: Service, scheme: str = "") -> str:
 
 def is_url_of(service: Service, value: str) -> bool:
     """Say whether a config var's value is the address of a service, whatever its scheme and query."""
-    address = url_of(service).partition("?")[0].partition("://")[2]
-    return value.partition("?")[0].partition("://")[2] == address
+    return value.partition("?")[0].partition("://")[2] == url_of(service).partition("?")[0].partition("://")[2]
 
 
 def service_mounts(service: Service) -> list[dict[str, Any]]:
@@ -3527,7 +3508,7 @@ def script_words(service: Service, identity: str, script: str, *options: str) ->
     """Give the words that run one of an engine's scripts in a container of it; secrets are read inside, none is among the words."""
     words = service_words(service)
     given = [f"--env={key.upper()}={words[key]}" for key in ("user", "database")]
-    secrets = f"PASSWORD=$(cat {PASSWORD_FILE} 2>/dev/null) ROOTPASSWORD=$(cat {ROOT_PASSWORD_FILE} 2>/dev/null); export PASSWORD ROOTPASSWORD\n"
+    secrets = "PASSWORD=$(cat /run/secrets/password 2>/dev/null) ROOTPASSWORD=$(cat /run/secrets/root 2>/dev/null); export PASSWORD ROOTPASSWORD\n"
     return [docker_command(), "exec", "--user=root", *given, *options, identity, "sh", "-c", secrets + read_text(TEMPLATES / "services" / service.engine / script)]
 
 
@@ -4290,13 +4271,11 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
 
     Only under the first one's lock.
     """
-    copy_app(old, new, leave_out)
+    copy_app(old, new, [*leave_out, *(["CURRENT"] if skip_deploy else [])])
     try:
         with locked(new, "apps:clone"):
             for tag in tags_of(old):
                 tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
-            if skip_deploy:
-                remove(app_folder(new) / "CURRENT")
             current = read_current(new)
             render_vhost(new)
             if current and not is_stopped(new):

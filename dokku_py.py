@@ -2748,8 +2748,7 @@ def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
 
 def process_trouble(container: Container, restarts: int = 0) -> str:
     """Say how a process has ended, or nothing while it runs, and Docker has started it no more often than that again."""
-    facts = inspect_container(container.id)
-    if not facts:
+    if not (facts := inspect_container(container.id)):
         return "its container is gone"
     state = facts["State"]
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] <= restarts:
@@ -2783,8 +2782,7 @@ def wait_until_healthy(release: Release, container: Container, restarts: int = 0
             if not wrong:
                 break
             asked += answered  # a port that does not listen yet costs no attempt, and is polled fast
-            spent = time.monotonic() - began
-            if spent > patience or (check.attempts and asked >= check.attempts):
+            if (spent := time.monotonic() - began) > patience or (check.attempts and asked >= check.attempts):
                 raise DokkuError(f"{unfit} after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
                                  "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
             time.sleep(check.wait if answered else pause)
@@ -2845,8 +2843,7 @@ def next_release(like: Release, by: str, reason: str) -> Iterator[Release]:
         try:
             yield release
         except BaseException as error:
-            current = read_current(release.app)
-            if current and current.number == release.number:
+            if (current := read_current(release.app)) and current.number == release.number:
                 raise  # past the switch it is live, whatever comes
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
                 mark_release(release.app, release.number, "cancelled" if isinstance(error, (Cancelled, BrokenPipeError)) else "failed")
@@ -3138,8 +3135,7 @@ def judge_probation(app: str) -> None:
     if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
         return remove(file)
     own = (row for row in containers_of(app) if current.has(row))
-    container = next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
-    if not container:
+    if not (container := next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)):
         return
     with locked(app, "automatic rollback"):
         now_current, began, result = read_current(app), time.monotonic(), 1
@@ -3266,8 +3262,7 @@ def revive(app: str) -> None:
         return
     # when dockerd was killed, the next one stops what still runs, takes that for stopped by hand, and leaves it so (20.10)
     alive = {row.dyno for row in containers_of(app) if current.has(row) and row.state in ("running", "restarting")}
-    missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
-    if missing and not is_locked(app_folder(app) / "lock"):
+    if (missing := [dyno for dyno in wanted_dynos(current) if dyno not in alive]) and not is_locked(app_folder(app) / "lock"):
         converge(app)
         record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
 
@@ -3320,8 +3315,7 @@ def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], b
 
 def rollback(app: str, number: int, by: str) -> None:
     """Make a new release with an old one's image and config."""
-    old = read_release(app, number)
-    if not old or not old.image or not inspect_image(old.image):
+    if not (old := read_release(app, number)) or not old.image or not inspect_image(old.image):
         raise DokkuError(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
     config, server = release_config(old), read_config("--global")
     run_again(old, config, {key: value for key, value in config.items() if server.get(key) != value}, by, f"rollback to v{number}")
@@ -3329,8 +3323,7 @@ def rollback(app: str, number: int, by: str) -> None:
 
 def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
     """Run an app with another config: the release is started and checked with it before the config is kept."""
-    current = read_current(app)
-    if not current or is_stopped(app):
+    if not (current := read_current(app)) or is_stopped(app):
         return write_config(app, config)
     return run_again(current, {**read_config("--global"), **config}, config, by, reason)
 
@@ -3531,8 +3524,7 @@ def service_container(service: Service) -> Container | None:
 def service_trouble(service: Service) -> Disagreement | None:
     """Find what differs between a service's record and its container, with what mends it."""
     found = functools.partial(Disagreement, f"{service.engine} {service.name}")
-    row = service_container(service)
-    if row and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
+    if (row := service_container(service)) and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
         return found("its container is not the one on record", functools.partial(renew_service, service))
     if service.stopped and row and row.running:
         return found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
@@ -3584,8 +3576,7 @@ def agree_service(service: Service) -> None:
     """Make Docker agree with what is on record for a service, and wait until its server answers; only then what is left over goes. Only under the service's lock."""
     if trouble := service_trouble(service):
         trouble.mend()
-    row = service_container(service)
-    if not service.stopped and row:
+    if not service.stopped and (row := service_container(service)):
         wait_for_server(service, row.id)
     drop_strays(service)
 
@@ -3626,9 +3617,9 @@ def filled(service: Service, dump: Path) -> Iterator[tuple[Service, str]]:
     with dump.open("rb") as file:
         if not file.read(64).decode("latin-1").startswith(tuple(row.begins)):
             raise DokkuError(f"That is no dump of {service.engine}", f"it must be what dokku {service.engine}:export gives; nothing was changed")
-    make_folder(fresh.folder / fresh.data)
-    if row.seed:
-        with dump.open("rb") as file:
+        make_folder(fresh.folder / fresh.data)
+        if row.seed:
+            file.seek(0)
             copy_file(file, fresh.folder / fresh.data / row.seed)
     identity = create_service_container(fresh, f"{service.container}.{fresh.data}", scratch=True)
     try:

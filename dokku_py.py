@@ -3015,11 +3015,10 @@ def throw_away(release: Release) -> None:
     """Remove the processes of a release that did not go live; keep their last words for logs:failed."""
     if (current := read_current(release.app)) and current.incarnation == release.incarnation:
         return
-    for container in containers_of(release.app):
-        if container.incarnation == release.incarnation:
-            for line in keep_last_words(container)[-FAILURE_LINES:]:
-                detail(f"{container.dyno}: {line}")
-            remove_container(container.id)
+    for container in [row for row in containers_of(release.app) if row.incarnation == release.incarnation]:
+        for line in keep_last_words(container)[-FAILURE_LINES:]:
+            detail(f"{container.dyno}: {line}")
+        remove_container(container.id)
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
 
 
@@ -3041,9 +3040,8 @@ def retire(release: Release, workers: Sequence[Worker]) -> None:
 def name_current(release: Release) -> None:
     """Give the running release its short names: its image dokku/APP:latest, its processes APP.web.1."""
     tag_image(release, "latest")
-    for container in containers_of(release.app):
-        if release.has(container) and container.dyno in wanted_dynos(release):
-            rename_container(container, f"{release.app}.{container.dyno}")
+    for container in [row for row in containers_of(release.app) if release.has(row) and row.dyno in wanted_dynos(release)]:
+        rename_container(container, f"{release.app}.{container.dyno}")
 
 
 def retiring(app: str) -> set[str]:
@@ -3161,9 +3159,8 @@ def keep_images(app: str) -> None:
     built = [record for number in reversed(numbers) if (record := read_release(app, number)) and record.image]
     served = [record.image for record in built if release_status(app, record.number, current) not in ("failed", "cancelled", "killed", "unfinished")]
     kept = list(dict.fromkeys(served))[:IMAGES_KEPT]
-    for record in built:
-        if record.image not in kept:
-            untag_image(f"dokku/{app}:{record.name}")
+    for record in [record for record in built if record.image not in kept]:
+        untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:  # later ones than the live one may have failed
         if number not in read_tags(app).values() and number not in (current and current.number, watched.get("previous")):
             remove(release_folder(app, number))
@@ -3187,10 +3184,9 @@ def remove_strays(app: str) -> None:
         remove_container(container.id)
     held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
     free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
-    for number in release_numbers(app):
-        if release_status(app, number, current) == "unfinished":
-            mark_release(app, number, "killed")
-            drop_images(app, number)
+    for number in [number for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]:
+        mark_release(app, number, "killed")
+        drop_images(app, number)
     remove(*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)))
     remove_dead_pushes(app)
 
@@ -4267,9 +4263,8 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
         with locked(new, "apps:clone"):
             for tag in tags_of(old):
                 tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
-            current = read_current(new)
             render_vhost(new)
-            if current and not is_stopped(new):
+            if (current := read_current(new)) and not is_stopped(new):
                 switch_to(current)
     except BaseException:
         if app_exists(new):

@@ -3517,26 +3517,19 @@ def service_container(service: Service) -> Container | None:
     return next((row for row in containers_of("", "service") if row.name == service.container), None)
 
 
-def service_trouble(service: Service) -> Disagreement | None:
-    """Find what differs between a service's record and its container, with what mends it."""
-    found = functools.partial(Disagreement, f"{service.engine} {service.name}")
-    if (row := service_container(service)) and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
-        return found("its container is not the one on record", functools.partial(renew_service, service))
-    if service.stopped and row and row.running:
-        return found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
-    if not service.stopped and not (row and row.running and service.container in row.networks):
-        return found("it does not run", functools.partial(renew_service, service))
-    return None
-
-
-def service_disagreements(service: Service) -> Iterator[Disagreement]:
-    """Find what is wrong with a service's container, and what is left over of it."""
-    if trouble := service_trouble(service):
-        yield trouble
-    scratch, folders = strays_of(service)
+def service_disagreements(service: Service, strays: bool = True) -> Iterator[Disagreement]:
+    """Find what differs between a service's record and its container, and then what is left over of it, each with what mends it."""
+    found, row = functools.partial(Disagreement, f"{service.engine} {service.name}"), service_container(service)
+    if row and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
+        yield found("its container is not the one on record", functools.partial(renew_service, service))
+    elif service.stopped and row and row.running:
+        yield found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
+    elif not service.stopped and not (row and row.running and service.container in row.networks):
+        yield found("it does not run", functools.partial(renew_service, service))
+    scratch, folders = strays_of(service) if strays else ([], [])
     if scratch or folders:
-        yield Disagreement(f"{service.engine} {service.name}", f"left over from something that was killed: {', '.join([*(row.name for row in scratch), *folders])}",
-                           functools.partial(drop_strays, service))
+        names = ", ".join([*(row.name for row in scratch), *folders])
+        yield found(f"left over from something that was killed: {names}", functools.partial(drop_strays, service))
 
 
 def strays_of(service: Service) -> tuple[list[Container], list[str]]:
@@ -3570,8 +3563,8 @@ def renew_service(service: Service) -> None:
 
 def agree_service(service: Service) -> None:
     """Make Docker agree with what is on record for a service, and wait until its server answers; only then what is left over goes. Only under the service's lock."""
-    if trouble := service_trouble(service):
-        trouble.mend()
+    for difference in service_disagreements(service, strays=False):
+        difference.mend()
     if not service.stopped and (row := service_container(service)):
         wait_for_server(service, row.id)
     drop_strays(service)

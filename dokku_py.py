@@ -3136,18 +3136,17 @@ def judge_probation(app: str) -> None:
     if not (container := next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)):
         return
     with locked(app, "automatic rollback"):
-        now_current, began, result = read_current(app), time.monotonic(), 1
+        now_current, began, result, why = read_current(app), time.monotonic(), 1, f"{container.dyno} kept crashing"
         if not now_current or now_current.number != current.number or not file.exists():
             return
         keep_last_words(container)
         try:
             rollback(app, record["previous"], "dokku_py")
-            mark_release(app, current.number, f"rolled back: {container.dyno} kept crashing")
+            mark_release(app, current.number, f"rolled back: {why}")
             result = 0
         finally:  # tried once, and on record in events whatever comes of it
             remove(file)
-            record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
-                         note=f"{current.name}: {container.dyno} kept crashing")
+            record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began, note=f"{current.name}: {why}")
 
 
 def keep_images(app: str) -> None:
@@ -3495,8 +3494,7 @@ def spec_of(service: Service) -> str:
 
 def script_words(service: Service, identity: str, script: str, *options: str) -> list[str]:
     """Give the words that run one of an engine's scripts in a container of it; secrets are read inside, none is among the words."""
-    words = service_words(service)
-    given = [f"--env={key.upper()}={words[key]}" for key in ("user", "database")]
+    given = [f"--env={key.upper()}={word}" for key, word in service_words(service).items() if key in ("user", "database")]
     secrets = "PASSWORD=$(cat /run/secrets/password 2>/dev/null) ROOTPASSWORD=$(cat /run/secrets/root 2>/dev/null); export PASSWORD ROOTPASSWORD\n"
     return [docker_command(), "exec", "--user=root", *given, *options, identity, "sh", "-c", secrets + read_text(TEMPLATES / "services" / service.engine / script)]
 

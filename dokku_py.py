@@ -4536,9 +4536,7 @@ def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], 
     with locked(app, reason):
         remove_strays(app)
         config = change(read_config(app))
-        if no_restart or config == read_config(app):
-            return write_config(app, config)
-        return apply_config(app, config, caller.name, reason)
+        return write_config(app, config) if no_restart or config == read_config(app) else apply_config(app, config, caller.name, reason)
 
 
 # --- domains ---
@@ -4638,16 +4636,17 @@ def maintenance_facts(app: str) -> dict[str, str]:
     return {"maintenance-enabled": str((app_folder(app) / "MAINTENANCE").exists()).lower(), "maintenance-custom-page": str(pages_of(app).is_dir()).lower()}
 
 
-def custom_page(app: str) -> None:
-    """Take an app's own pages, a tar on standard input: maintenance.html, 502.html for when it does not answer, and what they show."""
-    given = sys.stdin.buffer.read(PAGES_LIMIT)
+def custom_page(app: str, off: str = "") -> None:
+    """Take an app's own pages, a tar on standard input, or drop them: the server's own page answers again."""
+    given = b"" if off else sys.stdin.buffer.read(PAGES_LIMIT)
     with locked(app, "maintenance"), scratch_folder(app_folder(app), "tree.") as folder:
-        unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
-        if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
-            raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
-        run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
+        if not off:
+            unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
+            if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
+                raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
+            run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
         remove(pages_of(app))
-        rename_file(folder / "new", pages_of(app))
+        rename_file(folder / "new", pages_of(app)) if not off else None
         render_vhost(app)
 
 
@@ -4658,29 +4657,18 @@ def custom_page_export(app: str) -> int:
     return attend(["tar", "--create", f"--directory={pages_of(app)}", "."])
 
 
-def custom_page_remove(app: str) -> None:
-    """Answer by the server's own page again."""
-    with locked(app, "maintenance"):
-        remove(pages_of(app))
-        render_vhost(app)
-
-
-def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "",
-             user: str | None = None, password: str | None = None) -> None:
+def serve_by(app: str, file: str, off: str = "", user: str | None = None, password: str | None = None) -> None:
     """Note how an app is served: by its names (or NO_VHOST), by nginx (or NO_PROXY), by a page (MAINTENANCE), by password (HTTP_AUTH); and serve it so."""
-    def one(name: str) -> None:
-        """Do it for one app."""
-        path = app_folder(name) / file
-        if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(name):
-            raise DokkuError(f"{name} is reached past nginx, which would have to do that", f"dokku proxy:enable {name}   puts nginx in front of it")
-        if file == "NO_PROXY" and off and (app_folder(name) / "HTTP_AUTH").exists():
-            raise DokkuError(f"{name} asks for a password, which only nginx does", f"dokku http-auth:disable {name}   first, if everybody may come")
-        change_users(name, user, password) if user else None
-        with locked(name, "proxy"), served_with(name, path):
-            write_text(path, "") if off else remove(path)
-        if file == "NO_PROXY" and off:
-            warn(f"{name} answers on {' '.join(urls_of(name))}; each release ends its old web.1 before the new one starts, which leaves a gap")
-    each_app(app, everything, one, parallel)
+    path = app_folder(app) / file
+    if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(app):
+        raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
+    if file == "NO_PROXY" and off and (app_folder(app) / "HTTP_AUTH").exists():
+        raise DokkuError(f"{app} asks for a password, which only nginx does", f"dokku http-auth:disable {app}   first, if everybody may come")
+    change_users(app, user, password) if user else None
+    with locked(app, "proxy"), served_with(app, path):
+        write_text(path, "") if off else remove(path)
+    if file == "NO_PROXY" and off:
+        warn(f"{app} answers on {' '.join(urls_of(app))}; each release ends its old web.1 before the new one starts, which leaves a gap")
 
 
 # --- ports, proxy, nginx ---

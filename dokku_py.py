@@ -4707,11 +4707,9 @@ def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
     if not (rows := own_maps(app)):
         raise DokkuError("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
-    table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
-    if not os.environ.get("DOKKU_QUIET_OUTPUT"):
-        step(f"Port mappings for {app}")
-        table = [["  ", "scheme", "host port", "container port"], *table]
-    say_table(table)
+    heading = [] if os.environ.get("DOKKU_QUIET_OUTPUT") else [["  ", "scheme", "host port", "container port"]]
+    step(f"Port mappings for {app}") if heading else None
+    say_table([*heading, *(["  ", row.scheme, str(row.host), str(row.container)] for row in rows)])
 
 
 def proxy_facts(app: str) -> dict[str, str]:
@@ -4742,8 +4740,7 @@ def nginx_validate_config(clean: bool, app: str | None) -> int:
     """Ask nginx whether it takes the configuration of an app, or each of all; --clean puts those it refuses into quarantine."""
     with server_lock("nginx"):
         refused = quarantine_vhosts(require_app(app) if app else "*", clean)
-        if clean and refused:
-            reload_nginx()
+        reload_nginx() if clean and refused else None
     return 1 if refused and not clean else 0
 
 
@@ -4779,8 +4776,7 @@ def keep_certificate(app: str, text: str = "") -> None:
     path, own, nothing = certificate_file(app), app != "--global", contextlib.nullcontext()
     with locked(app, "certs") if own else nothing, served_with(app, path) if own else nothing:
         write_text(path, text, secret=True) if text else remove(path)
-    if not own:
-        each_app(None, True, render_vhost, purpose="certs")
+    each_app(None, True, render_vhost, purpose="certs") if not own else None
     for domain in domains_of(app) if own and text else ():
         if not covers(names_of_certificate(app), domain):
             warn(f"The certificate is not for {domain}, which {app} answers to: browsers will refuse it there")
@@ -5227,17 +5223,14 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
     write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")
     name = create_one_off(app, {}, shell_command(app, job.command), seconds, kind="cron", dyno=f"cron.{id}")
-    if detach:
-        return start_container(name) or say(name) or 0
-    return attend([docker_command(), "start", "--attach", name])
+    return (start_container(name) or say(name) or 0) if detach else attend([docker_command(), "start", "--attach", name])
 
 
-def change_suspended(app: str, id: str, suspend: str = "") -> None:
+def change_suspended(app: str, id: str, verb: str) -> None:
     """Keep a cron job from running, or let it run again."""
     require_job(app, id)
     with locked(app, "cron"):
-        kept = [other for other in read_lines(app_folder(app) / "CRON_SUSPENDED") if other != id]
-        write_lines(app_folder(app) / "CRON_SUSPENDED", [*kept, *([id] if suspend else [])])
+        write_lines(app_folder(app) / "CRON_SUSPENDED", dict.fromkeys(changed(read_lines(app_folder(app) / "CRON_SUSPENDED"), verb, [id])))
     render_crontab()
 
 
@@ -5352,8 +5345,7 @@ def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
     own = [row.source for row in rows if wipe and "/" not in row.source]
     if users or (own and not force):
         raise DokkuError(f"{name} is mounted by {', '.join(users)}" if users else f"That removes the data of {name}: add --force when you mean it")
-    if own:
-        run(in_folder(storage_folder(), ["rm", "-rf", "--", *own]))
+    run(in_folder(storage_folder(), ["rm", "-rf", "--", *own])) if own else None
     remove(storage_folder(f"{name}.entry"))
     say_lines(f"       The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}" for row in rows)
 
@@ -5440,9 +5432,8 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             continue
         detail(f"{name} {phase}: {option}")
         what = parse_mount(re.sub(":[zZ]$", "", found[1]))
-        if not dry and "/" not in what.entry:
-            storage_create("false", what.entry, None, caller)
         if not dry:
+            storage_create("false", what.entry, None, caller) if "/" not in what.entry else None
             storage_mount(None, False, phase, name, what, caller)
             change_docker_options(name, "remove", None, caller, [phase], shlex.split(option))
 
@@ -5515,16 +5506,14 @@ def service_destroy(force: bool, service: Service) -> None:
                 raise DokkuError("That is not its name; nothing was removed")
         remove(service.folder / "service.json")
         drop_dead(service.folder)
-    if backup_settings(service)["schedule"]:
-        set_backups(service, schedule="")
+    set_backups(service, schedule="") if backup_settings(service)["schedule"] else None
     step(f"Destroyed {service.name}" + (f"; its backups are kept in {backup_home(service)}" if backup_home(service).exists() else ""))
 
 
 def service_list(noun: str, app: str | None, style: str | None = None) -> list[str]:
     """List the services of an engine, or those that an app is linked to."""
     kind = engine_named(noun).name
-    if style == "text":
-        milestone(f"{kind} services")
+    milestone(f"{kind} services") if style == "text" else None
     return [row.name for row in services(kind) if not app or (kind, row.name) in links_of(app)]
 
 
@@ -5796,8 +5785,7 @@ def network_exists(name: str) -> str:
 def network_list(style: str, managed: bool) -> None:
     """List Docker's networks, or those of network:create only."""
     rows = {row["Name"]: row for row in engine().networks() if not managed or row["Name"] in shared_networks()}
-    if style != "json":
-        milestone("Networks")
+    milestone("Networks") if style != "json" else None
     say_json([*rows.values()]) if style == "json" else say_lines(sorted(rows))
 
 
@@ -6364,8 +6352,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
     if new == ZERO:
         raise DokkuError(f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
     deploy(app, new, by)
-    if not wanted:
-        write_property(app, "git", "deploy-branch", parser_named("branch")(branch))
+    write_property(app, "git", "deploy-branch", branch) if not wanted else None
     git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
     write_property(app, "git", "source-image", "")
 

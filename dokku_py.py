@@ -5259,10 +5259,9 @@ def preboot_status(app: str) -> str:
 def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
     current = read_current(app)
-    for container in [row for kind in types or [None] for row in require_processes(app, kind)]:
-        if current and current.has(container):
-            wait_until_healthy(current, container)
-            step(f"{container.dyno} is fit")
+    for container in [row for kind in types or [None] for row in require_processes(app, kind) if current and current.has(row)]:
+        wait_until_healthy(current, container)
+        step(f"{container.dyno} is fit")
 
 
 # --- resources ---
@@ -5834,8 +5833,7 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
     for row in found:
         with whatever_comes("NotFound"):  # a deploy may remove it meanwhile
             rows += [(at, row.dyno, text) for at, text in log_stream(row.id, lines)]
-    rows.sort()
-    for row in rows[-lines:] if lines else []:
+    for row in sorted(rows)[-lines:] if lines else []:
         say_log(quiet, *row)
     return None
 
@@ -5962,14 +5960,12 @@ def run_list(app: str | None, caller: Caller) -> list[dict[str, str]]:
     return [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(app or "") if may(caller, "operate", row.app)]
 
 
-def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int:
+def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int | None:
     """Print what the one-offs of an app, or one of them, wrote; -t follows the last until it ends."""
     found = find_one_offs(app, container, caller)
     if tail:
         return attend([docker_command(), "logs", "--follow", "--tail", str(lines), found[-1].id])
-    for row in found:
-        say_lines(f"{row.name}: {line}" for line in logs_of(row.id, lines))
-    return 0
+    return say_lines(f"{row.name}: {line}" for row in found for line in logs_of(row.id, lines))
 
 
 def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
@@ -6225,9 +6221,8 @@ def orphans() -> list[Container]:
 def server_disagreements() -> Iterator[Disagreement]:
     """Find what is wrong with the server itself, with the command that mends what we do not mend ourselves."""
     found = functools.partial(Disagreement, "server", mend=lambda: None)
-    for path, reason in ((NGINX_TEST_CONF, "dokku setup"), (Path("/etc/nginx/conf.d/dokku.conf"), "install.sh")):
-        if not path.exists():
-            yield found(what=f"{path} is missing: run {reason} again as root")
+    places = ((NGINX_TEST_CONF, "dokku setup"), (Path("/etc/nginx/conf.d/dokku.conf"), "install.sh"))
+    yield from (found(what=f"{path} is missing: run {reason} again as root") for path, reason in places if not path.exists())
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
     for service in services():

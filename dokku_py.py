@@ -2464,10 +2464,9 @@ def start_process(release: Release, dyno: str, subnet: str, ended: Container | N
     address = allot_address(subnet, release, dyno) if process_type == "web" else ""
     policy, _, retries = property_of(release.app, "ps", "restart-policy").partition(":")
     published = published_ports(release) if dyno == "web.1" else []
-    identity = create_container(release, dyno, config=release_config(release), address=address,
+    identity = create_container(release, dyno, address=address, restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)},
                                 command=shell_command(release.app, command) if command else None,  # the image's own
-                                labels={"com.dokku.published": " ".join(published)}, published=published,
-                                restart_policy={"Name": policy, "MaximumRetryCount": int(retries or 0)})
+                                config=release_config(release), labels={"com.dokku.published": " ".join(published)}, published=published)
     start_container(identity)
     return Container(id=identity, name=f"{release.app}.{dyno}.{release.incarnation_of(dyno)}", app=release.app, dyno=dyno,
                      incarnation=release.incarnation_of(dyno), running=True, address=address)
@@ -2588,8 +2587,7 @@ def lent_settings(secrets: bool = True) -> list[str]:
 def peek(tree: Path, name: str) -> str:
     """Read a text file of a pushed tree, its first MiB when it is larger; nothing where there is none or a link leads out of the tree."""
     path = tree / name
-    inside = path.is_file() and path.resolve().is_relative_to(tree.resolve())
-    return path.open(errors="replace").read(2**20) if inside else ""
+    return path.open(errors="replace").read(2**20) if path.is_file() and path.resolve().is_relative_to(tree.resolve()) else ""
 
 
 def look_up(tree: Path, name: str, pattern: str) -> str:
@@ -2767,8 +2765,7 @@ def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
 
 def process_trouble(container: Container, restarts: int = 0) -> str:
     """Say how a process has ended, or nothing while it runs, and Docker has started it no more often than that again."""
-    facts = inspect_container(container.id)
-    if not facts:
+    if not (facts := inspect_container(container.id)):
         return "its container is gone"
     state = facts["State"]
     if state["Running"] and not state["Restarting"] and facts["RestartCount"] <= restarts:
@@ -2802,8 +2799,7 @@ def wait_until_healthy(release: Release, container: Container, restarts: int = 0
             if not wrong:
                 break
             asked += answered  # a port that does not listen yet costs no attempt, and is polled fast
-            spent = time.monotonic() - began
-            if spent > patience or (check.attempts and asked >= check.attempts):
+            if (spent := time.monotonic() - began) > patience or (check.attempts and asked >= check.attempts):
                 raise DokkuError(f"{unfit} after {asked or 'many'} attempts in {spent:.0f} s: {wrong}",
                                  "the app must listen on 0.0.0.0 and the port in $PORT; checks stand in app.json or CHECKS")
             time.sleep(check.wait if answered else pause)
@@ -2822,9 +2818,8 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
     if (note := app_folder(app) / "LOCKED").exists():  # who keeps deploys out, since when
         raise DokkuError(f"{app} is locked by {read_text(note).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
     tell_of_rollback(app)
-    release = new_release(Release(app, 0, commit=commit), by, reason)
-    write_release(release, {})
-    with build_log(release):
+    with next_release(Release(app, 0, commit=commit), by, reason) as release:
+        write_release(release, {})
         with checkout(app, commit) as tree:
             release, folder = read_tree(release, tree)  # refuses bad files before the build
             release = run_predeploy(build_image(release, folder, anew))
@@ -2855,24 +2850,17 @@ def tell_of_rollback(app: str) -> None:
             return None
 
 
-def new_release(like: Release, by: str, reason: str) -> Release:
-    """Begin the next release, which is like another one so far: its number is used up, whatever becomes of it."""
-    release = like._replace(number=next_number(like.app), at=now(), by=by, reason=reason, restart=0, kept={})
-    write_text(app_folder(like.app) / "LAST", str(release.number))
-    make_folder(release_folder(like.app, release.number))
-    return release
-
-
 @contextlib.contextmanager
-def build_log(release: Release) -> Iterator[None]:
-    """Keep what is said within as the release's log, and mark the release failed when it fails."""
-    with (release_folder(release.app, release.number) / "build.log").open("a", errors="replace") as log:
+def next_release(like: Release, by: str, reason: str) -> Iterator[Release]:
+    """Begin the next release, which is like another one so far; keep what is said within as its log, and mark it failed when it fails."""
+    release = like._replace(number=next_number(like.app), at=now(), by=by, reason=reason, restart=0, kept={})
+    write_text(app_folder(like.app) / "LAST", str(release.number))  # the number is used up, whatever becomes of it
+    with (make_folder(release_folder(like.app, release.number)) / "build.log").open("a", errors="replace") as log:
         token = TRANSCRIPT.set(log)
         try:
-            yield
+            yield release
         except BaseException as error:
-            current = read_current(release.app)
-            if current and current.number == release.number:
+            if (current := read_current(release.app)) and current.number == release.number:
                 raise  # past the switch it is live, whatever comes
             with contextlib.suppress(OSError):  # a full disk must not keep the rest from being put back
                 mark_release(release.app, release.number, "cancelled" if isinstance(error, (Cancelled, BrokenPipeError)) else "failed")
@@ -3044,11 +3032,10 @@ def throw_away(release: Release) -> None:
     """Remove the processes of a release that did not go live; keep their last words for logs:failed."""
     if (current := read_current(release.app)) and current.incarnation == release.incarnation:
         return
-    for container in containers_of(release.app):
-        if container.incarnation == release.incarnation:
-            for line in keep_last_words(container)[-FAILURE_LINES:]:
-                detail(f"{container.dyno}: {line}")
-            remove_container(container.id)
+    for container in [row for row in containers_of(release.app) if row.incarnation == release.incarnation]:
+        for line in keep_last_words(container)[-FAILURE_LINES:]:
+            detail(f"{container.dyno}: {line}")
+        remove_container(container.id)
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
 
 
@@ -3062,7 +3049,7 @@ def retire(release: Release, workers: Sequence[Worker]) -> None:
         deadline = uptime() + int(property_of(release.app, "checks", "wait-to-retire"))
         record = {"deadline": deadline, "containers": [row.id for row in old], "workers": list(workers)}
         with server_lock("retiring"):
-            write_lines(retiring_file(release.app), [*read_lines(retiring_file(release.app)), json.dumps(record)])
+            write_lines(app_folder(release.app) / "RETIRING", [*read_lines(app_folder(release.app) / "RETIRING"), json.dumps(record)])
     if needs_minding(release.app):
         detach(functools.partial(mind, release.app))
 
@@ -3070,24 +3057,18 @@ def retire(release: Release, workers: Sequence[Worker]) -> None:
 def name_current(release: Release) -> None:
     """Give the running release its short names: its image dokku/APP:latest, its processes APP.web.1."""
     tag_image(release, "latest")
-    for container in containers_of(release.app):
-        if release.has(container) and container.dyno in wanted_dynos(release):
-            rename_container(container, f"{release.app}.{container.dyno}")
-
-
-def retiring_file(app: str) -> Path:
-    """Locate the list of what is retiring."""
-    return app_folder(app) / "RETIRING"
+    for container in [row for row in containers_of(release.app) if release.has(row) and row.dyno in wanted_dynos(release)]:
+        rename_container(container, f"{release.app}.{container.dyno}")
 
 
 def retiring(app: str) -> set[str]:
     """List the containers that are retiring already, by their ids."""
-    return {identity for line in read_lines(retiring_file(app)) for identity in json.loads(line)["containers"]}
+    return {identity for line in read_lines(app_folder(app) / "RETIRING") for identity in json.loads(line)["containers"]}
 
 
 def needs_minding(app: str) -> bool:
     """Say whether something of an app is retiring or being watched."""
-    return bool(read_lines(retiring_file(app))) or (app_folder(app) / "PROBATION").exists()
+    return bool(read_lines(app_folder(app) / "RETIRING")) or (app_folder(app) / "PROBATION").exists()
 
 
 def mind(app: str) -> None:
@@ -3106,16 +3087,15 @@ def mind(app: str) -> None:
 
 def mind_once(app: str, ending: dict[int, str], tidy: bool) -> bool:
     """Begin to end what is due to retire, judge a probation, take back the addresses that no container holds; says whether all is done."""
-    for line in read_lines(retiring_file(app)):
+    for line in read_lines(app_folder(app) / "RETIRING"):
         record = json.loads(line)
-        if line not in ending.values() and (
-                uptime() > record["deadline"] or not any(worker_lives((pid, start)) for pid, start in record["workers"])):
+        if line not in ending.values() and (uptime() > record["deadline"] or not any(map(worker_lives, record["workers"]))):
             # each set when its workers are gone or it is due; in a child: a process that ignores SIGTERM keeps no other waiting
             ending[fork_work(functools.partial(end_retired, app), line)] = line
     for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
         del ending[child]
     judge_probation(app)
-    retired = not read_lines(retiring_file(app))
+    retired = not read_lines(app_folder(app) / "RETIRING")
     if tidy or not retired or not app_exists(app):
         return tidy and retired
     with lock_if_free(app_folder(app) / "lock") as free:  # not while a deploy runs
@@ -3137,7 +3117,7 @@ def end_retired(app: str, line: str) -> None:
     if in_parallel(identities, lambda identity: (stop_container(identity, grace), remove_container(identity)), len(identities)):
         return
     with server_lock("retiring"):
-        write_lines(retiring_file(app), [kept for kept in read_lines(retiring_file(app)) if kept != line])
+        write_lines(app_folder(app) / "RETIRING", [kept for kept in read_lines(app_folder(app) / "RETIRING") if kept != line])
     if current := read_current(app):
         name_current(current)
 
@@ -3170,22 +3150,20 @@ def judge_probation(app: str) -> None:
     if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
         return remove(file)
     own = (row for row in containers_of(app) if current.has(row))
-    container = next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)
-    if not container:
+    if not (container := next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)):
         return
     with locked(app, "automatic rollback"):
-        now_current, began, result = read_current(app), time.monotonic(), 1
+        now_current, began, result, why = read_current(app), time.monotonic(), 1, f"{container.dyno} kept crashing"
         if not now_current or now_current.number != current.number or not file.exists():
             return
         keep_last_words(container)
         try:
             rollback(app, record["previous"], "dokku_py")
-            mark_release(app, current.number, f"rolled back: {container.dyno} kept crashing")
+            mark_release(app, current.number, f"rolled back: {why}")
             result = 0
         finally:  # tried once, and on record in events whatever comes of it
             remove(file)
-            record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began,
-                         note=f"{current.name}: {container.dyno} kept crashing")
+            record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began, note=f"{current.name}: {why}")
 
 
 def keep_images(app: str) -> None:
@@ -3197,9 +3175,8 @@ def keep_images(app: str) -> None:
     built = [record for number in reversed(numbers) if (record := read_release(app, number)) and record.image]
     served = [record.image for record in built if release_status(app, record.number, current) not in ("failed", "cancelled", "killed", "unfinished")]
     kept = list(dict.fromkeys(served))[:IMAGES_KEPT]
-    for record in built:
-        if record.image not in kept:
-            untag_image(f"dokku/{app}:{record.name}")
+    for record in [record for record in built if record.image not in kept]:
+        untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:  # later ones than the live one may have failed
         if number not in read_tags(app).values() and number not in (current and current.number, watched.get("previous")):
             remove(release_folder(app, number))
@@ -3223,10 +3200,9 @@ def remove_strays(app: str) -> None:
         remove_container(container.id)
     held = wanted | {(row.incarnation, row.dyno) for row in rows if row not in strays}
     free_addresses(app, lambda incarnation, dyno: (incarnation, dyno) in held)
-    for number in release_numbers(app):
-        if release_status(app, number, current) == "unfinished":
-            mark_release(app, number, "killed")
-            drop_images(app, number)
+    for number in [number for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]:
+        mark_release(app, number, "killed")
+        drop_images(app, number)
     remove(*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)))
     remove_dead_pushes(app)
 
@@ -3242,7 +3218,7 @@ class Disagreement(NamedTuple):
 def disagreements(app: str) -> Iterator[Disagreement]:
     """Find what differs from the record of an app, in the order of mending: `converge` mends one by one, `doctor` only reads."""
     found, current = functools.partial(Disagreement, app), read_current(app)
-    if read_lines(retiring_file(app)) and not is_locked(app_folder(app) / "minder"):
+    if read_lines(app_folder(app) / "RETIRING") and not is_locked(app_folder(app) / "minder"):
         yield found("old processes wait for a minder that died", functools.partial(detach, functools.partial(mind, app)))
     if strays := stray_things(app):
         yield found(f"left over from something that was killed: {', '.join(strays)}", functools.partial(remove_strays, app))
@@ -3276,13 +3252,12 @@ def stray_things(app: str) -> list[str]:
     current = read_current(app)
     wanted, rows, strays = sort_containers(app, current)
     held = wanted | {(row.incarnation, row.dyno) for row in rows}
-    addresses = [address for address, owner, incarnation, dyno in allotted() if owner == app and (incarnation, dyno) not in held]
+    addresses = [f"address {address}" for address, owner, *process in allotted() if owner == app and tuple(process) not in held]
     unfinished = [f"release v{number}" for number in release_numbers(app) if release_status(app, number, current) == "unfinished"]
     brought = [brought_config(current)] if current and brought_config(current).exists() else []
     pushed = [] if is_locked(app_folder(app) / "pushes") else dead_pushes(app)
     files = [*app_folder(app).glob("tree.*"), *dead_writes(app_folder(app)), *pushed, *brought]
-    strays += containers_of(app, "release")
-    return [*(row.name for row in strays), *(path.name for path in files), *(f"address {address}" for address in addresses), *unfinished]
+    return [*(row.name for row in [*strays, *containers_of(app, "release")]), *(path.name for path in files), *addresses, *unfinished]
 
 
 def converge(app: str) -> None:
@@ -3299,8 +3274,7 @@ def revive(app: str) -> None:
         return
     # when dockerd was killed, the next one stops what still runs, takes that for stopped by hand, and leaves it so (20.10)
     alive = {row.dyno for row in containers_of(app) if current.has(row) and row.state in ("running", "restarting")}
-    missing = [dyno for dyno in wanted_dynos(current) if dyno not in alive]
-    if missing and not is_locked(app_folder(app) / "lock"):
+    if (missing := [dyno for dyno in wanted_dynos(current) if dyno not in alive]) and not is_locked(app_folder(app) / "lock"):
         converge(app)
         record_event(Caller("dokku_py"), "restart", app=app, note=f"Docker had given up {', '.join(missing)}")
 
@@ -3345,8 +3319,7 @@ def served_with(app: str, path: Path) -> Iterator[None]:
 
 def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
     """Make a new release of an old one's image with such a config, whose `own` part becomes the app's; nothing is built."""
-    release = new_release(old, by, reason)
-    with build_log(release):
+    with next_release(old, by, reason) as release:
         write_release(release, config, own)
         tag_image(release, release.name)
         switch_to(release)
@@ -3354,8 +3327,7 @@ def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], b
 
 def rollback(app: str, number: int, by: str) -> None:
     """Make a new release with an old one's image and config."""
-    old = read_release(app, number)
-    if not old or not old.image or not inspect_image(old.image):
+    if not (old := read_release(app, number)) or not old.image or not inspect_image(old.image):
         raise DokkuError(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
     config, server = release_config(old), read_config("--global")
     run_again(old, config, {key: value for key, value in config.items() if server.get(key) != value}, by, f"rollback to v{number}")
@@ -3363,8 +3335,7 @@ def rollback(app: str, number: int, by: str) -> None:
 
 def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
     """Run an app with another config: the release is started and checked with it before the config is kept."""
-    current = read_current(app)
-    if not current or is_stopped(app):
+    if not (current := read_current(app)) or is_stopped(app):
         return write_config(app, config)
     return run_again(current, {**read_config("--global"), **config}, config, by, reason)
 
@@ -3462,7 +3433,6 @@ def engine_of(service: Service) -> Engine:
     return engine_named(service.engine)
 
 
-PASSWORD_FILE, ROOT_PASSWORD_FILE = "/run/secrets/password", "/run/secrets/root"
 COLORS = ("AQUA", "BLACK", "BLUE", "FUCHSIA", "GRAY", "GREEN", "LIME", "MAROON", "NAVY", "OLIVE", "PURPLE", "RED", "SILVER", "TEAL", "WHITE", "YELLOW")
 READY_SECONDS = 180.0  # a server answers within this after its start
 SERVICE_GRACE = 60  # seconds from SIGTERM to SIGKILL: a server writes down what it holds
@@ -3494,8 +3464,7 @@ def url_of(service: Service, scheme: str = "") -> str:
 
 def is_url_of(service: Service, value: str) -> bool:
     """Say whether a config var's value is the address of a service, whatever its scheme and query."""
-    address = url_of(service).partition("?")[0].partition("://")[2]
-    return value.partition("?")[0].partition("://")[2] == address
+    return value.partition("?")[0].partition("://")[2] == url_of(service).partition("?")[0].partition("://")[2]
 
 
 def service_mounts(service: Service) -> list[dict[str, Any]]:
@@ -3542,9 +3511,8 @@ def spec_of(service: Service) -> str:
 
 def script_words(service: Service, identity: str, script: str, *options: str) -> list[str]:
     """Give the words that run one of an engine's scripts in a container of it; secrets are read inside, none is among the words."""
-    words = service_words(service)
-    given = [f"--env={key.upper()}={words[key]}" for key in ("user", "database")]
-    secrets = f"PASSWORD=$(cat {PASSWORD_FILE} 2>/dev/null) ROOTPASSWORD=$(cat {ROOT_PASSWORD_FILE} 2>/dev/null); export PASSWORD ROOTPASSWORD\n"
+    given = [f"--env={key.upper()}={word}" for key, word in service_words(service).items() if key in ("user", "database")]
+    secrets = "PASSWORD=$(cat /run/secrets/password 2>/dev/null) ROOTPASSWORD=$(cat /run/secrets/root 2>/dev/null); export PASSWORD ROOTPASSWORD\n"
     return [docker_command(), "exec", "--user=root", *given, *options, identity, "sh", "-c", secrets + read_text(TEMPLATES / "services" / service.engine / script)]
 
 
@@ -3564,27 +3532,19 @@ def service_container(service: Service) -> Container | None:
     return next((row for row in containers_of("", "service") if row.name == service.container), None)
 
 
-def service_trouble(service: Service) -> Disagreement | None:
-    """Find what differs between a service's record and its container, with what mends it."""
-    found = functools.partial(Disagreement, f"{service.engine} {service.name}")
-    row = service_container(service)
+def service_disagreements(service: Service, strays: bool = True) -> Iterator[Disagreement]:
+    """Find what differs between a service's record and its container, and then what is left over of it, each with what mends it."""
+    found, row = functools.partial(Disagreement, f"{service.engine} {service.name}"), service_container(service)
     if row and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
-        return found("its container is not the one on record", functools.partial(renew_service, service))
-    if service.stopped and row and row.running:
-        return found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
-    if not service.stopped and not (row and row.running and service.container in row.networks):
-        return found("it does not run", functools.partial(renew_service, service))
-    return None
-
-
-def service_disagreements(service: Service) -> Iterator[Disagreement]:
-    """Find what is wrong with a service's container, and what is left over of it."""
-    if trouble := service_trouble(service):
-        yield trouble
-    scratch, folders = strays_of(service)
+        yield found("its container is not the one on record", functools.partial(renew_service, service))
+    elif service.stopped and row and row.running:
+        yield found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
+    elif not service.stopped and not (row and row.running and service.container in row.networks):
+        yield found("it does not run", functools.partial(renew_service, service))
+    scratch, folders = strays_of(service) if strays else ([], [])
     if scratch or folders:
-        yield Disagreement(f"{service.engine} {service.name}", f"left over from something that was killed: {', '.join([*(row.name for row in scratch), *folders])}",
-                           functools.partial(drop_strays, service))
+        names = ", ".join([*(row.name for row in scratch), *folders])
+        yield found(f"left over from something that was killed: {names}", functools.partial(drop_strays, service))
 
 
 def strays_of(service: Service) -> tuple[list[Container], list[str]]:
@@ -3618,10 +3578,9 @@ def renew_service(service: Service) -> None:
 
 def agree_service(service: Service) -> None:
     """Make Docker agree with what is on record for a service, and wait until its server answers; only then what is left over goes. Only under the service's lock."""
-    if trouble := service_trouble(service):
-        trouble.mend()
-    row = service_container(service)
-    if not service.stopped and row:
+    for difference in service_disagreements(service, strays=False):
+        difference.mend()
+    if not service.stopped and (row := service_container(service)):
         wait_for_server(service, row.id)
     drop_strays(service)
 
@@ -3662,9 +3621,9 @@ def filled(service: Service, dump: Path) -> Iterator[tuple[Service, str]]:
     with dump.open("rb") as file:
         if not file.read(64).decode("latin-1").startswith(tuple(row.begins)):
             raise DokkuError(f"That is no dump of {service.engine}", f"it must be what dokku {service.engine}:export gives; nothing was changed")
-    make_folder(fresh.folder / fresh.data)
-    if row.seed:
-        with dump.open("rb") as file:
+        make_folder(fresh.folder / fresh.data)
+        if row.seed:
+            file.seek(0)
             copy_file(file, fresh.folder / fresh.data / row.seed)
     identity = create_service_container(fresh, f"{service.container}.{fresh.data}", scratch=True)
     try:
@@ -4303,16 +4262,13 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
 
     Only under the first one's lock.
     """
-    copy_app(old, new, leave_out)
+    copy_app(old, new, [*leave_out, *(["CURRENT"] if skip_deploy else [])])
     try:
         with locked(new, "apps:clone"):
             for tag in tags_of(old):
                 tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
-            if skip_deploy:
-                remove(app_folder(new) / "CURRENT")
-            current = read_current(new)
             render_vhost(new)
-            if current and not is_stopped(new):
+            if (current := read_current(new)) and not is_stopped(new):
                 switch_to(current)
     except BaseException:
         if app_exists(new):
@@ -4549,9 +4505,7 @@ def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], 
     with locked(app, reason):
         remove_strays(app)
         config = change(read_config(app))
-        if no_restart or config == read_config(app):
-            return write_config(app, config)
-        return apply_config(app, config, caller.name, reason)
+        return write_config(app, config) if no_restart or config == read_config(app) else apply_config(app, config, caller.name, reason)
 
 
 # --- domains ---
@@ -4651,16 +4605,17 @@ def maintenance_facts(app: str) -> dict[str, str]:
     return {"maintenance-enabled": str((app_folder(app) / "MAINTENANCE").exists()).lower(), "maintenance-custom-page": str(pages_of(app).is_dir()).lower()}
 
 
-def custom_page(app: str) -> None:
-    """Take an app's own pages, a tar on standard input: maintenance.html, 502.html for when it does not answer, and what they show."""
-    given = sys.stdin.buffer.read(PAGES_LIMIT)
+def custom_page(app: str, off: str = "") -> None:
+    """Take an app's own pages, a tar on standard input, or drop them: the server's own page answers again."""
+    given = b"" if off else sys.stdin.buffer.read(PAGES_LIMIT)
     with locked(app, "maintenance"), scratch_folder(app_folder(app), "tree.") as folder:
-        unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
-        if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
-            raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
-        run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
+        if not off:
+            unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
+            if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
+                raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
+            run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
         remove(pages_of(app))
-        rename_file(folder / "new", pages_of(app))
+        rename_file(folder / "new", pages_of(app)) if not off else None
         render_vhost(app)
 
 
@@ -4671,29 +4626,18 @@ def custom_page_export(app: str) -> int:
     return attend(["tar", "--create", f"--directory={pages_of(app)}", "."])
 
 
-def custom_page_remove(app: str) -> None:
-    """Answer by the server's own page again."""
-    with locked(app, "maintenance"):
-        remove(pages_of(app))
-        render_vhost(app)
-
-
-def serve_by(file: str, app: str | None, everything: bool = False, parallel: int = 1, off: str = "",
-             user: str | None = None, password: str | None = None) -> None:
+def serve_by(app: str, file: str, off: str = "", user: str | None = None, password: str | None = None) -> None:
     """Note how an app is served: by its names (or NO_VHOST), by nginx (or NO_PROXY), by a page (MAINTENANCE), by password (HTTP_AUTH); and serve it so."""
-    def one(name: str) -> None:
-        """Do it for one app."""
-        path = app_folder(name) / file
-        if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(name):
-            raise DokkuError(f"{name} is reached past nginx, which would have to do that", f"dokku proxy:enable {name}   puts nginx in front of it")
-        if file == "NO_PROXY" and off and (app_folder(name) / "HTTP_AUTH").exists():
-            raise DokkuError(f"{name} asks for a password, which only nginx does", f"dokku http-auth:disable {name}   first, if everybody may come")
-        change_users(name, user, password) if user else None
-        with locked(name, "proxy"), served_with(name, path):
-            write_text(path, "") if off else remove(path)
-        if file == "NO_PROXY" and off:
-            warn(f"{name} answers on {' '.join(urls_of(name))}; each release ends its old web.1 before the new one starts, which leaves a gap")
-    each_app(app, everything, one, parallel)
+    path = app_folder(app) / file
+    if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(app):
+        raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
+    if file == "NO_PROXY" and off and (app_folder(app) / "HTTP_AUTH").exists():
+        raise DokkuError(f"{app} asks for a password, which only nginx does", f"dokku http-auth:disable {app}   first, if everybody may come")
+    change_users(app, user, password) if user else None
+    with locked(app, "proxy"), served_with(app, path):
+        write_text(path, "") if off else remove(path)
+    if file == "NO_PROXY" and off:
+        warn(f"{app} answers on {' '.join(urls_of(app))}; each release ends its old web.1 before the new one starts, which leaves a gap")
 
 
 # --- ports, proxy, nginx ---
@@ -4732,11 +4676,9 @@ def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
     if not (rows := own_maps(app)):
         raise DokkuError("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
-    table = [["  ", row.scheme, str(row.host), str(row.container)] for row in rows]
-    if not os.environ.get("DOKKU_QUIET_OUTPUT"):
-        step(f"Port mappings for {app}")
-        table = [["  ", "scheme", "host port", "container port"], *table]
-    say_table(table)
+    heading = [] if os.environ.get("DOKKU_QUIET_OUTPUT") else [["  ", "scheme", "host port", "container port"]]
+    step(f"Port mappings for {app}") if heading else None
+    say_table([*heading, *(["  ", row.scheme, str(row.host), str(row.container)] for row in rows)])
 
 
 def proxy_facts(app: str) -> dict[str, str]:
@@ -4767,8 +4709,7 @@ def nginx_validate_config(clean: bool, app: str | None) -> int:
     """Ask nginx whether it takes the configuration of an app, or each of all; --clean puts those it refuses into quarantine."""
     with server_lock("nginx"):
         refused = quarantine_vhosts(require_app(app) if app else "*", clean)
-        if clean and refused:
-            reload_nginx()
+        reload_nginx() if clean and refused else None
     return 1 if refused and not clean else 0
 
 
@@ -4804,8 +4745,7 @@ def keep_certificate(app: str, text: str = "") -> None:
     path, own, nothing = certificate_file(app), app != "--global", contextlib.nullcontext()
     with locked(app, "certs") if own else nothing, served_with(app, path) if own else nothing:
         write_text(path, text, secret=True) if text else remove(path)
-    if not own:
-        each_app(None, True, render_vhost, purpose="certs")
+    each_app(None, True, render_vhost, purpose="certs") if not own else None
     for domain in domains_of(app) if own and text else ():
         if not covers(names_of_certificate(app), domain):
             warn(f"The certificate is not for {domain}, which {app} answers to: browsers will refuse it there")
@@ -5252,17 +5192,14 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
     write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")
     name = create_one_off(app, {}, shell_command(app, job.command), seconds, kind="cron", dyno=f"cron.{id}")
-    if detach:
-        return start_container(name) or say(name) or 0
-    return attend([docker_command(), "start", "--attach", name])
+    return (start_container(name) or say(name) or 0) if detach else attend([docker_command(), "start", "--attach", name])
 
 
-def change_suspended(app: str, id: str, suspend: str = "") -> None:
+def change_suspended(app: str, id: str, verb: str) -> None:
     """Keep a cron job from running, or let it run again."""
     require_job(app, id)
     with locked(app, "cron"):
-        kept = [other for other in read_lines(app_folder(app) / "CRON_SUSPENDED") if other != id]
-        write_lines(app_folder(app) / "CRON_SUSPENDED", [*kept, *([id] if suspend else [])])
+        write_lines(app_folder(app) / "CRON_SUSPENDED", dict.fromkeys(changed(read_lines(app_folder(app) / "CRON_SUSPENDED"), verb, [id])))
     render_crontab()
 
 
@@ -5291,10 +5228,9 @@ def preboot_status(app: str) -> str:
 def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
     current = read_current(app)
-    for container in [row for kind in types or [None] for row in require_processes(app, kind)]:
-        if current and current.has(container):
-            wait_until_healthy(current, container)
-            step(f"{container.dyno} is fit")
+    for container in [row for kind in types or [None] for row in require_processes(app, kind) if current and current.has(row)]:
+        wait_until_healthy(current, container)
+        step(f"{container.dyno} is fit")
 
 
 # --- resources ---
@@ -5377,8 +5313,7 @@ def storage_destroy(force: bool, wipe: bool, name: str, caller: Caller) -> None:
     own = [row.source for row in rows if wipe and "/" not in row.source]
     if users or (own and not force):
         raise DokkuError(f"{name} is mounted by {', '.join(users)}" if users else f"That removes the data of {name}: add --force when you mean it")
-    if own:
-        run(in_folder(storage_folder(), ["rm", "-rf", "--", *own]))
+    run(in_folder(storage_folder(), ["rm", "-rf", "--", *own])) if own else None
     remove(storage_folder(f"{name}.entry"))
     say_lines(f"       The data in {storage_folder(row.source)} is {'gone' if row.source in own else 'kept'}" for row in rows)
 
@@ -5465,9 +5400,8 @@ def storage_migrate(dry: bool, app: str | None, caller: Caller) -> None:
             continue
         detail(f"{name} {phase}: {option}")
         what = parse_mount(re.sub(":[zZ]$", "", found[1]))
-        if not dry and "/" not in what.entry:
-            storage_create("false", what.entry, None, caller)
         if not dry:
+            storage_create("false", what.entry, None, caller) if "/" not in what.entry else None
             storage_mount(None, False, phase, name, what, caller)
             change_docker_options(name, "remove", None, caller, [phase], shlex.split(option))
 
@@ -5540,16 +5474,14 @@ def service_destroy(force: bool, service: Service) -> None:
                 raise DokkuError("That is not its name; nothing was removed")
         remove(service.folder / "service.json")
         drop_dead(service.folder)
-    if backup_settings(service)["schedule"]:
-        set_backups(service, schedule="")
+    set_backups(service, schedule="") if backup_settings(service)["schedule"] else None
     step(f"Destroyed {service.name}" + (f"; its backups are kept in {backup_home(service)}" if backup_home(service).exists() else ""))
 
 
 def service_list(noun: str, app: str | None, style: str | None = None) -> list[str]:
     """List the services of an engine, or those that an app is linked to."""
     kind = engine_named(noun).name
-    if style == "text":
-        milestone(f"{kind} services")
+    milestone(f"{kind} services") if style == "text" else None
     return [row.name for row in services(kind) if not app or (kind, row.name) in links_of(app)]
 
 
@@ -5821,8 +5753,7 @@ def network_exists(name: str) -> str:
 def network_list(style: str, managed: bool) -> None:
     """List Docker's networks, or those of network:create only."""
     rows = {row["Name"]: row for row in engine().networks() if not managed or row["Name"] in shared_networks()}
-    if style != "json":
-        milestone("Networks")
+    milestone("Networks") if style != "json" else None
     say_json([*rows.values()]) if style == "json" else say_lines(sorted(rows))
 
 
@@ -5871,8 +5802,7 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
     for row in found:
         with whatever_comes("NotFound"):  # a deploy may remove it meanwhile
             rows += [(at, row.dyno, text) for at, text in log_stream(row.id, lines)]
-    rows.sort()
-    for row in rows[-lines:] if lines else []:
+    for row in sorted(rows)[-lines:] if lines else []:
         say_log(quiet, *row)
     return None
 
@@ -5999,14 +5929,12 @@ def run_list(app: str | None, caller: Caller) -> list[dict[str, str]]:
     return [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(app or "") if may(caller, "operate", row.app)]
 
 
-def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int:
+def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int | None:
     """Print what the one-offs of an app, or one of them, wrote; -t follows the last until it ends."""
     found = find_one_offs(app, container, caller)
     if tail:
         return attend([docker_command(), "logs", "--follow", "--tail", str(lines), found[-1].id])
-    for row in found:
-        say_lines(f"{row.name}: {line}" for line in logs_of(row.id, lines))
-    return 0
+    return say_lines(f"{row.name}: {line}" for row in found for line in logs_of(row.id, lines))
 
 
 def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
@@ -6263,9 +6191,8 @@ def orphans() -> list[Container]:
 def server_disagreements() -> Iterator[Disagreement]:
     """Find what is wrong with the server itself, with the command that mends what we do not mend ourselves."""
     found = functools.partial(Disagreement, "server", mend=lambda: None)
-    for path, reason in ((NGINX_TEST_CONF, "dokku setup"), (Path("/etc/nginx/conf.d/dokku.conf"), "install.sh")):
-        if not path.exists():
-            yield found(what=f"{path} is missing: run {reason} again as root")
+    places = ((NGINX_TEST_CONF, "dokku setup"), (Path("/etc/nginx/conf.d/dokku.conf"), "install.sh"))
+    yield from (found(what=f"{path} is missing: run {reason} again as root") for path, reason in places if not path.exists())
     if not worker_processes():
         yield Disagreement("server", "nginx does not run", reload_nginx)
     for service in services():
@@ -6390,8 +6317,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
     if new == ZERO:
         raise DokkuError(f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
     deploy(app, new, by)
-    if not wanted:
-        write_property(app, "git", "deploy-branch", parser_named("branch")(branch))
+    write_property(app, "git", "deploy-branch", branch) if not wanted else None
     git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
     write_property(app, "git", "source-image", "")
 

@@ -87,7 +87,7 @@ def read_all(app, whole):
     assert current._replace(restart=0) == release and d.release_config(current) == config
     assert all(d.vhost_of(current, app).upstreams.values()), "nginx has somewhere to forward to"
     assert d.next_number(app) > max(d.release_numbers(app)) and set(d.wanted_dynos(current)) >= {"web.1"}
-    assert all(json.loads(line)["containers"] for line in d.read_lines(d.retiring_file(app)))
+    assert all(json.loads(line)["containers"] for line in d.read_lines(d.app_folder(app) / "RETIRING"))
     assert isinstance(d.read_json(d.app_folder(app) / "PROBATION"), dict) and d.read_config(app) in [config for _, config in whole.values()]
     assert d.domains_of(app) and d.port_of(current)
     return current.number

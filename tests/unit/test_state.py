@@ -189,13 +189,13 @@ def test_the_release_that_a_probation_would_go_back_to_stays_on_record(root, mon
 def test_what_fails_past_the_switch_is_live_all_the_same(root, monkeypatch, error, status):
     dropped = []
     monkeypatch.setattr(d, "drop_images", lambda app, number: dropped.append(number))
-    d.write_release(release(), {})
-    with pytest.raises(type(error)), d.build_log(release()):
-        d.write_current(release())
+    d.write_text(d.app_folder("blog") / "LAST", "2")
+    with pytest.raises(type(error)), d.next_release(release(), "root", "push") as made:
+        d.write_release(made, {})
+        d.write_current(made)
         raise error
     assert (d.release_status("blog", 3, d.read_current("blog")), dropped, d.read_text(d.release_folder("blog", 3) / "STATUS")) == ("live", [], "")
-    d.write_release(release(number=4), {})
-    with pytest.raises(type(error)), d.build_log(release(number=4)):
+    with pytest.raises(type(error)), d.next_release(release(), "root", "push"):
         raise error
     assert (d.release_status("blog", 4, d.read_current("blog")), dropped) == (status, [4])
 

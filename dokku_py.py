@@ -503,8 +503,6 @@ parse_port = matching("[0-9]{1,5}", "is not a port", "give a number of 1 to 6553
 parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
                           give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
-parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}",
-                          "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
@@ -687,11 +685,10 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
     command = tuple(str(word) for word in member(row, "command", list, what, []))
     if not all(map(is_text, command)):
         raise DokkuError(f"app.json: {shown(str(command))} is not the command of a healthcheck")
-    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
-                 content=member(row, "content", str, what, ""), command=command,
-                 uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)), timeout=float(number("timeout", UNSET)) or UNSET,
-                 wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)),
-                 listening=row.get("listening") is True)
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers, command=command,
+                 content=member(row, "content", str, what, ""), uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)),
+                 timeout=float(number("timeout", UNSET)) or UNSET, wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)),
+                 port=int(number("port", 0, 65535)), listening=row.get("listening") is True)
 
 
 def parse_app_json(app_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str], tuple[Job, ...]]:
@@ -1004,9 +1001,15 @@ def become_owner(path: Path) -> None:
 # 5 State: facts in files. The only place that writes files or takes locks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def app_folder(app: str) -> Path:
-    """Locate the record of an app; the folder is the record that it exists."""
-    return ROOT / "apps" / app
+def place_in(folder: str, app: str) -> Path:
+    """Locate what an app has in a folder of the state tree."""
+    return ROOT / folder / app
+
+
+app_folder = functools.partial(place_in, "apps")  # the record of an app; the folder is the record that it exists
+acme_folder = functools.partial(place_in, "acme/apps")  # what lego knows; is there when an authority certifies the app
+users_file = functools.partial(place_in, "nginx/auth")  # who may come by a password, as htpasswd has it; read by nginx and us alone
+pages_of = functools.partial(place_in, "nginx/pages")  # an app's own pages: maintenance.html, 502.html and what they show
 
 
 def file_of(name: str, app: str) -> Path:
@@ -1016,16 +1019,7 @@ def file_of(name: str, app: str) -> Path:
 
 config_file = functools.partial(file_of, "ENV")  # the config vars
 certificate_file = functools.partial(file_of, "CERTIFICATE")  # the certificate with its key, where there is one
-
-
-def place_in(folder: str, app: str) -> Path:
-    """Locate what an app has in a folder of the state tree, beside its record."""
-    return ROOT / folder / app
-
-
-acme_folder = functools.partial(place_in, "acme/apps")  # what lego knows; is there when an authority certifies the app
-users_file = functools.partial(place_in, "nginx/auth")  # who may come by a password, as htpasswd has it; read by nginx and us alone
-pages_of = functools.partial(place_in, "nginx/pages")  # an app's own pages: maintenance.html, 502.html and what they show
+repository_of = functools.partial(file_of, "repo.git")  # the bare repository of an app
 
 
 def release_folder(app: str, number: int) -> Path:
@@ -1243,15 +1237,9 @@ def is_locked(path: Path) -> bool:
         return not free
 
 
-def repository_of(app: str) -> Path:
-    """Locate the bare repository of an app."""
-    return app_folder(app) / "repo.git"
-
-
 def dead_pushes(app: str) -> list[Path]:
     """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
-    repository = repository_of(app)
-    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+    return [path for pattern in ("objects/tmp_objdir-*", "*.lock", "refs/**/*.lock") for path in repository_of(app).glob(pattern)]
 
 
 def remove_dead_pushes(app: str) -> None:
@@ -1385,6 +1373,7 @@ def release_status(app: str, number: int, current: Release | None) -> str:
 
 # The lists that an app has on record.
 links_of = reader_of("LINKS")  # the services that it is linked to: (engine, name)
+mounts_of = reader_of("MOUNTS", lambda line: Mount(*line.split()))  # the folders that its containers see; the server itself has none
 own_maps = reader_of("PORTS", parse_port_map)  # the port maps that ports:set gave it
 read_check_modes = reader_of("CHECKS_OFF", give=dict)  # process type, `_all_` for every one -> its checks are disabled or skipped
 read_docker_options = reader_of("DOCKER_OPTIONS")  # what docker-options:add added, in order: (phase or phase.process, option)
@@ -1444,11 +1433,6 @@ def storage_folder(source: str = "") -> Path:
 def read_mounts(path: Path) -> list[Mount]:
     """Read mounts, one a line: MOUNTS of an app, or NAME.entry, which says what folders an entry has and where they are seen when nobody says otherwise."""
     return [Mount(*line.split()) for line in read_lines(path)]
-
-
-def mounts_of(app: str) -> list[Mount]:
-    """Read which folders an app's containers see; the server itself has none."""
-    return read_mounts(app_folder(app) / "MOUNTS")
 
 
 def services(engine_name: str = "") -> list[Service]:
@@ -1792,9 +1776,7 @@ def engine() -> Any:
     """Give the connection to the Docker Engine. Raises DokkuError when it does not answer."""
     docker = importlib.import_module("docker")
     try:
-        client = docker.APIClient(version="auto", timeout=120)
-        client.ping()
-        return client
+        return docker.APIClient(version="auto", timeout=120)  # asks for its version
     except docker.errors.DockerException as error:
         raise DokkuError(f"Docker does not answer: {error}", "start it: sudo service docker start") from None
 
@@ -1981,18 +1963,15 @@ def rename_container(container: Container, name: str) -> None:
             engine().rename(container.id, name)
 
 
-def inspect_container(identity: str) -> dict[str, Any]:
-    """Give what Docker knows of a container; nothing when it is gone."""
+def inspect(kind: str, reference: str) -> dict[str, Any]:
+    """Give what Docker knows of a container or an image; nothing when it is not there."""
     with whatever_comes("NotFound"):
-        return engine().inspect_container(identity)
+        return getattr(engine(), f"inspect_{kind}")(reference)
     return {}
 
 
-def inspect_image(reference: str) -> dict[str, Any]:
-    """Give what Docker knows of an image; nothing when it is not there."""
-    with whatever_comes("NotFound"):
-        return engine().inspect_image(reference)
-    return {}
+inspect_container = functools.partial(inspect, "container")
+inspect_image = functools.partial(inspect, "image")
 
 
 def logs_of(identity: str, lines: int) -> list[str]:

@@ -172,9 +172,9 @@ class Cancelled(DokkuError):
 class ToolFailed(DokkuError):
     """Another program failed; carries its words and its exit code."""
 
-    def __init__(self, argv: Sequence[str], code: int, output: str, hint: str = "") -> None:
+    def __init__(self, argv: Sequence[str], code: int, output: str) -> None:
         last = [line if len(line) <= 300 else f"{line[:300]}..." for line in output.strip().splitlines() if line.strip()][-5:]
-        super().__init__(f"{Path(argv[0]).name} {argv[1] if len(argv) > 1 else ''} failed ({code}): {' / '.join(last)}", hint)
+        super().__init__(f"{Path(argv[0]).name} {argv[1] if len(argv) > 1 else ''} failed ({code}): {' / '.join(last)}")
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
@@ -687,8 +687,8 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
         raise DokkuError(f"app.json: {shown(str(command))} is not the command of a healthcheck")
     return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers, command=command,
                  content=member(row, "content", str, what, ""), uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)),
-                 timeout=float(number("timeout", UNSET)) or UNSET, wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)),
-                 port=int(number("port", 0, 65535)), listening=row.get("listening") is True)
+                 timeout=float(number("timeout", UNSET)) or UNSET, wait=float(number("wait", UNSET)),
+                 delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)), listening=row.get("listening") is True)
 
 
 def parse_app_json(app_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str], tuple[Job, ...]]:
@@ -1001,15 +1001,16 @@ def become_owner(path: Path) -> None:
 # 5 State: facts in files. The only place that writes files or takes locks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def place_in(folder: str, app: str) -> Path:
-    """Locate what an app has in a folder of the state tree."""
-    return ROOT / folder / app
+def place_in(folder: str, name: str = "") -> Path:
+    """Locate what a folder of the state tree holds for an app, or under another name; the folder itself without one."""
+    return ROOT / folder / name
 
 
 app_folder = functools.partial(place_in, "apps")  # the record of an app; the folder is the record that it exists
 acme_folder = functools.partial(place_in, "acme/apps")  # what lego knows; is there when an authority certifies the app
 users_file = functools.partial(place_in, "nginx/auth")  # who may come by a password, as htpasswd has it; read by nginx and us alone
 pages_of = functools.partial(place_in, "nginx/pages")  # an app's own pages: maintenance.html, 502.html and what they show
+storage_folder = functools.partial(place_in, "data/storage")  # and the record of an entry beside it; a path of the host stays what it is
 
 
 def file_of(name: str, app: str) -> Path:
@@ -1425,11 +1426,6 @@ def docker_options_of(app: str, phase: str, process: str = "") -> list[str]:
     return [word for name, option in read_docker_options(app) if name in (phase, f"{phase}.{process}") for word in shlex.split(option)]
 
 
-def storage_folder(source: str = "") -> Path:
-    """Locate a folder of data/storage, or the record of an entry beside it; a path elsewhere on the host stays what it is."""
-    return ROOT / "data" / "storage" / source
-
-
 def read_mounts(path: Path) -> list[Mount]:
     """Read mounts, one a line: MOUNTS of an app, or NAME.entry, which says what folders an entry has and where they are seen when nobody says otherwise."""
     return [Mount(*line.split()) for line in read_lines(path)]
@@ -1768,7 +1764,6 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
 
 OURS = {"com.dokku.managed-by": "dokku_py"}
 EMPTY_IMAGE = "dokku/empty:latest"
-KEPT_IN_LABELS = (("app", "app-name"), ("dyno", "dyno"), ("incarnation", "incarnation"), ("published", "published"))
 
 
 @functools.cache
@@ -1854,12 +1849,12 @@ def logins_of(app: str) -> Iterator[dict[str, str]]:
 def containers_of(app: str = "", kind: str = "deploy") -> list[Container]:
     """List our containers of one app, or of all, running or not."""
     labels = [f"com.dokku.container-type={kind}", "com.dokku.managed-by=dokku_py", *([f"com.dokku.app-name={app}"] if app else [])]
-    rows = engine().containers(all=True, filters={"label": labels})
     return [Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), state=row["State"], running=row["State"] == "running",
-                      **{field: row["Labels"].get(f"com.dokku.{label}", "") for field, label in KEPT_IN_LABELS},
+                      app=row["Labels"].get("com.dokku.app-name", ""), networks=tuple(networks), created=row["Created"],
+                      **{label: row["Labels"].get(f"com.dokku.{label}", "") for label in ("dyno", "incarnation", "published")},
                       address=((networks.get(NETWORK) or {}).get("IPAMConfig") or {}).get("IPv4Address", ""),
-                      holds_ports=any("PublicPort" in port for port in row["Ports"]), networks=tuple(networks), created=row["Created"])
-            for row in rows for networks in [row["NetworkSettings"]["Networks"]]]
+                      holds_ports=any("PublicPort" in port for port in row["Ports"]))
+            for row in engine().containers(all=True, filters={"label": labels}) for networks in [row["NetworkSettings"]["Networks"]]]
 
 
 def process_environment(release: Release, config: Mapping[str, str], dyno: str) -> dict[str, str]:

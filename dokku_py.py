@@ -474,7 +474,7 @@ class Key(NamedTuple):
 
 def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str,
              among: range | None = None) -> Callable[[str], Any]:
-    """Give a parser that accepts the words that a pattern describes; `give` makes of them what is kept, a number `among` some."""
+    """Give a parser that accepts the words that a pattern describes; `give` makes of them what is kept, within the range `among`."""
     def parse_word(text: str) -> Any:
         """Accept such a word."""
         if not re.fullmatch(pattern, text) or (among and give(text) not in among):
@@ -1007,10 +1007,10 @@ def place_in(folder: str, name: str = "") -> Path:
 
 
 app_folder = functools.partial(place_in, "apps")  # the record of an app; the folder is the record that it exists
-acme_folder = functools.partial(place_in, "acme/apps")  # what lego knows; is there when an authority certifies the app
+acme_folder = functools.partial(place_in, "acme/apps")  # what lego knows: account, keys, certificates; there if the app is certified
 users_file = functools.partial(place_in, "nginx/auth")  # who may come by a password, as htpasswd has it; read by nginx and us alone
 pages_of = functools.partial(place_in, "nginx/pages")  # an app's own pages: maintenance.html, 502.html and what they show
-storage_folder = functools.partial(place_in, "data/storage")  # and the record of an entry beside it; a path of the host stays what it is
+storage_folder = functools.partial(place_in, "data/storage")  # a folder, an entry's record beside it; other paths stay what they are
 
 
 def file_of(name: str, app: str) -> Path:
@@ -1376,7 +1376,7 @@ def release_status(app: str, number: int, current: Release | None) -> str:
 links_of = reader_of("LINKS")  # the services that it is linked to: (engine, name)
 mounts_of = reader_of("MOUNTS", lambda line: Mount(*line.split()))  # the folders that its containers see; the server itself has none
 own_maps = reader_of("PORTS", parse_port_map)  # the port maps that ports:set gave it
-read_check_modes = reader_of("CHECKS_OFF", give=dict)  # process type, `_all_` for every one -> its checks are disabled or skipped
+read_check_modes = reader_of("CHECKS_OFF", give=dict)  # process type, `_all_` for every one -> how its checks are off
 read_docker_options = reader_of("DOCKER_OPTIONS")  # what docker-options:add added, in order: (phase or phase.process, option)
 read_scale = reader_of("SCALE", parse_scale, dict)  # what ps:scale set: process type -> count
 redirects_of = reader_of("REDIRECTS", give=dict)  # which domains lead elsewhere: domain -> `target status`

@@ -43,6 +43,7 @@ import fnmatch
 import functools
 import gc
 import importlib
+import ipaddress
 import itertools
 import json
 import os
@@ -171,9 +172,9 @@ class Cancelled(DokkuError):
 class ToolFailed(DokkuError):
     """Another program failed; carries its words and its exit code."""
 
-    def __init__(self, argv: Sequence[str], code: int, output: str, hint: str = "") -> None:
+    def __init__(self, argv: Sequence[str], code: int, output: str) -> None:
         last = [line if len(line) <= 300 else f"{line[:300]}..." for line in output.strip().splitlines() if line.strip()][-5:]
-        super().__init__(f"{Path(argv[0]).name} {argv[1] if len(argv) > 1 else ''} failed ({code}): {' / '.join(last)}", hint)
+        super().__init__(f"{Path(argv[0]).name} {argv[1] if len(argv) > 1 else ''} failed ({code}): {' / '.join(last)}")
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
@@ -471,11 +472,12 @@ class Key(NamedTuple):
     sources: str = ""  # nor from elsewhere
 
 
-def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str) -> Callable[[str], Any]:
-    """Give a parser that accepts the words that a pattern describes; `give` makes of them what is kept."""
+def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", give: Callable[[str], Any] = str,
+             among: range | None = None) -> Callable[[str], Any]:
+    """Give a parser that accepts the words that a pattern describes; `give` makes of them what is kept, within the range `among`."""
     def parse_word(text: str) -> Any:
         """Accept such a word."""
-        if not re.fullmatch(pattern, text):
+        if not re.fullmatch(pattern, text) or (among and give(text) not in among):
             raise UsageError(f"{shown(text)} {complaint}", hint)
         return give(text)
     return parse_word
@@ -497,11 +499,10 @@ parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.exa
 parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
                         give=lambda text: "true" if text.lower() in ("on", "true", "yes") else "false")
 parse_count = matching("[0-9]{1,9}", "is not a whole number", give=int)
+parse_port = matching("[0-9]{1,5}", "is not a port", "give a number of 1 to 65535", int, among=range(1, 65536))
 parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
                           give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
-parse_log_path = matching(rf"off|{re.escape(str(NGINX_LOGS))}/(?!\.{{1,2}}$)[A-Za-z0-9._@+-]{{1,240}}",
-                          "is not a place for logs", f"off, or a file in {NGINX_LOGS}")
 parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
@@ -545,13 +546,6 @@ def parse_line(text: str) -> str:
     return text
 
 
-def parse_port(text: str) -> int:
-    """Accept a TCP port."""
-    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 0 < int(text) < 65536:
-        raise UsageError(f"{shown(text)} is not a port", "give a number of 1 to 65535")
-    return int(text)
-
-
 def parse_proxy_port(text: str) -> int:
     """Accept a port of the host that anybody may choose."""
     if (port := parse_port(text)) < 1024 and port not in (80, 443):
@@ -582,7 +576,6 @@ def refuse_directives(text: str, logs: Iterable[str]) -> str:
 
 def parse_ip(text: str) -> str:
     """Accept an IP address."""
-    import ipaddress
     try:
         return str(ipaddress.ip_address(text.strip("[]")))
     except ValueError:
@@ -692,11 +685,10 @@ def parse_healthcheck(process_type: str, row: Any) -> Check:
     command = tuple(str(word) for word in member(row, "command", list, what, []))
     if not all(map(is_text, command)):
         raise DokkuError(f"app.json: {shown(str(command))} is not the command of a healthcheck")
-    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers,
-                 content=member(row, "content", str, what, ""), command=command,
-                 uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)), timeout=float(number("timeout", UNSET)) or UNSET,
-                 wait=float(number("wait", UNSET)), delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)),
-                 listening=row.get("listening") is True)
+    return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers, command=command,
+                 content=member(row, "content", str, what, ""), uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)),
+                 timeout=float(number("timeout", UNSET)) or UNSET, wait=float(number("wait", UNSET)),
+                 delay=float(number("initialDelay", 0)), port=int(number("port", 0, 65535)), listening=row.get("listening") is True)
 
 
 def parse_app_json(app_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str], tuple[Job, ...]]:
@@ -1009,9 +1001,26 @@ def become_owner(path: Path) -> None:
 # 5 State: facts in files. The only place that writes files or takes locks
 # ---------------------------------------------------------------------------------------------------------------------
 
-def app_folder(app: str) -> Path:
-    """Locate the record of an app; the folder is the record that it exists."""
-    return ROOT / "apps" / app
+def place_in(folder: str, name: str = "") -> Path:
+    """Locate what a folder of the state tree holds for an app, or under another name; the folder itself without one."""
+    return ROOT / folder / name
+
+
+app_folder = functools.partial(place_in, "apps")  # the record of an app; the folder is the record that it exists
+acme_folder = functools.partial(place_in, "acme/apps")  # what lego knows: account, keys, certificates; there if the app is certified
+users_file = functools.partial(place_in, "nginx/auth")  # who may come by a password, as htpasswd has it; read by nginx and us alone
+pages_of = functools.partial(place_in, "nginx/pages")  # an app's own pages: maintenance.html, 502.html and what they show
+storage_folder = functools.partial(place_in, "data/storage")  # a folder, an entry's record beside it; other paths stay what they are
+
+
+def file_of(name: str, app: str) -> Path:
+    """Locate a file in the record of an app, or its like for the server, `--global`."""
+    return (ROOT if app == "--global" else app_folder(app)) / name
+
+
+config_file = functools.partial(file_of, "ENV")  # the config vars
+certificate_file = functools.partial(file_of, "CERTIFICATE")  # the certificate with its key, where there is one
+repository_of = functools.partial(file_of, "repo.git")  # the bare repository of an app
 
 
 def release_folder(app: str, number: int) -> Path:
@@ -1065,6 +1074,12 @@ def dead_writes(folder: Path) -> Iterator[Path]:
         writer = path.name.rpartition(".")[2]
         if writer.isdigit() and not read_text(Path("/proc") / writer / "cmdline"):  # a zombie has none either
             yield path
+
+
+def reader_of(name: str, read: Callable[[str], Any] = lambda line: line.partition(" ")[::2],
+              give: Callable[[Iterable[Any]], Any] = list) -> Callable[[str], Any]:
+    """Give the function that reads a list of an app from its file; `read` makes of a line what it says, else a word and the rest."""
+    return lambda app: give(map(read, read_lines(app_folder(app) / name)))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -1223,15 +1238,9 @@ def is_locked(path: Path) -> bool:
         return not free
 
 
-def repository_of(app: str) -> Path:
-    """Locate the bare repository of an app."""
-    return app_folder(app) / "repo.git"
-
-
 def dead_pushes(app: str) -> list[Path]:
     """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
-    repository = repository_of(app)
-    return [*repository.glob("objects/tmp_objdir-*"), *repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+    return [path for pattern in ("objects/tmp_objdir-*", "*.lock", "refs/**/*.lock") for path in repository_of(app).glob(pattern)]
 
 
 def remove_dead_pushes(app: str) -> None:
@@ -1251,10 +1260,9 @@ def begin_push(app: str) -> int:
 @contextlib.contextmanager
 def build_slot() -> Iterator[None]:
     """Hold one of the server's build slots; waits, and says so, while all are taken."""
-    folder = make_folder(ROOT / "locks")
     for attempt in itertools.count():
         for number in range(BUILD_SLOTS):
-            with lock_if_free(folder / f"build.{number}") as free:
+            with lock_if_free(make_folder(ROOT / "locks") / f"build.{number}") as free:
                 if free:
                     yield
                     return
@@ -1266,11 +1274,6 @@ def build_slot() -> Iterator[None]:
 def read_config(app: str) -> dict[str, str]:
     """Read the config vars of an app; of the server for `--global`."""
     return parse_environment(read_text(config_file(app)))
-
-
-def config_file(app: str) -> Path:
-    """Locate the config vars of an app, or of the server."""
-    return ROOT / "ENV" if app == "--global" else app_folder(app) / "ENV"
 
 
 def write_config(app: str, config: Mapping[str, str]) -> None:
@@ -1369,9 +1372,17 @@ def release_status(app: str, number: int, current: Release | None) -> str:
     return read_text(release_folder(app, number) / "STATUS").strip() or ("replaced" if number < live else "unfinished")
 
 
-def read_scale(app: str) -> dict[str, int]:
-    """Read what `ps:scale` set."""
-    return dict(parse_scale(line) for line in read_lines(app_folder(app) / "SCALE"))
+# The lists that an app has on record.
+links_of = reader_of("LINKS")  # the services that it is linked to: (engine, name)
+mounts_of = reader_of("MOUNTS", lambda line: Mount(*line.split()))  # the folders that its containers see; the server itself has none
+own_maps = reader_of("PORTS", parse_port_map)  # the port maps that ports:set gave it
+read_check_modes = reader_of("CHECKS_OFF", give=dict)  # process type, `_all_` for every one -> how its checks are off
+read_docker_options = reader_of("DOCKER_OPTIONS")  # what docker-options:add added, in order: (phase or phase.process, option)
+read_scale = reader_of("SCALE", parse_scale, dict)  # what ps:scale set: process type -> count
+redirects_of = reader_of("REDIRECTS", give=dict)  # which domains lead elsewhere: domain -> `target status`
+# what resource:limit and resource:reserve set: (limit or reserve, process type, resource) -> amount
+read_resources = reader_of("RESOURCES", str.split, lambda rows: {tuple(row[:3]): row[3] for row in rows if len(row) == 4})
+read_tags = reader_of("TAGS", str.split, lambda rows: {tag: int(number) for tag, number in rows})  # what tag:add named: name -> release
 
 
 def scale_of(app: str, release: Release) -> dict[str, int]:
@@ -1386,25 +1397,10 @@ def wanted_dynos(release: Release) -> list[str]:
     return [f"{kind}.{index}" for kind, count in sorted(scale_of(release.app, release).items()) if kind not in stopped for index in range(1, count + 1)]
 
 
-def read_check_modes(app: str) -> dict[str, str]:
-    """Read for which process types checks are disabled or skipped; `_all_` stands for every one."""
-    return dict(line.partition(" ")[::2] for line in read_lines(app_folder(app) / "CHECKS_OFF"))
-
-
 def check_mode(app: str, process_type: str) -> str:
     """Say whether the checks of a process type are enabled, skipped or disabled."""
     modes = read_check_modes(app)
     return modes.get(process_type) or modes.get("_all_") or "enabled"
-
-
-def read_resources(app: str) -> dict[tuple[str, str, str], str]:
-    """Read what `resource:limit` and `resource:reserve` set: (limit or reserve, process type, resource) -> amount."""
-    return {(row[0], row[1], row[2]): row[3] for row in map(str.split, read_lines(app_folder(app) / "RESOURCES")) if len(row) == 4}
-
-
-def read_tags(app: str) -> dict[str, int]:
-    """Read the names that `tag:add` gave to releases: name -> number."""
-    return {tag: int(number) for tag, number in map(str.split, read_lines(app_folder(app) / "TAGS"))}
 
 
 def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
@@ -1427,28 +1423,12 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
 
 def docker_options_of(app: str, phase: str, process: str = "") -> list[str]:
     """Give the words that `docker-options:add` added for a phase (build, deploy, run), and for one process type in it."""
-    wanted = (phase, f"{phase}.{process}")
-    return [word for name, option in read_docker_options(app) if name in wanted for word in shlex.split(option)]
-
-
-def read_docker_options(app: str) -> list[tuple[str, str]]:
-    """Read what `docker-options:add` added: (phase or phase.process, option), in that order."""
-    return [(phase, option) for phase, _, option in (line.partition(" ") for line in read_lines(app_folder(app) / "DOCKER_OPTIONS"))]
-
-
-def storage_folder(source: str = "") -> Path:
-    """Locate a folder of data/storage, or the record of an entry beside it; a path elsewhere on the host stays what it is."""
-    return ROOT / "data" / "storage" / source
+    return [word for name, option in read_docker_options(app) if name in (phase, f"{phase}.{process}") for word in shlex.split(option)]
 
 
 def read_mounts(path: Path) -> list[Mount]:
     """Read mounts, one a line: MOUNTS of an app, or NAME.entry, which says what folders an entry has and where they are seen when nobody says otherwise."""
     return [Mount(*line.split()) for line in read_lines(path)]
-
-
-def mounts_of(app: str) -> list[Mount]:
-    """Read which folders an app's containers see; the server itself has none."""
-    return read_mounts(app_folder(app) / "MOUNTS")
 
 
 def services(engine_name: str = "") -> list[Service]:
@@ -1486,11 +1466,6 @@ def backup_settings(service: Service) -> dict[str, str]:
     return {"schedule": "", "where": "", "keep": "7", **read_json(backup_home(service) / "settings.json")}
 
 
-def links_of(app: str) -> list[tuple[str, str]]:
-    """Read which services an app is linked to: (engine, name)."""
-    return [(row[0], row[2]) for row in (line.partition(" ") for line in read_lines(app_folder(app) / "LINKS"))]
-
-
 def linked_apps(service: Service) -> list[str]:
     """List the apps that are linked to a service."""
     return [app for app in apps() if (service.engine, service.name) in links_of(app)]
@@ -1506,11 +1481,6 @@ def named_domains(app: str) -> list[str]:
     return read_lines(app_folder(app) / "DOMAINS") or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]
 
 
-def redirects_of(app: str) -> dict[str, str]:
-    """Read which domains lead elsewhere: domain -> `target status`."""
-    return dict(line.partition(" ")[::2] for line in read_lines(app_folder(app) / "REDIRECTS"))
-
-
 def domains_of(app: str) -> list[str]:
     """List the domains under which an app is served; none when it is served by its port."""
     return [] if (app_folder(app) / "NO_VHOST").exists() else named_domains(app)
@@ -1523,7 +1493,6 @@ def allotted() -> list[tuple[str, str, str, str]]:
 
 def allot_address(subnet: str, release: Release, dyno: str) -> str:
     """Give a web process an address of the lower half of the subnet; the same again when it already has one."""
-    import ipaddress
     mine = (release.app, release.incarnation_of(dyno), dyno)
     with server_lock("addresses"):
         owners = {address: tuple(owner) for address, *owner in allotted()}
@@ -1539,9 +1508,7 @@ def allot_address(subnet: str, release: Release, dyno: str) -> str:
 
 def free_addresses(app: str, keep: Callable[[str, str], bool]) -> None:
     """Take back the app's addresses except those whose (incarnation, dyno) `keep` wants."""
-    for address, owner, incarnation, dyno in allotted():
-        if owner == app and not keep(incarnation, dyno):
-            remove(ROOT / "addresses" / f"{address}={owner}={incarnation}={dyno}")
+    remove(*(ROOT / "addresses" / "=".join(row) for row in allotted() if row[1] == app and not keep(*row[2:])))
 
 
 def require_disk() -> None:
@@ -1604,7 +1571,7 @@ def is_harmless(words: Sequence[str]) -> bool:
 
 def property_file(app: str, noun: str, key: str) -> Path:
     """Locate the value of a property; of the server for `--global`."""
-    return (ROOT if app == "--global" else app_folder(app)) / "properties" / f"{noun}.{key}"
+    return file_of(f"properties/{noun}.{key}", app)
 
 
 def property_of(app: str, noun: str, key: str) -> str:
@@ -1738,7 +1705,6 @@ def pinned(app: str, url: str) -> str:
     """Give HOST:PORT:ADDRESS,ADDRESS by which an http or git address must be reached, or nothing for a trusted one. Raises DokkuError."""
     # What answers inside this network, or gives a cloud's metadata, trusts whoever comes from here: it takes an administrator's word,
     # in private-hosts or among the hosts that ssh knows.
-    import ipaddress
     import socket
     scheme, host, port = (re.match(r"(https?|git)://(?:[^/?#\\@]*@)?(\[[^]/]*\]|[^/?#\\:]*)(?::(\d+))?(?=[/?#]|$)", url) or re.match("()()()", url)).groups()
     if not scheme and (re.match("https?:|git:", url, re.IGNORECASE) or re.match(r"[\w.+-]+::", url)):
@@ -1798,7 +1764,6 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
 
 OURS = {"com.dokku.managed-by": "dokku_py"}
 EMPTY_IMAGE = "dokku/empty:latest"
-KEPT_IN_LABELS = (("app", "app-name"), ("dyno", "dyno"), ("incarnation", "incarnation"), ("published", "published"))
 
 
 @functools.cache
@@ -1806,9 +1771,7 @@ def engine() -> Any:
     """Give the connection to the Docker Engine. Raises DokkuError when it does not answer."""
     docker = importlib.import_module("docker")
     try:
-        client = docker.APIClient(version="auto", timeout=120)
-        client.ping()
-        return client
+        return docker.APIClient(version="auto", timeout=120)  # asks for its version
     except docker.errors.DockerException as error:
         raise DokkuError(f"Docker does not answer: {error}", "start it: sudo service docker start") from None
 
@@ -1816,10 +1779,9 @@ def engine() -> Any:
 @contextlib.contextmanager
 def engine_errors(purpose: str) -> Iterator[None]:
     """Turn an error of the engine into one line that says what was being done."""
-    docker = importlib.import_module("docker")
     try:
         yield
-    except docker.errors.APIError as error:
+    except importlib.import_module("docker").errors.APIError as error:
         raise DokkuError(f"{purpose}: {error.explanation or error}") from None
 
 
@@ -1830,7 +1792,6 @@ def whatever_comes(error: str = "APIError") -> contextlib.AbstractContextManager
 
 def free_subnet(prefix: int = 16) -> str:
     """Find a subnet of that size that neither a route of this host nor a network of Docker uses."""
-    import ipaddress
     words = output_of(["ip", "-4", "route"], check=False).split()
     words += [pool.get("Subnet", "") for network in engine().networks() for pool in network["IPAM"]["Config"] or []]
     used = [ipaddress.ip_network(word, strict=False) for word in words if re.fullmatch(r"(?:\d+\.){3}\d+(?:/\d+)?", word)]
@@ -1845,7 +1806,6 @@ def shared_networks() -> list[str]:
 
 def require_network(name: str) -> dict[str, Any]:
     """Give what Docker knows of a network; our own, or one on record, is made when it is missing. Raises DokkuError, in the words that clients look for."""
-    import ipaddress
     types = importlib.import_module("docker").types
     with server_lock("network"), engine_errors(f"The network {name} can't be made"):
         row = next((row for row in engine().networks() if row["Name"] == name), None)
@@ -1906,12 +1866,12 @@ def logins_of(app: str) -> Iterator[dict[str, str]]:
 def containers_of(app: str = "", kind: str = "deploy") -> list[Container]:
     """List our containers of one app, or of all, running or not."""
     labels = [f"com.dokku.container-type={kind}", "com.dokku.managed-by=dokku_py", *([f"com.dokku.app-name={app}"] if app else [])]
-    rows = engine().containers(all=True, filters={"label": labels})
     return [Container(id=row["Id"], name=(row["Names"] or ["/"])[0].lstrip("/"), state=row["State"], running=row["State"] == "running",
-                      **{field: row["Labels"].get(f"com.dokku.{label}", "") for field, label in KEPT_IN_LABELS},
+                      app=row["Labels"].get("com.dokku.app-name", ""), networks=tuple(networks), created=row["Created"],
+                      **{label: row["Labels"].get(f"com.dokku.{label}", "") for label in ("dyno", "incarnation", "published")},
                       address=((networks.get(NETWORK) or {}).get("IPAMConfig") or {}).get("IPv4Address", ""),
-                      holds_ports=any("PublicPort" in port for port in row["Ports"]), networks=tuple(networks), created=row["Created"])
-            for row in rows for networks in [row["NetworkSettings"]["Networks"]]]
+                      holds_ports=any("PublicPort" in port for port in row["Ports"]))
+            for row in engine().containers(all=True, filters={"label": labels}) for networks in [row["NetworkSettings"]["Networks"]]]
 
 
 def process_environment(release: Release, config: Mapping[str, str], dyno: str) -> dict[str, str]:
@@ -2015,18 +1975,15 @@ def rename_container(container: Container, name: str) -> None:
             engine().rename(container.id, name)
 
 
-def inspect_container(identity: str) -> dict[str, Any]:
-    """Give what Docker knows of a container; nothing when it is gone."""
+def inspect(kind: str, reference: str) -> dict[str, Any]:
+    """Give what Docker knows of a container or an image; nothing when it is not there."""
     with whatever_comes("NotFound"):
-        return engine().inspect_container(identity)
+        return getattr(engine(), f"inspect_{kind}")(reference)
     return {}
 
 
-def inspect_image(reference: str) -> dict[str, Any]:
-    """Give what Docker knows of an image; nothing when it is not there."""
-    with whatever_comes("NotFound"):
-        return engine().inspect_image(reference)
-    return {}
+inspect_container = functools.partial(inspect, "container")
+inspect_image = functools.partial(inspect, "image")
 
 
 def logs_of(identity: str, lines: int) -> list[str]:
@@ -2126,11 +2083,6 @@ CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s.+?-----END CERTIFICATE-
 PRIVATE_KEY = re.compile(r"-----BEGIN (?:EC |RSA )?PRIVATE KEY-----\s.+?-----END (?:EC |RSA )?PRIVATE KEY-----", re.DOTALL)
 
 
-def certificate_file(app: str) -> Path:
-    """Locate the certificate of an app, which may have one, or of the server for `--global`."""
-    return (ROOT if app == "--global" else app_folder(app)) / "CERTIFICATE"
-
-
 def names_of_certificate(app: str) -> list[str]:
     """List the names that a certificate is for, as they stand in its file; none where there is none."""
     return read_text(certificate_file(app)).partition("\n")[0].split()[1:]
@@ -2153,11 +2105,6 @@ def certificate_of(app: str) -> Path | None:
 def ends_within(file: Path, seconds: int | str) -> bool:
     """Say whether a certificate ends within so many seconds."""
     return bool(run(["openssl", "x509", "-noout", "-checkend", str(seconds)], stdin=read_text(file), check=False).returncode)
-
-
-def acme_folder(app: str) -> Path:
-    """Locate what lego knows of an app: account, keys, certificates; the folder says that an authority certifies the app."""
-    return ROOT / "acme" / "apps" / app
 
 
 def openssl(*words: str, stdin: str) -> str:
@@ -2232,11 +2179,6 @@ def is_proxied(app: str) -> bool:
 def is_by_name(app: str) -> bool:
     """Say whether an app is told from others by its domains, so that they can share a port of the host."""
     return is_proxied(app) and bool(domains_of(app))
-
-
-def own_maps(app: str) -> list[PortMap]:
-    """Read the port maps that `ports:set` gave an app."""
-    return [parse_port_map(line) for line in read_lines(app_folder(app) / "PORTS")]
 
 
 def detected_maps(app: str, container: int) -> list[PortMap]:
@@ -2318,16 +2260,6 @@ def vhost_of(release: Release | None, app: str) -> Vhost:
                                  for source, host, status in targets) if domains_of(app) else (),
                  users=str(users_file(app)) if (app_folder(app) / "HTTP_AUTH").exists() else "", errors=str(pages) if (pages / "502.html").exists() else "",
                  maintenance=str(pages if (pages / "maintenance.html").exists() else TEMPLATES / "pages") if (app_folder(app) / "MAINTENANCE").exists() else "")
-
-
-def users_file(app: str) -> Path:
-    """Locate who may come to an app by a password, in a folder that only nginx reads beside us (htpasswd's form)."""
-    return ROOT / "nginx" / "auth" / app
-
-
-def pages_of(app: str) -> Path:
-    """Locate an app's own pages: maintenance.html, 502.html and what they show."""
-    return ROOT / "nginx" / "pages" / app
 
 
 def vhost_text(app: str, coming: Release | None = None) -> str:

@@ -264,7 +264,11 @@ CONFIG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DOMAIN = r"(?ai)(?=.{1,253}\.*$)(?:\*\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9-]{0,61}[a-z0-9])?\.*"
 KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
-SCHEDULE = re.compile(r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,-]+(?: +[0-9*/,-]+){2} +[A-Za-z0-9*/,-]+ +[A-Za-z0-9*/,-]+")
+# What crontab(5) takes, so that the schedule of one app keeps cron from no other: for each field its numbers or names.
+SCHEDULE_FIELDS = ("[0-5]?[0-9]", "(?:[01]?[0-9]|2[0-3])", "(?:0?[1-9]|[12][0-9]|3[01])",
+                   "(?:0?[1-9]|1[0-2]|(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec))", "(?:[0-7]|(?i:sun|mon|tue|wed|thu|fri|sat))")
+SCHEDULE_PARTS = [rf"(?:(?:\*|{row}-{row})/0*[1-9][0-9]{{0,2}}|\*|{row}(?:-{row})?)" for row in SCHEDULE_FIELDS]
+SCHEDULE = re.compile("@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|" + " +".join(f"{part}(?:,{part})*" for part in SCHEDULE_PARTS))
 PHASES = ("build", "deploy", "run")
 HEADER = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # the name of a header of HTTP: a token of RFC 9110, 5.6.2
 RESOURCES = ("cpu", "memory", "memory-swap", "network", "network-ingress", "network-egress", "nvidia-gpu")
@@ -582,6 +586,16 @@ def parse_ip(text: str) -> str:
         raise UsageError(f"{shown(text)} is not an IP address") from None
 
 
+def parse_addresses(text: str) -> str:
+    """Accept IP addresses and networks, with blanks between."""
+    try:
+        if [ipaddress.ip_network(word, strict=False) for word in text.split()] and "%" not in text:
+            return " ".join(text.lower().split())
+    except ValueError:
+        pass
+    raise UsageError(f"{shown(text)} is not an address or a network", "write for example  192.0.2.7 or 10.0.0.0/8")
+
+
 def parse_upstream(text: str) -> str:
     """Accept address:port."""
     address, _, port = text.rpartition(":")
@@ -731,7 +745,7 @@ def unquote_value(text: str) -> str:
         with contextlib.suppress(ValueError):
             return str(json.loads(text))
     with contextlib.suppress(ValueError):
-        return "".join(shlex.split(text)) if text[:1] in "'\"" else text
+        return "".join(shlex.split(text, comments=True)) if text[:1] in "'\"" else text
     return text
 
 
@@ -896,14 +910,19 @@ def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[byte
 
 def attend(argv: Sequence[str], amount: bool = False) -> int:
     """Run a program on our own terminal, pipes or file, the `amount` in which is shown; end it when the client goes away. Gives its exit code."""
-    # sshd sends HUP when a terminal's client leaves; without a terminal only an error on standard output tells
-    signal.signal(signal.SIGHUP, leave)
     return watch(begin(argv), lambda process: process.terminate(), amount)
 
 
 def leave(*_: Any) -> NoReturn:
     """Turn the loss of the client into our error, so that everything begun is put back."""
     raise Cancelled("Cancelled; nothing was changed")
+
+
+def on_leaving(handler: Any) -> None:
+    """Set what TERM does, and HUP, which sshd sends when a terminal's client leaves; without a terminal only an error on standard output tells."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if handler is not leave or signal.getsignal(number) is not signal.SIG_IGN:  # what nohup said stays in force
+            signal.signal(number, handler)
 
 
 def reader_left(seconds: float) -> bool:
@@ -937,7 +956,7 @@ def detach(work: Callable[[], None]) -> None:
             os._exit(0)
         os.closerange(0, 4096)  # our locks live in descriptors, so this comes before anything else
         os.open(os.devnull, os.O_RDWR), os.dup(0), os.dup(0)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        on_leaving(signal.SIG_DFL)
         os.nice(5)
         TRANSCRIPT.set(None)
         for name in [name for name in os.environ if name == "DOKKU_LOCK_FD" or name.startswith("GIT_")]:
@@ -1403,18 +1422,21 @@ def check_mode(app: str, process_type: str) -> str:
     return modes.get(process_type) or modes.get("_all_") or "enabled"
 
 
-def copy_app(old: str, new: str, leave_out: Sequence[str] = ()) -> None:
+def copy_app(old: str, new: str, leave_out: Sequence[str] = (), stopped: bool = False) -> None:
     """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind. Raises DokkuError when it is taken."""
     import shutil
     left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
     own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
-    shutil.copytree(app_folder(old), beside, ignore=lambda folder, names: left(folder, names) if folder == own else (), symlinks=True)
+    incoming = shutil.ignore_patterns("tmp_*")  # of a push that arrives meanwhile
+    ignored = lambda folder, names: left(folder, names) if folder == own else incoming(folder, names) if Path(folder).name == "objects" else ()
+    shutil.copytree(app_folder(old), beside, ignore=ignored, symlinks=True)
+    write_text(beside / "STOPPED", now() + "\n") if stopped and (beside / "CURRENT").exists() else None
     with server_lock("create"):  # nobody makes one of that name meanwhile
         if app_exists(new):
             remove(beside)
             raise DokkuError("Name is already taken", f"dokku apps:report {new}   shows what is there")
-        for folder, copied in (("auth", shutil.copyfile), ("pages", shutil.copytree)):
+        for folder, copied in (("auth", shutil.copyfile), ("pages", functools.partial(shutil.copytree, symlinks=True))):
             path = ROOT / "nginx" / folder / old
             remove(path.with_name(new))  # a killed copy may have left some
             copied(path, path.with_name(new)) if path.exists() else None
@@ -1559,6 +1581,8 @@ def parse_docker_option(text: str) -> str:
         raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
     if instead := DOCKER_OPTIONS.get(words[0].partition("=")[0]):
         raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
+    if re.fullmatch(r"(?:-e|--env)[ =]?[^=]*", " ".join(words)):  # docker would take the value that whoever deploys has in his environment
+        raise UsageError(f"{shown(text)} gives no value", "write for example  -e LEVEL=debug")
     return shlex.join(words)
 
 
@@ -1908,7 +1932,7 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
              for row in mounts_of(release.app) if phase in row.phases]  # one that is missing is an error: Docker makes none
     host_config["Mounts"] = [*bound, *(reach.get("Mounts") or ())]
     endpoint = client.create_endpoint_config(ipv4_address=address)
-    environment = dict(word.split("=", 1) for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
+    environment = dict(word.partition("=")[::2] for word in chosen.get("Env") or ()) | (process_environment(release, config, dyno) if config is not None else {})
     wanted = client.create_container_config(release.image, command, environment=environment, host_config=host_config, **(options or {}),
                                             networking_config=client.create_networking_config({NETWORK: endpoint}))
     alias = property_of(release.app, "logs", "app-label-alias")
@@ -2080,7 +2104,7 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
 # ---------------------------------------------------------------------------------------------------------------------
 
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s.+?-----END CERTIFICATE-----", re.DOTALL)
-PRIVATE_KEY = re.compile(r"-----BEGIN (?:EC |RSA )?PRIVATE KEY-----\s.+?-----END (?:EC |RSA )?PRIVATE KEY-----", re.DOTALL)
+PRIVATE_KEY = re.compile(r"-----BEGIN (?:EC |RSA )?PRIVATE KEY-----\s(?!Proc-Type).+?-----END (?:EC |RSA )?PRIVATE KEY-----", re.DOTALL)
 
 
 def names_of_certificate(app: str) -> list[str]:
@@ -2342,6 +2366,7 @@ def install_vhost(name: str, text: str, anew: bool = False) -> list[Worker]:
             if moves_address(old, text):
                 remove(target)
                 serve_vhosts()
+                write_text(candidate, text)  # a quarantine takes candidates away
             rename_file(candidate, target) if text else remove(target)
             workers = serve_vhosts()
         except DokkuError:
@@ -2758,8 +2783,8 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         write_release(release, merged_config(app))
         tag_image(release, release.name)
         run_task(release, "release", release.procfile)
+        first = not read_current(app)
         switch_to(release)
-        first = not any(release_status(app, number, release) == "replaced" for number in release_numbers(app) if number < release.number)
         try:
             run_task(release, "first", release.scripts if first else {})
             run_task(release, "postdeploy", release.scripts)
@@ -2848,18 +2873,21 @@ def switch_to(release: Release) -> None:
     wanted, known = wanted_dynos(release), retiring(release.app)
     if any(row.id in known and release.has(row) and row.dyno in wanted for row in containers_of(release.app)):
         release = release._replace(restart=release.restart + 1, kept={})  # scaled down a moment ago, and up again
-    stopped = stop_what_runs_alone(release)
+    alone = what_runs_alone(release)
     try:
+        for container in alone:
+            detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
+            stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))
         step("Starting processes and checking them")
         import_ahead("jinja2")
         for container in start_missing(release):
             wait_until_healthy(release, container)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here it is quicker to end well than to turn back
+        on_leaving(signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         step("Switching to the new processes")
         workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
     except BaseException:
         throw_away(release)
-        for container in stopped:
+        for container in alone:
             start_container(container.id)
         raise
     previous = read_current(release.app)
@@ -2890,7 +2918,7 @@ def network_changes(app: str) -> list[tuple[Container, str, bool]]:
 def agree_networks(app: str) -> None:
     """Have the live processes of an app join and leave networks as it is on record."""
     for row, name, joins in network_changes(app):
-        with engine_errors(f"{row.dyno} of {app} can't leave the network {name}"):
+        with engine_errors(f"{row.dyno} of {app} can't leave the network {name}"), whatever_comes("NotFound"):  # it may be gone meanwhile
             join_networks(row.id, app, row.dyno, [name]) if joins else engine().disconnect_container_from_network(row.id, name, force=True)
 
 
@@ -2912,14 +2940,10 @@ def push_release(release: Release) -> None:
             untag_image(name) if not known else None
 
 
-def stop_what_runs_alone(release: Release) -> list[Container]:
-    """Stop the old processes that can't run beside new ones: their checks are disabled, or they hold a published port. Gives them."""
-    alone = [row for row in containers_of(release.app) if row.running and not release.has(row)
-             and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
-    for container in alone:
-        detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
-        stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))
-    return alone
+def what_runs_alone(release: Release) -> list[Container]:
+    """List the old processes that can't run beside new ones: their checks are disabled, or they hold a published port."""
+    return [row for row in containers_of(release.app) if row.running and not release.has(row)
+            and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
 
 
 def jobs_of(app: str) -> dict[str, Job]:
@@ -2932,10 +2956,10 @@ def render_crontab() -> None:
     with server_lock("cron"):
         jobs = [{"app": app, "schedule": job.schedule, "id": job.id, **{key: property_of(app, "cron", key) for key in ("mailto", "mailfrom")}}
                 for app in apps() if not is_stopped(app) and property_of(app, "cron", "maintenance") == "false"
-                for job in jobs_of(app).values() if job.id not in read_lines(app_folder(app) / "CRON_SUSPENDED")]
+                for job in jobs_of(app).values() if SCHEDULE.fullmatch(job.schedule) and job.id not in read_lines(app_folder(app) / "CRON_SUSPENDED")]
         minute = int(digest_of(os.uname().nodename)[:8], 16) % 1440  # each server at another time of the day
         renews = any((ROOT / "acme" / "apps").glob("*")) and not (ROOT / "acme" / "NO_CRON").exists()
-        backups = [(service, schedule) for service in services() if (schedule := backup_settings(service)["schedule"])]
+        backups = [(service, schedule) for service in services() if SCHEDULE.fullmatch(schedule := backup_settings(service)["schedule"])]
         text = render("host/crontab.j2", jobs=jobs, backups=backups, renewal=f"{minute % 60} {minute // 60} * * *" if renews else "")
         if text != read_text(ROOT / "crontab"):
             run(["crontab", "-"], stdin=text)
@@ -2964,11 +2988,14 @@ def throw_away(release: Release) -> None:
     """Remove the processes of a release that did not go live; keep their last words for logs:failed."""
     if (current := read_current(release.app)) and current.incarnation == release.incarnation:
         return
+    words: list[str] = []
     for container in [row for row in containers_of(release.app) if row.incarnation == release.incarnation]:
-        for line in keep_last_words(container)[-FAILURE_LINES:]:
-            detail(f"{container.dyno}: {line}")
+        words += [f"{container.dyno}: {line}" for line in keep_last_words(container)[-FAILURE_LINES:]]
         remove_container(container.id)
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
+    with contextlib.suppress(BrokenPipeError):  # who asked may have left
+        for line in words:
+            detail(line)
 
 
 def retire(release: Release, workers: Sequence[Worker]) -> None:
@@ -3069,8 +3096,10 @@ def restart_unfit(app: str) -> None:
             try:  # that it crashed once and came up again is no trouble by itself
                 wait_until_healthy(current._replace(checks=due), container, facts["RestartCount"])
             except DokkuError as error:
-                restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-                record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
+                with lock_if_free(app_folder(app) / "lock") as free:  # else a command works on it, or has stopped or replaced it since
+                    if free and not is_stopped(app) and container.id not in retiring(app):
+                        restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
+                        record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
 
 
 def judge_probation(app: str) -> None:
@@ -3229,7 +3258,7 @@ def serve(app: str) -> None:
         render_vhost(app)
     remove_strays(app)
     if first := misplaced_process(app):
-        remove_container(first.id) if is_stopped(app) else restart(app)
+        remove_container(first.id) if is_stopped(app) else restart(app, as_is=True)
     render_vhost(app)
 
 
@@ -3296,6 +3325,8 @@ def stop_processes(app: str) -> None:
 def start_app(app: str) -> None:
     """Start a stopped app: its processes are checked before nginx forwards to them."""
     current = require_current(app)
+    if merged_config(app) != release_config(current):
+        return restart(app)  # it was changed meanwhile
     try:
         for container in start_missing(current):
             wait_until_healthy(current, container)
@@ -3309,10 +3340,11 @@ def start_app(app: str) -> None:
     render_crontab()
 
 
-def restart(app: str, process: str = "") -> None:
-    """Replace an app's processes, or those of one type, by new ones without dropping a request."""
+def restart(app: str, process: str = "", as_is: bool = False) -> None:
+    """Replace an app's processes, or those of one type, by new ones without dropping a request; all get the config of now, unless `as_is`."""
     current = require_current(app)
-    remove(app_folder(app) / "STOPPED")
+    if not process and not as_is and merged_config(app) != release_config(current):  # changed while it was stopped, by --no-restart, or the server's
+        return run_again(current, merged_config(app), read_config(app), os.environ.get("DOKKU_CALLER", "root"), "restart with the config of now")
     kept = {kind: current.incarnation_of(f"{kind}.1") for kind in scale_of(app, current) if process and kind != process}
     switch_to(current._replace(restart=current.restart + 1, kept=kept))
 
@@ -3467,7 +3499,8 @@ def service_container(service: Service) -> Container | None:
 def service_disagreements(service: Service, strays: bool = True) -> Iterator[Disagreement]:
     """Find what differs between a service's record and its container, and then what is left over of it, each with what mends it."""
     found, row = functools.partial(Disagreement, f"{service.engine} {service.name}"), service_container(service)
-    if row and inspect_container(row.id)["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
+    facts = inspect_container(row.id) if row else {}  # nothing of one that is just replaced
+    if facts and facts["Config"]["Labels"].get("com.dokku.spec") != spec_of(service):
         yield found("its container is not the one on record", functools.partial(renew_service, service))
     elif service.stopped and row and row.running:
         yield found("it runs although it was stopped", functools.partial(stop_container, row.id, SERVICE_GRACE))
@@ -3508,13 +3541,13 @@ def renew_service(service: Service) -> None:
         start_container(identity)
 
 
-def agree_service(service: Service) -> None:
+def agree_service(service: Service, tidy: bool = True) -> None:
     """Make Docker agree with what is on record for a service, and wait until its server answers; only then what is left over goes. Only under the service's lock."""
     for difference in service_disagreements(service, strays=False):
         difference.mend()
     if not service.stopped and (row := service_container(service)):
         wait_for_server(service, row.id)
-    drop_strays(service)
+    drop_strays(service) if tidy else None
 
 
 def change_service(service: Service, **changes: Any) -> Service:
@@ -3522,12 +3555,14 @@ def change_service(service: Service, **changes: Any) -> Service:
     new = service._replace(**changes)
     write_service(new)
     try:
-        agree_service(new)
+        agree_service(new, tidy=False)
     except BaseException:
         write_service(service)
         with contextlib.suppress(DokkuError):
             agree_service(service)
         raise
+    with contextlib.suppress(DokkuError):  # it is on the new data from here on: what can't go now goes by `tick`
+        drop_strays(new)
     return new
 
 
@@ -3590,6 +3625,9 @@ def compare_rows(service: Service, identity: str, wanted: Mapping[str, str] | No
 
 def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, **changes: Any) -> Service:
     """Have a service work on what a dump holds, once that was loaded beside it and has the rows expected. Only under its lock."""
+    row = service_container(service)
+    if row and row.running and engine_of(service).has("others") and (others := output_of(script_words(service, row.id, "others")).split()):
+        raise DokkuError(f"{service.name} also holds {', '.join(others)}, which would not come along", f"move them to services of their own first; {service.name} is as it was")
     with filled(service._replace(**changes), dump) as (fresh, identity):
         compare_rows(fresh, identity, rows)
         stop_container(identity, SERVICE_GRACE)  # its data goes to another server
@@ -3599,10 +3637,10 @@ def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, *
 @contextlib.contextmanager
 def cut_off(service: Service) -> Iterator[None]:
     """Keep the apps away from a running service, so that nothing is written; what is wrong afterwards is mended by `agree_service`."""
-    for network in [service.container, *service.networks.split()]:
-        with engine_errors(f"{service.name} can't be cut off from its apps"):
-            engine().disconnect_container_from_network(service.container, network, force=True)
     try:
+        for network in dict.fromkeys([service.container, *service.networks.split()]):
+            with engine_errors(f"{service.name} can't be cut off from its apps"):
+                engine().disconnect_container_from_network(service.container, network, force=True)
         yield
     except BaseException:
         agree_service(read_service(service.engine, service.name) or service)
@@ -3728,7 +3766,7 @@ QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than th
 
 def read_keys() -> list[Key]:
     """List the keys on record."""
-    records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if re.fullmatch(PATTERNS["key-name"][0], path.name)]
+    records = [read_json(path) for path in sorted((ROOT / "keys").glob("*")) if re.fullmatch(PATTERNS["key-name"][0], path.name) and path.is_file()]
     return [Key(**{**record, "apps": tuple(record["apps"])}) for record in records if record]  # none of a key that was removed just now
 
 
@@ -3776,7 +3814,7 @@ def may(caller: Caller, capability: str, app: str = "") -> bool:
     """Say whether a caller may do something to an app, or to the server."""
     if caller.local or capability == "anyone":
         return capability != "hook"
-    return capability in ROLES.get(caller.role, ()) and (not caller.apps or reaches(caller.apps, app))
+    return capability in ROLES.get(caller.role, ()) and (not caller.apps or bool(app) and reaches(caller.apps, app))
 
 
 def reaches(patterns: Sequence[str], app: str) -> bool:
@@ -4194,9 +4232,11 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
 
     Only under the first one's lock.
     """
-    copy_app(old, new, [*leave_out, *(["CURRENT"] if skip_deploy else [])])
+    copy_app(old, new, leave_out, skip_deploy)
     try:
         with locked(new, "apps:clone"):
+            if leave_out:  # a clone: what the first one has alone can't be shared
+                require_ports(new, set())
             for tag in tags_of(old):
                 tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
             render_vhost(new)
@@ -4212,9 +4252,10 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     """Make a second app of one, without what two can't share and without secrets that were given by hand."""
     if app_exists(new) and ignore:
         return detail(f"{new} exists already")
-    refuse_claimed(new, named_domains(new))
     with locked(app, "apps:clone"):
-        duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if is_by_name(app) else ["PORTS"]), "ssh_key", "docker", "CERTIFICATE"])
+        refuse_claimed(new, named_domains(new))
+        shares = is_by_name(app) and named_domains(new)
+        duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if shares else ["PORTS", "properties/proxy.proxy-port"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4223,9 +4264,9 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
-    if not read_lines(app_folder(app) / "DOMAINS"):  # else those come along
-        refuse_claimed(new, named_domains(new))
     with locked(app, "apps:rename"):  # to the end: what waits for it finds no app any more
+        if not read_lines(app_folder(app) / "DOMAINS"):  # else those come along
+            refuse_claimed(new, named_domains(new))
         duplicate_app(app, new, skip_deploy)
         for key in [key for key in read_keys() if app in key.apps]:
             write_key(key._replace(apps=tuple(new if other == app else other for other in key.apps)))
@@ -4268,6 +4309,8 @@ def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], 
         begin_push(app)  # to the end of this process: no push that arrives takes our files for those of a dead one
         with scratch_folder(app_folder(app), "tree.") as folder:
             old, (commit, branch) = ref_of(app, "HEAD"), bring(folder)
+        if commit == ZERO:
+            raise DokkuError("That names no commit: a tag may be of a file or a folder", "name a branch, a commit, or a tag of one; nothing was changed")
         step(f"{commit[:10]} is there already: nothing changed" if commit == old else f"Taking {commit[:10]}")
         if build == "always" or (build == "changes" and (commit != old or not read_current(app))):
             deploy(app, commit, caller.name, purpose)
@@ -4314,7 +4357,7 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
     """Deploy an image: the commit is a Dockerfile that starts from it, and the files of --build-dir, which only root may name."""
     def bring(folder: Path) -> tuple[str, str]:
         """Make a commit of them."""
-        write_text(folder / "own" / property_of(app, "builder-dockerfile", "dockerfile-path"), f"FROM {image}\n")
+        write_text(folder / "own" / property_of(app, "builder-dockerfile", "dockerfile-path").lstrip("/"), f"FROM {image}\n")
         beside = [f"--directory={build_dir}", "."] if build_dir else []
         run(["tar", "--create", "--hard-dereference", f"--file={folder / 'archive'}", *beside, f"--directory={folder / 'own'}", "."])
         return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
@@ -4529,7 +4572,7 @@ def change_guests(app: str, address: str, verb: str) -> None:
     """Change from which addresses one comes to an app without a password."""
     path = app_folder(app) / "ALLOWED_IPS"
     with locked(app, "http-auth"), served_with(app, path):
-        write_lines(path, dict.fromkeys(changed(read_lines(path), verb, [address])))
+        write_lines(path, dict.fromkeys(changed(read_lines(path), verb, address.split())))
 
 
 def maintenance_facts(app: str) -> dict[str, str]:
@@ -4543,7 +4586,9 @@ def custom_page(app: str, off: str = "") -> None:
     with locked(app, "maintenance"), scratch_folder(app_folder(app), "tree.") as folder:
         if not off:
             unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
-            if run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
+            failed = run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode
+            run(["find", str(folder / "new"), "!", "-type", "f", "!", "-type", "d", "-delete"])  # a link would show what we may read
+            if failed or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
                 raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
             run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
         remove(pages_of(app))
@@ -4735,7 +4780,7 @@ def ssl_certificate(app: str) -> None:
 
 def lego(app: str, domains: Sequence[str], *words: str) -> None:
     """Have lego work for an app; it answers challenges by files that nginx serves. Raises DokkuError with what the authority said."""
-    if not (email := property_of(app, "letsencrypt", "email")):
+    if not (email := property_of(app, "letsencrypt", "email").replace("/", "")):  # lego makes a folder of that name
         raise DokkuError("No mail address is set", f"dokku letsencrypt:set {app} email you@example.com   (or --global) sets the one that the authority may write to")
     server = property_of(app, "letsencrypt", "server")
     provider, secrets = property_of(app, "letsencrypt", "dns-provider"), {**dns_secrets("--global"), **dns_secrets(app)}
@@ -4891,6 +4936,8 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
             return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
         except BaseException:
             write_lines(path, old)
+            with contextlib.suppress(DokkuError):
+                remove_strays(app)  # throw_away spares what bears the live incarnation
             raise
 
 
@@ -5039,7 +5086,9 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
 def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
     numbers = release_numbers(app)
-    number = numbers[-1] if numbers and word in (None, "current") else parse_release_name(word or "")
+    if not numbers:
+        raise DokkuError(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    number = numbers[-1] if word in (None, "current") else parse_release_name(word)
     if not (log := release_folder(app, number) / "build.log").exists():
         raise DokkuError(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
     pid = lock_holder(app) if word == "current" else 0
@@ -5314,7 +5363,7 @@ def storage_mount(target: str | None, readonly: bool, phases: str, app: str, wha
 
 def storage_unmount(target: str | None, app: str, what: Mount) -> None:
     """Hide storage from an app, from the next deploy or restart on; its data is kept."""
-    change_mounts(app, lambda old: [row for row in old if row.entry != what.entry or (target or what.target) not in ("-", row.target)])
+    change_mounts(app, lambda old: [row for row in old if row.entry != (what.entry or row.entry) or (target or what.target) not in ("-", row.target)])
 
 
 def storage_set(name: str, key: str, value: str | None, caller: Caller) -> None:
@@ -5345,6 +5394,8 @@ SERVICE_NETWORKS = ("initial-network", "post-create-network", "post-start-networ
 
 def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None = None) -> dict[str, Any]:
     """Give the changes that the flags of create, clone and upgrade ask for; the image is fetched or built when it is missing. Raises DokkuError."""
+    if kind.seed and "appendonly" in (given.get("options") or "").lower():
+        raise UsageError("What import, clone and restore put in place is not read with appendonly", "the data is saved once a minute as it is")
     kept = {key: value for key, value in given.items() if value is not None and key in Service._fields and key != "image"}
     if service and not given.get("image") and not given.get("version"):
         return kept
@@ -5358,8 +5409,6 @@ def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None
 def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Caller, make: Callable[[Service], Any]) -> None:
     """Make a service that runs and answers, or leave no trace of it; `make` brings it up."""
     guard_networks(" ".join(given[key.replace("-", "_")] or "" for key in SERVICE_NETWORKS).split(), caller)
-    if kind.seed and "appendonly" in (given["options"] or ""):
-        raise UsageError("What import, clone and restore put in place is not read with appendonly", "the data is saved once a minute as it is")
     changes = chosen_image(kind, given)
     with service_lock(kind.name, name, "create") as known:
         if known:
@@ -5426,7 +5475,7 @@ def service_linked(service: Service, app: str) -> None:
 def service_info(flags: list[str], style: str, service: Service) -> None:
     """Print what is known of a service, its address with the password too; --NAME prints one bare value."""
     row, home, settings = service_container(service), backup_home(service), backup_settings(service)
-    network = (inspect_container(row.id)["NetworkSettings"]["Networks"] if row else {}).get(service.container) or {}
+    network = ((inspect_container(row.id) if row else {}).get("NetworkSettings") or {"Networks": {}})["Networks"].get(service.container) or {}
     rows = {"config-dir": str(service.folder / "mounted"), "data-dir": str(service.folder / service.data), "dsn": url_of(service),
             "exposed-ports": " ".join(service.exposed) or "-", "id": row.id if row else "", "internal-ip": network.get("IPAddress", ""),
             "links": " ".join(linked_apps(service)) or "-", "service-root": str(service.folder), "status": row.state if row else "missing",
@@ -5447,7 +5496,7 @@ def change_links(app: str, links: Iterable[tuple[str, str]], config: Mapping[str
     try:
         write_config(app, config) if no_restart else apply_config(app, config, caller.name, reason)
     except BaseException:
-        write_lines(path, map(" ".join, old))
+        write_lines(path, map(" ".join, old)) if read_config(app) != config else None  # else it is live, and what failed came later
         raise
     write_lines(path, map(" ".join, links))
     agree_networks(app)
@@ -5537,12 +5586,16 @@ def service_expose(service: Service, ports: Sequence[str] = (), off: str = "") -
             ports = [str(probe.getsockname()[1])]
     wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in ports)
     with holding(service, "expose") as held:
+        if taken := [port for port in set(wanted) - set(held.exposed) if int(port.rpartition(":")[2]) in listening_ports()]:
+            raise DokkuError(f"Something listens on {taken[0]} already", f"dokku {service.engine}:expose {service.name}   finds a free port")
         change_service(held, exposed=wanted)
     step(f"{service.name} answers on {' '.join(wanted) or 'no port of the host'}")
 
 
 def service_set(service: Service, key: str, value: str | None) -> None:
     """Set, or clear, the networks that a service is in beside its own; its server is restarted."""
+    for name in (value or "").split():
+        require_network(name)
     with holding(service, "set") as held:
         change_service(held, **{key.replace("-", "_"): value or ""})
 
@@ -5556,6 +5609,8 @@ def service_import(service: Service) -> None:
 
 def service_clone(service: Service, new: str, caller: Caller, **given: Any) -> None:
     """Make a second service with what the first holds; flags as for create."""
+    if read_service(service.engine, new):
+        raise DokkuError(f"{service.engine} service {new} already exists", f"dokku {service.engine}:info {new}   shows it")
     with holding(service, "clone") as held:
         if not given["image"] and not given["version"]:  # no other image is fetched or made for it
             given["image"], _, given["version"] = held.image.rpartition(":")
@@ -5598,14 +5653,14 @@ def set_backups(service: Service, **changes: Any) -> None:
 
 def service_backup(service: Service, where: str | None) -> None:
     """Back a service up, encrypted, by restic: into a repository on this server, or where WHERE says: a bucket, a folder, or what restic takes, as sftp:HOST:/PATH."""
-    old = backup_settings(service)
-    set_backups(service, where=where)
-    try:
-        with holding(service, "backup") as held:
+    with holding(service, "backup") as held:
+        old = backup_settings(held)
+        set_backups(held, where=where)
+        try:
             step(f"Backed up as {back_up(held)}")
-    except BaseException:
-        set_backups(service, where=old["where"])  # a place that never worked is not where the next one goes
-        raise
+        except BaseException:
+            set_backups(held, where=old["where"])  # a place that never worked is not where the next one goes
+            raise
 
 
 def backup_schedule_cat(service: Service) -> str:
@@ -6132,7 +6187,7 @@ def server_disagreements() -> Iterator[Disagreement]:
         if backup_settings(service)["schedule"] and not (verified.exists() and time.time() - verified.stat().st_mtime < VERIFY_SECONDS):
             last = f"last was {read_text(verified, 'none').strip()}"
             yield found(what=f"no backup of {service.name} was verified this month ({last}): dokku {service.engine}:backup-verify {service.name}")
-        yield from (row._replace(mend=functools.partial(mend_service, service.engine, service.name)) for row in service_disagreements(service) if not is_locked(service.folder / "lock"))
+        yield from (row._replace(mend=functools.partial(mend_service, service.engine, service.name)) for row in service_disagreements(service) if service.folder.exists() and not is_locked(service.folder / "lock"))
     if lost := orphans():
         names = ", ".join(row.name for row in lost)
         yield Disagreement("server", f"containers of apps that are no more: {names}", lambda: [remove_container(row.id) for row in lost])
@@ -6223,7 +6278,7 @@ def git_upload_pack(app: str) -> int:
 def git_hook() -> None:
     """Deploy what was pushed, before git accepts it; our own pre-receive hook calls this, with the refs on standard input."""
     app, by = os.environ.get("DOKKU_APP", ""), os.environ.get("DOKKU_CALLER", "")
-    signal.signal(signal.SIGTERM, leave)
+    on_leaving(leave)
     import_ahead("docker")
     try:
         with locked(app, "push"):
@@ -6358,7 +6413,7 @@ def main(words: list[str]) -> int:
 
 def front_door(argv: Sequence[str]) -> NoReturn:
     """Run one command and leave at once: taking the interpreter down takes longer than most commands."""
-    signal.signal(signal.SIGTERM, leave)
+    on_leaving(leave)
     gc.set_threshold(100_000)  # imports make many objects and no garbage
     code = main(argv)
     with contextlib.suppress(OSError):

@@ -175,7 +175,7 @@ for file in ${key:-/root/.ssh/*.pub}; do
 done
 if [ -z "$key" ] && [ -f /root/.ssh/authorized_keys ]; then  # who may log in as root is an administrator
     number=0
-    grep -oE '(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+' /root/.ssh/authorized_keys | while read -r line; do
+    grep -oE '^[[:space:]]*(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+' /root/.ssh/authorized_keys | while read -r line; do
         number=$((number + 1))
         echo "$line" | admit "root-$number" 2>/dev/null
     done

@@ -4813,7 +4813,11 @@ def require_reachable(domain: str) -> None:
 
 def letsencrypt_enable(force: bool, everything: bool, app: str | None) -> None:
     """Get or renew the certificate of an app or, where one's trouble keeps no other from its renewal, of each that has one."""
-    each_app(app, not app, lambda name: certify(name, force) if app or acme_folder(name).is_dir() else None)
+    def one(name: str) -> None:
+        """Ask for one app; of two who ask at once the second waits, and finds that none is needed."""
+        with server_lock(f"acme.{name}"):
+            certify(name, force) if app or acme_folder(name).is_dir() else None
+    each_app(app, not app, one)
 
 
 def certify(app: str, force: bool) -> None:

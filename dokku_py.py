@@ -1429,7 +1429,7 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = (), stopped: bool = 
     own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
     incoming = shutil.ignore_patterns("tmp_*")  # of a push that arrives meanwhile
-    ignored = lambda folder, names: left(folder, names) if folder == own else incoming(folder, names) if Path(folder).name == "objects" else ()
+    ignored = lambda folder, names: left(folder, names) if folder in (own, f"{own}/properties") else incoming(folder, names) if folder == f"{own}/repo.git/objects" else ()
     shutil.copytree(app_folder(old), beside, ignore=ignored, symlinks=True)
     write_text(beside / "STOPPED", now() + "\n") if stopped and (beside / "CURRENT").exists() else None
     with server_lock("create"):  # nobody makes one of that name meanwhile
@@ -1581,7 +1581,7 @@ def parse_docker_option(text: str) -> str:
         raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
     if instead := DOCKER_OPTIONS.get(words[0].partition("=")[0]):
         raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
-    if re.fullmatch(r"(?:-e|--env)[ =]?[^=]*", " ".join(words)):  # docker would take the value that whoever deploys has in his environment
+    if re.fullmatch(r"(?:-e|--env)(?:[ =][^=]*)?", " ".join(words)):  # docker would take the value that whoever deploys has in his environment
         raise UsageError(f"{shown(text)} gives no value", "write for example  -e LEVEL=debug")
     return shlex.join(words)
 
@@ -2104,7 +2104,7 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
 # ---------------------------------------------------------------------------------------------------------------------
 
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s.+?-----END CERTIFICATE-----", re.DOTALL)
-PRIVATE_KEY = re.compile(r"-----BEGIN (?:EC |RSA )?PRIVATE KEY-----\s(?!Proc-Type).+?-----END (?:EC |RSA )?PRIVATE KEY-----", re.DOTALL)
+PRIVATE_KEY = re.compile(r"-----BEGIN (?:EC |RSA )?PRIVATE KEY-----\s(?!\s*Proc-Type).+?-----END (?:EC |RSA )?PRIVATE KEY-----", re.DOTALL)
 
 
 def names_of_certificate(app: str) -> list[str]:
@@ -4255,7 +4255,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     with locked(app, "apps:clone"):
         refuse_claimed(new, named_domains(new))
         shares = is_by_name(app) and named_domains(new)
-        duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if shares else ["PORTS", "properties/proxy.proxy-port"]), "ssh_key", "docker", "CERTIFICATE"])
+        duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if shares else ["PORTS", "proxy.proxy-port"]), "ssh_key", "docker", "CERTIFICATE"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):

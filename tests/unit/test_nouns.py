@@ -1,5 +1,6 @@
 """Section 3: every word a user can write is accepted or refused with a UsageError or DokkuError, never a traceback."""
 
+import os
 import subprocess
 
 import pytest
@@ -177,3 +178,55 @@ def test_processors_are_a_number_and_no_amount_of_memory():
         with pytest.raises(d.UsageError):
             d.read_words(d.commands()[command], ["--cpu", "512m", "blog"], d.Caller("root", local=True))
         assert d.read_words(d.commands()[command], ["--cpu", "0.5", "--memory", "512M", "blog"], d.Caller("root", local=True))["memory"] == "512m"
+
+
+@pytest.mark.parametrize("schedule, good", [(row, True) for row in ("@daily", "*/5 * * * *", "0-30/10,45 0 1-15 JAN,3 mon-fri", "00 08 * * 7", "1  2 3 4 5")]
+                         + [(row, False) for row in ("61 * * * *", "*/0 * * * *", "5/10 * * * *", "1,,2 * * * *", "- - - - -", "* 24 * * *", "* * 0 * *",
+                                                     "* * * 13 *", "* * * * 8", "* * * fri *", "5 * * *", "@reboot", "@often")])
+def test_a_schedule_is_one_that_cron_takes(schedule, good):
+    """One line that cron refuses would keep it from the jobs of all others."""
+    assert bool(d.SCHEDULE.fullmatch(schedule)) is good
+    if schedule != "@reboot" and os.path.exists("/usr/bin/crontab"):
+        done = subprocess.run(["/usr/bin/crontab", "-n", "-"], input=f"{schedule} true\n", text=True, capture_output=True)
+        assert (done.returncode == 0) is good or "-n" in done.stderr.partition("\n")[0], done.stderr  # not every cron can only look
+
+
+@pytest.mark.parametrize("option", ["-e X", "--env X", "--env=X", "-e=X", "-e", "--env 'A B'"])
+def test_a_variable_of_docker_has_its_value_with_it(option):
+    with pytest.raises(d.UsageError, match="gives no value"):
+        d.parse_docker_option(option)
+
+
+@pytest.mark.parametrize("option", ["-e X=", "-e X=1", "--env X=a=b", "--env=X=1", "--env-file /srv/x", "--entrypoint x"])
+def test_options_of_docker_that_only_look_like_it(option):
+    assert d.parse_docker_option(option) == option
+
+
+def test_a_remark_behind_a_quoted_value_is_none_of_it():
+    text = "A=\"x\" # remark\nB='y # z' # it's\nC=\"p#q\"\nD=plain # kept\n"
+    assert d.parse_config_file(text, "env") == {"A": "x", "B": "y # z", "C": "p#q", "D": "plain # kept"}
+
+
+def test_addresses_are_those_that_there_are():
+    parse = d.parser_named("addresses")
+    assert parse("192.0.2.7  2001:DB8::/32 10.0.0.1/8") == "192.0.2.7 2001:db8::/32 10.0.0.1/8"
+    for bad in ("::::", "999.1.1.1", "10.0.0.0/33", "192.0.2.7 x", "fe80::1%eth0", "", " "):
+        with pytest.raises(d.UsageError, match="is not an address or a network"):
+            parse(bad)
+
+
+@pytest.mark.parametrize("noun, key, good, bad", [("letsencrypt", "email", "me+x@example.com", "../../me@example.com"), ("proxy", "proxy-ssl-port", "8443", "22")])
+def test_properties_that_reach_no_further(noun, key, good, bad):
+    parse = d.PROPERTIES[noun, key].parse
+    assert str(parse(good)) == good
+    with pytest.raises(d.UsageError):
+        parse(bad)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_key_with_a_passphrase_is_none_that_nginx_can_read(end, monkeypatch):
+    monkeypatch.setattr(d, "openssl", lambda *words, **options: pytest.fail("it would ask for the passphrase"))
+    lines = ["-----BEGIN RSA PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED", "DEK-Info: AES-256-CBC,0", "", "AAAA", "-----END RSA PRIVATE KEY-----"]
+    assert d.PRIVATE_KEY.search(end.join([lines[0], *lines[4:]]))
+    with pytest.raises(d.UsageError, match="no private key without a passphrase"):
+        d.checked_certificate(end.join([*lines, "-----BEGIN CERTIFICATE-----", "AAAA", "-----END CERTIFICATE-----"]))

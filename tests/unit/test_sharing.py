@@ -1,5 +1,7 @@
 """Storage, networks and registries: which words name what, and who may use what others have."""
 
+import os
+
 import dokku_py as d
 import pytest
 
@@ -313,3 +315,76 @@ def test_no_request_is_sent_round_and_round(root, named, source, target):
     d.change_redirects("one", "set", "new.example.com", "https://one.example.com", "308")
     d.change_redirects("one", "set", "old.example.com", "one.example.com", "302")
     assert d.redirects_of("one") == {"old.example.com": "one.example.com 302", "new.example.com": "https://one.example.com 308"}
+
+
+# --- what a copy takes along ---
+
+def test_a_copy_keeps_links_and_takes_nothing_of_a_push_that_arrives(root):
+    d.make_folder(root / "nginx/pages/one")
+    (root / "nginx/pages/one/link").symlink_to("/etc/passwd")
+    objects = root / "apps/one/repo.git/objects"
+    names = [objects / "tmp_objdir-incoming-x/pack", objects / "ab/cd", objects.parent / "refs/heads/tmp_x", objects.parent / "refs/heads/objects/tmp_y"]
+    for path in names:
+        d.write_text(path, "x")
+    d.copy_app("one", "three")
+    assert os.readlink(root / "nginx/pages/three/link") == "/etc/passwd"
+    assert [(root / "apps/three" / path.relative_to(root / "apps/one")).exists() for path in names] == [False, True, True, True]
+
+
+def test_a_copy_that_is_not_deployed_is_stopped_and_its_releases_are_none_that_were_begun(root, named):
+    for number in (1, 2):
+        d.write_release(d.Release(app="one", number=number, image="sha256:1", procfile={"web": "x"}), {})
+    d.write_current(d.Release(app="one", number=2, image="sha256:1", procfile={"web": "x"}))
+    d.duplicate_app("one", "three", True)
+    assert [d.release_status("three", number, d.read_current("three")) for number in (1, 2)] == ["replaced", "live"] and d.is_stopped("three") and not d.is_stopped("one")
+    d.duplicate_app("two", "four", True)
+    assert not d.is_stopped("four"), "what was never deployed has nothing to start"
+
+
+@pytest.mark.parametrize("off", ["", "NO_VHOST"])
+def test_a_clone_listens_on_no_port_that_is_the_first_ones_own(root, named, monkeypatch, off):
+    """It has no name by which the two could share one: the server has no domain, or the first one is not served by name."""
+    monkeypatch.setattr(d, "listening_ports", lambda: {7070: 0, 7071: 0})
+    d.write_lines(root / "apps/one" / (off or "DOMAINS"), ["one.example.org"])
+    d.remove(root / "VHOST") if not off else None
+    for fact, own in (("PORTS", "http:7070:5000"), ("properties/proxy.proxy-port", "7071")):
+        d.write_lines(root / "apps/one" / fact, [own])
+        d.apps_clone(True, False, "one", "three")
+        assert d.host_ports("one") == {int(own.split(":")[1 if ":" in own else 0])} and not d.host_ports("three") & {80, 7070, 7071}
+        d.remove(root / "apps/three", root / "apps/one" / fact)
+
+
+def test_a_clone_that_would_listen_where_another_does_is_none(root, named, monkeypatch):
+    """Its port comes from the server's settings or from app.json, which come along."""
+    monkeypatch.setattr(d, "host_ports", lambda app: {7070})
+    d.write_text(root / "apps/one/NO_VHOST", "")
+    with pytest.raises(d.DokkuError, match="7070 is used by one"):
+        d.apps_clone(True, False, "one", "three")
+    assert named == ["three"]
+
+
+def test_a_folder_among_the_keys_is_no_key(root):
+    d.write_key(d.Key("eve", "ssh-ed25519 x", "SHA256:x", "developer", ()))
+    d.make_folder(root / "keys/folder")
+    assert [row.name for row in d.read_keys()] == ["eve"]
+
+
+def test_a_key_for_every_app_is_not_for_the_server(root, roles):
+    every, limited = d.Caller("f", "admin", ("*",)), d.Caller("g", "admin", ("one",))
+    assert d.may(every, "admin", "one") and not d.may(every, "admin") and not d.may(limited, "admin") and d.may(ADMIN, "admin")
+    with pytest.raises(d.AccessDenied):
+        d.set_property("nginx", "--global", "proxy-protocol", ["true"], every)
+
+
+def test_where_nginx_forwards_to_on_this_host_is_for_administrators(root, roles, monkeypatch):
+    done = []
+    monkeypatch.setattr(d, "change_property", lambda *words: done.append(words))
+    with pytest.raises(d.AccessDenied):
+        d.set_property("network", "one", "static-web-listener", ["127.0.0.1:22"], OF_ONE)
+    d.set_property("network", "one", "static-web-listener", ["127.0.0.1:22"], ADMIN)
+    assert done == [("network", "one", "static-web-listener", "127.0.0.1:22")]
+
+
+def test_storage_is_unmounted_by_its_place_in_the_container(root):
+    d.storage_unmount(None, "one", d.parse_mount("/up"))
+    assert [row.target for row in d.mounts_of("one")] == ["/etc"]

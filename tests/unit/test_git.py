@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import tarfile
 
 import pytest
 
@@ -206,3 +207,23 @@ def test_a_version_within_its_bounds(tmp_path, language, wanted, version):
                   "php": ("composer.json", '{"require": {"php": "%s"}}')}[language]
     (tmp_path / name).write_text(text % wanted)
     assert d.version_of(d.languages()[language], tmp_path) == (version, name if any(letter.isdigit() for letter in wanted) else "")
+
+
+def test_the_dockerfile_of_an_image_stays_inside_its_commit(tmp_path, monkeypatch):
+    outside, packed = tmp_path / "outside/Dockerfile", []
+    d.write_property("blog", "builder-dockerfile", "dockerfile-path", str(outside))
+    monkeypatch.setattr(d, "take_source", lambda app, purpose, caller, bring, image: bring(d.make_folder(tmp_path / "tree")))
+    monkeypatch.setattr(d, "commit_archive", lambda app, path, *words, **options: packed.extend(tarfile.open(path).getnames()) or "c" * 40)
+    d.git_from_image(None, "blog", "nginx:1", "me", "me@example.com", d.Caller("me"))
+    assert f".{outside}" in packed and not outside.exists()
+
+
+def test_a_name_of_no_commit_is_never_deployed(root, monkeypatch):
+    done = []
+    d.make_folder(d.app_folder("blog"))
+    for name in ("remove_strays", "begin_push", "deploy", "git"):
+        monkeypatch.setattr(d, name, lambda *words, name=name: done.append(name))
+    monkeypatch.setattr(d, "ref_of", lambda app, name: d.ZERO)
+    with pytest.raises(d.DokkuError, match="names no commit"):
+        d.take_source("blog", "git:sync", d.Caller("me"), lambda folder: (d.ZERO, "main"), build="never")
+    assert done == ["remove_strays", "begin_push"]

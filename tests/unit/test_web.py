@@ -306,3 +306,51 @@ def test_a_harmed_archive_is_no_certificate(root, monkeypatch, mode, harm):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content[:30_000] if harm == "cut off" else content)))
     with pytest.raises(d.DokkuError):
         d.certs_add("blog", None, None, d.Caller("me"))
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_own_pages_are_files_and_no_links_to_what_we_may_read(root, monkeypatch, linked):
+    given = io.BytesIO()
+    with tarfile.open(fileobj=given, mode="w") as bundle:
+        for name, kind in (("maintenance.html", tarfile.SYMTYPE if linked else tarfile.REGTYPE), ("deep", tarfile.DIRTYPE), ("deep/link.html", tarfile.SYMTYPE), ("deep/fifo", tarfile.FIFOTYPE),
+                           ("deep/plain.css", tarfile.REGTYPE)):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname, header.mode = kind, "/etc/passwd", 0o755
+            bundle.addfile(header)
+    monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": io.BytesIO(given.getvalue())}))
+    monkeypatch.setattr(d, "render_vhost", lambda app: [])
+    if linked:
+        with pytest.raises(d.UsageError, match="with a maintenance.html"):
+            d.custom_page("blog")
+    else:
+        d.custom_page("blog")
+    pages = d.pages_of("blog")
+    assert sorted(str(path.relative_to(pages)) for path in pages.rglob("*")) == ([] if linked else ["deep", "deep/plain.css", "maintenance.html"])
+
+
+def test_guests_come_and_go_several_at_once(root, monkeypatch):
+    monkeypatch.setattr(d, "render_vhost", lambda app: [])
+    for verb, words, kept in (("add", "192.0.2.7 10.0.0.0/8", ["192.0.2.7", "10.0.0.0/8"]), ("add", "::1 192.0.2.7", ["192.0.2.7", "10.0.0.0/8", "::1"]),
+                              ("remove", "::1 192.0.2.7", ["10.0.0.0/8"])):
+        d.change_guests("blog", words, verb)
+        assert d.read_lines(root / "apps/blog/ALLOWED_IPS") == kept
+
+
+def test_a_vhost_moves_although_another_one_is_put_into_quarantine_meanwhile(root, monkeypatch):
+    """What tests vhosts one by one clears the candidates away."""
+    target, candidate = root / "nginx/blog.conf", root / "nginx/candidate/blog.conf"
+    d.make_folder(root / "locks")
+    d.write_text(target, "    listen 5050;\n")
+    monkeypatch.setattr(d, "test_candidate", lambda name, text: d.write_text(candidate, text))
+    monkeypatch.setattr(d, "serve_vhosts", lambda: d.remove(candidate) or [])
+    d.install_vhost("blog.conf", "    listen 127.0.0.1:5050;\n")
+    assert d.read_text(target) == "    listen 127.0.0.1:5050;\n" and not (root / "nginx/UNSEEN").exists()
+
+
+def test_the_folder_of_an_account_stays_inside(root, monkeypatch):
+    """One that was set before addresses were looked at."""
+    given = []
+    d.write_text(d.property_file("blog", "letsencrypt", "email"), "../../me@example.com\n")
+    monkeypatch.setattr(d, "stream", lambda argv, env: given.append(argv[argv.index("--email") + 1]))
+    d.lego("blog", ["blog.example.com"], "run")
+    assert len(given) == 1 and "/" not in given[0]

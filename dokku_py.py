@@ -5590,7 +5590,8 @@ def service_expose(service: Service, ports: Sequence[str] = (), off: str = "") -
             ports = [str(probe.getsockname()[1])]
     wanted = tuple(port if ":" in port else f"127.0.0.1:{port}" for port in ports)
     with holding(service, "expose") as held:
-        if taken := [port for port in set(wanted) - set(held.exposed) if int(port.rpartition(":")[2]) in listening_ports()]:
+        own = {port.rpartition(":")[2] for port in held.exposed}  # it lets go of them first
+        if taken := [port for port in wanted if (number := port.rpartition(":")[2]) not in own and int(number) in listening_ports()]:
             raise DokkuError(f"Something listens on {taken[0]} already", f"dokku {service.engine}:expose {service.name}   finds a free port")
         change_service(held, exposed=wanted)
     step(f"{service.name} answers on {' '.join(wanted) or 'no port of the host'}")

@@ -1,0 +1,154 @@
+"""Section 16: services, without a server; what is put back when something fails, and what is not."""
+
+import contextlib
+import types
+
+import docker
+import pytest
+
+import dokku_py as d
+
+ROOT_CALLER, AGREE = d.Caller("root", local=True), d.agree_service
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """A service on record, whose container runs and does what it is told."""
+    monkeypatch.setattr(d, "ROOT", tmp_path)
+    for name in ("render_crontab", "agree_service", "wait_for_server", "stop_container", "remove_container"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: None)
+    row = d.Container("id", "dokku.postgres.db", "", "", "", True, networks=("dokku.postgres.db",))
+    monkeypatch.setattr(d, "containers_of", lambda app="", kind="deploy": [row] if kind == "service" else [])
+    made = d.Service("postgres", "db", "postgres:16", "data.1", exposed=("127.0.0.1:5432",))
+    d.write_service(made)
+    return made
+
+
+def failing(error):
+    """Give what fails so."""
+    def fail(*words, **facts):
+        """Fail."""
+        raise error
+    return fail
+
+
+@pytest.mark.parametrize("error, told", [(d.Cancelled("gone"), False), (BrokenPipeError(), True), (d.DokkuError("no docker"), False)])
+def test_what_is_left_over_takes_no_one_back_to_the_old_data(service, monkeypatch, error, told):
+    """The server works on the new data by then, and apps write to it."""
+    monkeypatch.setattr(d, "agree_service", AGREE)
+    monkeypatch.setattr(d, "service_disagreements", lambda *words, **facts: ())
+    monkeypatch.setattr(d, "drop_strays", failing(error))
+    with pytest.raises(type(error)) if told else contextlib.nullcontext():
+        d.change_service(service, data="data.2")
+    assert d.read_service("postgres", "db").data == "data.2"
+
+
+@pytest.mark.parametrize("others, rows", [("shop\nblog 2", []), ("", ["filled"])])
+def test_data_is_not_replaced_where_others_would_be_lost(service, monkeypatch, others, rows):
+    done = []
+
+    def filled(*words):
+        """Stop here."""
+        done.append("filled")
+        raise d.Cancelled("far enough")
+    monkeypatch.setattr(d, "script_words", lambda service, identity, script: [identity, script])
+    monkeypatch.setattr(d, "output_of", lambda argv: others if argv == ["id", "others"] else pytest.fail("not asked"))
+    monkeypatch.setattr(d, "filled", filled)
+    with pytest.raises(d.DokkuError, match="db also holds shop, blog, 2" if others else "far enough"):
+        d.replace_data(service, d.ROOT / "dump", None)
+    assert done == rows
+
+
+@pytest.mark.parametrize("engine", ["postgres", "mysql", "mariadb"])
+def test_engines_with_several_databases_can_be_asked_for_the_others(engine):
+    assert d.engine_named(engine).has("others") and "$DATABASE" in (d.TEMPLATES / "services" / engine / "others").read_text()
+
+
+@pytest.mark.parametrize("options", ["--appendonly yes", "--APPENDONLY yes", "--save 1 1 --AppendOnly=yes"])
+def test_no_upgrade_brings_an_option_by_which_data_is_not_read(service, options):
+    old = d.Service("redis", "cache", "redis:7", "data.1")
+    for known in (old, None):
+        with pytest.raises(d.UsageError, match="is not read with appendonly"):
+            d.chosen_image(d.engine_named("redis"), {"options": options, "image": "redis", "version": "7"} if not known else {"options": options}, known)
+    assert d.chosen_image(d.engine_named("redis"), {"options": "--hz 5"}, old) == {"options": "--hz 5"}
+
+
+def test_a_clone_of_a_service_onto_itself_waits_for_nobody(service, monkeypatch):
+    monkeypatch.setattr(d, "holding", failing(AssertionError("it would wait for its own lock")))
+    with pytest.raises(d.DokkuError, match="postgres service db already exists"):
+        d.service_clone(service, "db", ROOT_CALLER, image=None, version=None)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_links_are_those_of_the_config_that_is_live(service, monkeypatch, live):
+    def apply(app, config, by, reason):
+        """Lose the client before or after the switch."""
+        d.write_config(app, config) if live else None
+        raise d.Cancelled("gone")
+    d.write_lines(d.app_folder("blog") / "LINKS", ["redis cache"])
+    monkeypatch.setattr(d, "apply_config", apply)
+    with pytest.raises(d.Cancelled):
+        d.change_links("blog", [("redis", "cache"), ("postgres", "db")], {"A": "1"}, False, ROOT_CALLER, "link")
+    assert d.links_of("blog") == [("redis", "cache"), *([("postgres", "db")] if live else [])]
+
+
+def test_where_backups_go_is_changed_and_put_back_under_the_lock(service, monkeypatch):
+    seen, real = [], d.set_backups
+
+    def set_backups(held, **changes):
+        """Note where, and whether somebody else could do so."""
+        seen.append((changes["where"], d.is_locked(service.folder / "lock")))
+        real(held, **changes)
+    real(service, where="/srv/old")
+    monkeypatch.setattr(d, "set_backups", set_backups)
+    monkeypatch.setattr(d, "back_up", failing(d.DokkuError("no bucket")))
+    with pytest.raises(d.DokkuError, match="no bucket"):
+        d.service_backup(service, "s3:nowhere")
+    assert seen == [("s3:nowhere", True), ("/srv/old", True)] and d.backup_settings(service)["where"] == "/srv/old"
+
+
+def test_a_network_or_port_that_can_not_be_had_changes_no_service(service, monkeypatch):
+    changes = []
+    monkeypatch.setattr(d, "change_service", lambda held, **words: changes.append(words))
+    monkeypatch.setattr(d, "require_network", lambda name: name == "inner" or failing(d.DokkuError("Network does not exist"))())
+    monkeypatch.setattr(d, "listening_ports", lambda: {5432: 0, 7070: 0})
+    with pytest.raises(d.DokkuError, match="Network does not exist"):
+        d.service_set(service, "initial-network", "inner outer")
+    for taken in ("7070", "0.0.0.0:7070"):
+        with pytest.raises(d.DokkuError, match="Something listens on .*:7070 already"):
+            d.service_expose(service, [taken])
+    assert changes == []
+    d.service_set(service, "initial-network", "inner")
+    d.service_set(service, "initial-network", None)
+    d.service_expose(service, ["0.0.0.0:5432", "7071"])
+    assert changes == [{"initial_network": "inner"}, {"initial_network": ""}, {"exposed": ("0.0.0.0:5432", "127.0.0.1:7071")}], "its own port may move to another address"
+
+
+@pytest.mark.parametrize("sick", ["dokku.postgres.db", "inner", ""])
+def test_a_service_that_is_cut_off_in_part_is_put_back(service, monkeypatch, sick):
+    left, agreed = [], []
+
+    def disconnect(name, network, force):
+        """Have Docker refuse one."""
+        if network == sick:
+            raise docker.errors.APIError("no")
+        left.append(network)
+    monkeypatch.setattr(d, "engine", lambda: types.SimpleNamespace(disconnect_container_from_network=disconnect))
+    monkeypatch.setattr(d, "agree_service", agreed.append)
+    d.write_service(both := service._replace(initial_network="inner", post_start_network="inner"))
+    try:
+        with d.cut_off(both):
+            assert left == ["dokku.postgres.db", "inner"], "each once"
+    except d.DokkuError:
+        assert sick
+    assert agreed == ([both] if sick else [])
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_container_that_is_gone_meanwhile_is_no_trouble(service, monkeypatch, capsys, stopped):
+    monkeypatch.setattr(d, "inspect_container", lambda identity: {})
+    found = list(d.service_disagreements(service._replace(stopped=stopped)))
+    assert [row.what for row in found] == (["it runs although it was stopped"] if stopped else [])
+    d.service_info(["--internal-ip"], "text", service)
+    d.service_info(["--status"], "text", service)
+    assert capsys.readouterr().out == "\n\n"

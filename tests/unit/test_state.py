@@ -1,7 +1,10 @@
 """Sections 4 and 5: facts in files, locks, other programs."""
 
+import contextlib
 import multiprocessing
 import os
+import re
+import signal
 import stat
 import sys
 import time
@@ -505,3 +508,154 @@ def test_a_number_of_processes_that_is_none():
     for text in ("web=" + "9" * 5000, "web=101", "web=²", "web=-1"):
         with pytest.raises(d.UsageError, match="is not TYPE=COUNT"):
             d.parse_scale(text)
+
+
+# --- restarts, and what is put back when they fail ---
+
+@pytest.fixture
+def switched(root, monkeypatch):
+    """The app blog, stopped; its config was changed since its release was made. Gives what was switched to."""
+    done = []
+    d.write_release(release(), {"A": "1"})
+    d.write_current(release())
+    d.write_config("blog", {"A": "2"})
+    d.write_text(root / "apps/blog/STOPPED", "")
+    for name in ("tag_image", "start_missing", "agree_networks", "render_vhost", "render_crontab", "drop_images", "remove_strays"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: [])
+    monkeypatch.setattr(d, "switch_to", lambda new: done.append((new.name, new.restart, d.release_config(new)["A"])))
+    return done
+
+
+@pytest.mark.parametrize("start, wanted", [(lambda: d.start_app("blog"), ("v4", 0, "2")), (lambda: d.restart("blog"), ("v4", 0, "2")),
+                                           (lambda: d.restart("blog", as_is=True), ("v3", 1, "1")), (lambda: d.restart("blog", "web"), ("v3", 1, "1"))])
+def test_a_config_that_changed_meanwhile_takes_a_release_of_its_own(switched, start, wanted):
+    start()
+    assert switched == [wanted]
+    d.write_config("blog", {"A": "1"})
+    start()
+    assert switched[1:] == ([] if start.__code__.co_names[1] == "start_app" else [("v3", 1, "1")]), "nothing changed: no other release"
+
+
+@pytest.mark.parametrize("start", [d.start_app, d.restart])
+@pytest.mark.parametrize("config", ["1", "2"])
+def test_a_stopped_app_that_does_not_come_up_stays_stopped(root, switched, monkeypatch, start, config):
+    def fail(*words):
+        """Fail as a process does that crashes."""
+        raise d.DokkuError("web.1 crashed")
+    d.write_config("blog", {"A": config})
+    for name in ("switch_to", "start_missing"):
+        monkeypatch.setattr(d, name, fail)
+    monkeypatch.setattr(d, "stop_processes", lambda app: None)
+    with pytest.raises(d.DokkuError, match="crashed"):
+        start("blog")
+    assert d.is_stopped("blog") and d.read_config("blog") == {"A": config} and d.read_current("blog").number == 3
+
+
+@pytest.mark.parametrize("beside", ["nothing", "ps:stop", "a command", "a new one"])
+def test_an_unfit_process_is_left_to_who_changes_the_app(root, live, monkeypatch, beside):
+    restarted, facts = [], {"RestartCount": 0, "State": {"StartedAt": "2026-01-01T00:00:00.1Z"}}
+    d.write_release(release(checks=(d.Check(path="/", kind="liveness"),)), {})
+    monkeypatch.setattr(d, "inspect_container", lambda identity: facts)
+    monkeypatch.setattr(d, "restart_container", lambda identity, grace: restarted.append(identity))
+    monkeypatch.setattr(d, "retiring", lambda app: {"id-web.1"} if beside == "a new one" else set())
+    with contextlib.ExitStack() as held:
+        def unfit(*words):
+            """Answer nothing, while something else happens."""
+            if beside == "ps:stop":
+                d.write_text(root / "apps/blog/STOPPED", "")
+            elif beside == "a command":
+                held.enter_context(d.locked("blog", "ps:scale"))
+            raise d.DokkuError("no answer")
+        monkeypatch.setattr(d, "wait_until_healthy", unfit)
+        d.restart_unfit("blog")
+    assert restarted == (["id-web.1"] if beside == "nothing" else [])
+
+
+def test_what_ran_alone_runs_again_when_stopping_it_is_cut_off(root, live, monkeypatch):
+    stopped, started = [], []
+    d.change_check_modes("blog", [], "disabled")
+
+    def stop(identity, grace):
+        """Lose the client at the second one."""
+        stopped.append(identity)
+        if len(stopped) == 2:
+            raise d.Cancelled("gone")
+    monkeypatch.setattr(d, "stop_container", stop)
+    monkeypatch.setattr(d, "start_container", started.append)
+    monkeypatch.setattr(d, "throw_away", lambda new: started.append("thrown away"))
+    with pytest.raises(d.Cancelled):
+        d.switch_to(release(number=4))
+    assert stopped == ["id-web.1", "id-worker.1"] and started[:1] == ["thrown away"] and set(stopped) <= set(started)
+
+
+def test_all_is_thrown_away_although_nobody_reads_it(root, live, monkeypatch):
+    removed = []
+    live[:] = [container("web.1", incarnation="v4"), container("web.2", incarnation="v4"), container("worker.1")]
+
+    def detail(text):
+        """Find standard output closed."""
+        raise BrokenPipeError
+    for name, given in (("detail", detail), ("logs_of", lambda identity, lines: ["last words"]), ("remove_container", removed.append)):
+        monkeypatch.setattr(d, name, given)
+    for number, dyno in ((4, "web.1"), (4, "web.2"), (3, "worker.1")):
+        d.allot_address("10.9.0.0/16", release(number=number), dyno)
+    d.throw_away(release(number=4))
+    assert removed == ["id-web.1", "id-web.2"] and [row[2:] for row in map(list, d.allotted())] == [["v3", "worker.1"]]
+    assert d.read_text(root / "apps/blog/FAILED/web.1") == "last words\n"
+
+
+def test_processes_that_can_not_be_started_leave_nothing_of_them(root, live, monkeypatch):
+    tidied, path = [], root / "apps/blog/SCALE"
+    d.write_lines(path, ["web=1"])
+
+    def switch_to(current):
+        """Start one of them and no other."""
+        raise d.DokkuError(" ".join(d.read_lines(path)))
+    monkeypatch.setattr(d, "remove_strays", lambda app: tidied.append(d.read_lines(path)))
+    monkeypatch.setattr(d, "switch_to", switch_to)
+    with pytest.raises(d.DokkuError, match="web=3"):
+        d.change_processes("blog", "ps:scale", path, lambda old: ["web=3"])
+    assert tidied == [["web=1"], ["web=1"]], "before, and again when the record is the old one"
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_client_that_leaves_breaks_off_what_nohup_does_not_protect(monkeypatch, before):
+    old, seen = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}, []
+
+    def handlers(*words):
+        """Note what the two do; a program that is waited for changes nothing of it."""
+        d.attend(["true"]) if before == signal.SIG_IGN else None
+        seen.append([signal.getsignal(number) for number in old])
+    monkeypatch.setattr(d, "main", handlers)
+    monkeypatch.setattr(d.gc, "set_threshold", lambda count: None)
+    monkeypatch.setattr(os, "_exit", handlers)
+    try:
+        signal.signal(signal.SIGHUP, before)
+        d.front_door([])
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert seen[0] == [d.leave if before == signal.SIG_DFL else signal.SIG_IGN, d.leave]
+
+
+@pytest.mark.parametrize("word", [None, "current", "v3"])
+def test_an_app_without_a_release_has_no_log(root, word):
+    d.make_folder(root / "apps/blog")
+    with pytest.raises(d.DokkuError, match="blog was never deployed"):
+        d.builds_output("blog", word)
+
+
+def test_the_crontab_has_no_line_that_cron_refuses_and_no_sender_of_another_app(root, monkeypatch):
+    given, jobs = [], {"blog": [d.Job("61 * * * *", "bad"), d.Job("5 * * * *", "good")], "shop": [d.Job("@daily", "good")]}
+    for app, rows in jobs.items():
+        d.write_release(release(app=app, jobs=tuple(rows)), {})
+        d.write_current(release(app=app))
+    d.write_property("blog", "cron", "mailfrom", "blog@example.com")
+    for name, schedule in (("sick", "*/0 * * * *"), ("well", "@weekly")):
+        d.write_service(service := d.Service("postgres", name, "image", "data.1"))
+        d.write_json(d.backup_home(service) / "settings.json", {"schedule": schedule})
+    monkeypatch.setattr(d, "run", lambda argv, stdin: given.append(stdin))
+    d.render_crontab()
+    lines = [line for line in given[0].splitlines() if re.match("[0-9*@]|MAILFROM", line)]
+    assert lines == ['MAILFROM="blog@example.com"', f"5 * * * * /usr/bin/dokku cron:run blog {jobs['blog'][1].id}", 'MAILFROM=""',
+                     f"@daily /usr/bin/dokku cron:run shop {jobs['shop'][0].id}", "@weekly /usr/bin/dokku postgres:backup well 2>&1 | logger -t dokku"]

@@ -69,7 +69,7 @@ def test_cron_runs_the_jobs_of_an_app_and_only_our_own_command(switch):
 
 @pytest.mark.parametrize("row", [{"schedule": "* * * *", "command": "x"}, {"schedule": "* * * * *\n* * * * * touch /tmp/owned", "command": "x"},
                                  {"schedule": "@reboot", "command": "x"}, {"schedule": "* * * * * touch /tmp/owned", "command": "x"},
-                                 {"schedule": "* * * * *"}, "text", {"schedule": "* * * * *", "command": "x", "concurrency_policy": "odd"}])
+                                 {"schedule": "61 * * * *", "command": "x"}, {"schedule": "*/0 * * * *", "command": "x"}, {"schedule": "* * * * *"}, "text", {"schedule": "* * * * *", "command": "x", "concurrency_policy": "odd"}])
 def test_a_bad_cron_job_rejects_the_push(switch, row):
     said = switch.rejected(app_json=json.dumps({"cron": [row]}))
     assert "is not a cron job" in said or "is not possible here" in said or "has the wrong kind" in said

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 
+import pytest
 from conftest import DOMAIN, HELLO_TEXT, PROCFILE, STATE, ask, base_image, docker, quoted, sh, wait_until
 
 
@@ -167,15 +168,41 @@ def test_boot_quarantines_a_vhost_that_nginx_refuses_and_the_others_serve(live):
         (STATE / "nginx" / "quarantined" / "zz-broken.conf").unlink(missing_ok=True)
 
 
-def test_a_start_that_fails_leaves_the_app_stopped_and_nothing_running(switch):
+@pytest.mark.parametrize("command", ["ps:start", "ps:restart"])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_start_that_fails_leaves_the_app_stopped_and_nothing_running(switch, same, command):
     switch.deploy(Procfile="web: exec perl /server.pl\n")
     switch.ok("ps:stop")
-    switch.ok("config:set", "--no-restart", "UNUSED=1")
-    docker("rm", "-f", f"{switch.name}.web.1")
-    record = switch.folder / "releases" / "v1" / "ENV"
-    record.write_text(record.read_text() + 'EXIT_AT_START="9"\n')
-    assert "exit code 9" in switch.refused("ps:start", code=1)
+    switch.ok("config:set", "--no-restart", "EXIT_AT_START=9")
+    if same:  # else the config is another than the release's
+        docker("rm", "-f", f"{switch.name}.web.1")
+        record = switch.folder / "releases" / "v1" / "ENV"
+        record.write_text(record.read_text() + 'EXIT_AT_START="9"\n')
+    assert "exit code 9" in switch.refused(command, code=1)
+    assert sh("dokku", "tick").returncode == 0
     assert switch.containers() == [] and switch.get()[0] == 502
+
+
+def test_what_was_set_while_stopped_or_without_a_restart_comes_with_the_next_start(switch):
+    switch.deploy(Procfile="web: exec perl /server.pl\n")
+    switch.ok("ps:stop")
+    switch.ok("config:set", "GREETING=stopped")
+    switch.ok("ps:start")
+    assert switch.get() == (200, "stopped") and [row[-1] for row in switch.releases()] == ["live", "replaced"]
+    switch.ok("config:set", "--no-restart", "GREETING=later")
+    assert switch.get() == (200, "stopped")
+    switch.ok("ps:restart", "web")
+    assert switch.get() == (200, "stopped"), "a type alone is of the release that the others are of"
+    switch.ok("ps:restart")
+    assert switch.get() == (200, "later")
+    switch.ok("ps:restart")
+    assert len(switch.releases()) == 3, "nothing is new: the same release"
+
+
+def test_a_scale_that_fails_leaves_no_process_of_it(switch):
+    switch.deploy(Procfile="web: exec perl /server.pl\nworker: case $DYNO in worker.3) exit 4 ;; esac; exec sleep 1000\n")
+    assert "exit code 4" in switch.refused("ps:scale", "worker=3")
+    assert not [name for name in switch.containers("-a") if ".worker." in name]
 
 
 def test_what_failed_is_on_record_with_its_code(live):

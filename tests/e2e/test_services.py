@@ -181,9 +181,9 @@ def test_what_was_exported_is_there_again_after_destroy_and_import(service, word
     two = service(engine)
     two.load(dump)
     variable = two.link(words)
-    assert read(words, variable) == (200, "first second" if engine != "rabbitmq" else ""), "of RabbitMQ, queues and users are kept, not messages"
     if engine == "rabbitmq":
-        assert "words" in two.ok("connect")
+        assert "words" in two.ok("connect"), "in a service of another name, too"
+    assert read(words, variable) == (200, "first second" if engine != "rabbitmq" else ""), "of RabbitMQ, queues and users are kept, not messages"
     two.assert_whole()
 
 
@@ -230,6 +230,32 @@ def full(service):
 
 def facts_of(one):
     return one.ok("connect", stdin=SCHEMAS[one.engine][1])
+
+
+@pytest.mark.parametrize("engine, verb", [("postgres", "connect"), ("mariadb", "console:admin")])
+def test_what_would_not_come_along_is_not_lost(full, engine, verb, tmp_path):
+    one, facts = full(engine)
+    dump = one.export(tmp_path / "dump")
+    one.ok(verb, stdin="CREATE DATABASE more;")
+    said = one.load(dump, code=1)
+    assert f"{one.name} also holds more, which would not come along" in said and facts_of(one) == facts
+    assert "also holds more" in one.refused("upgrade")
+    one.ok(verb, stdin="DROP DATABASE more;")
+    one.load(dump)
+    assert facts_of(one) == facts
+    one.assert_whole()
+
+
+def test_no_change_of_a_running_service_ends_it_in_vain(service):
+    one = service("redis")
+    one.ok("connect", stdin="SET kept word\n")
+    begun = one.inspect()["State"]["StartedAt"]
+    assert "is not read with appendonly" in one.refused("upgrade", flags=("--config-options", "'--AppendOnly yes'"), code=2)
+    assert "does not exist" in one.refused("set", "post-start-network", "no-such-network")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "listens on" in one.refused("expose", str(taken.getsockname()[1]))
+    assert "already exists" in one.refused("clone", one.name)
+    assert one.inspect()["State"]["StartedAt"] == begun and "word" in one.ok("connect", stdin="GET kept\n")
 
 
 @pytest.mark.parametrize("engine", SCHEMAS)

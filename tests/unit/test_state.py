@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import time
+import types
 
 import pytest
 
@@ -659,3 +660,49 @@ def test_the_crontab_has_no_line_that_cron_refuses_and_no_sender_of_another_app(
     lines = [line for line in given[0].splitlines() if re.match("[0-9*@]|MAILFROM", line)]
     assert lines == ['MAILFROM="blog@example.com"', f"5 * * * * /usr/bin/dokku cron:run blog {jobs['blog'][1].id}", 'MAILFROM=""',
                      f"@daily /usr/bin/dokku cron:run shop {jobs['shop'][0].id}", "@weekly /usr/bin/dokku postgres:backup well 2>&1 | logger -t dokku"]
+
+
+def test_what_docker_publishes_is_put_right_with_the_config_that_runs(root, live, monkeypatch):
+    done = []
+    for name in ("render_vhost", "remove_strays"):
+        monkeypatch.setattr(d, name, lambda app: [])
+    d.write_config("blog", {"A": "changed by --no-restart"})
+    monkeypatch.setattr(d, "misplaced_process", lambda app: live[0])
+    monkeypatch.setattr(d, "switch_to", lambda new: done.append((new.name, new.restart)))
+    d.serve("blog")
+    assert done == [("v3", 1)]
+
+
+@pytest.mark.parametrize("error, told", [("NotFound", False), ("APIError", True)])
+def test_a_process_that_is_gone_has_left_its_networks(root, live, monkeypatch, error, told):
+    import docker
+    asked = []
+
+    def disconnect(identity, name, force):
+        """Have Docker know nothing of it."""
+        asked.append(identity)
+        raise getattr(docker.errors, error)("no such container")
+    monkeypatch.setattr(d, "network_changes", lambda app: [(row, "inner", False) for row in live])
+    monkeypatch.setattr(d, "engine", lambda: types.SimpleNamespace(disconnect_container_from_network=disconnect))
+    with pytest.raises(d.DokkuError, match="can't leave the network inner") if told else contextlib.nullcontext():
+        d.agree_networks("blog")
+    assert len(asked) == (1 if told else 3)
+
+
+def test_past_the_switch_neither_signal_turns_back(root, live, monkeypatch):
+    old, seen = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}, []
+
+    def install(name, text):
+        """Note what the two signals do, and end the test."""
+        seen.extend(signal.getsignal(number) for number in old)
+        raise d.Cancelled("far enough")
+    for name, given in (("start_missing", lambda new: []), ("vhost_text", lambda app, new: ""), ("install_vhost", install), ("throw_away", lambda new: None)):
+        monkeypatch.setattr(d, name, given)
+    try:
+        d.on_leaving(d.leave)
+        with pytest.raises(d.Cancelled):
+            d.switch_to(release(number=4))
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert seen == [signal.SIG_IGN, signal.SIG_IGN]

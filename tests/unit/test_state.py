@@ -8,7 +8,8 @@ import signal
 import stat
 import sys
 import time
-import types
+import unittest.mock
+from types import SimpleNamespace
 
 import pytest
 
@@ -683,7 +684,7 @@ def test_a_process_that_is_gone_has_left_its_networks(root, live, monkeypatch, e
         asked.append(identity)
         raise getattr(docker.errors, error)("no such container")
     monkeypatch.setattr(d, "network_changes", lambda app: [(row, "inner", False) for row in live])
-    monkeypatch.setattr(d, "engine", lambda: types.SimpleNamespace(disconnect_container_from_network=disconnect))
+    monkeypatch.setattr(d, "engine", lambda: SimpleNamespace(disconnect_container_from_network=disconnect))
     with pytest.raises(d.DokkuError, match="can't leave the network inner") if told else contextlib.nullcontext():
         d.agree_networks("blog")
     assert len(asked) == (1 if told else 3)
@@ -706,3 +707,13 @@ def test_past_the_switch_neither_signal_turns_back(root, live, monkeypatch):
         for number, handler in old.items():
             signal.signal(number, handler)
     assert seen == [signal.SIG_IGN, signal.SIG_IGN]
+
+
+def test_a_variable_without_a_value_that_is_on_record_keeps_no_process_from_its_start(root, monkeypatch):
+    """It was kept before such an option was refused."""
+    client = unittest.mock.MagicMock()
+    d.write_lines(d.app_folder("blog") / "DOCKER_OPTIONS", ["deploy -e B"])
+    for name, given in (("engine", lambda: client), ("translate_options", lambda words: ({"Env": ["A=1=2", "B"]}, {})), ("join_networks", lambda *words: None)):
+        monkeypatch.setattr(d, name, given)
+    d.create_container(release(), "web.1", config=None)
+    assert client.create_container_config.call_args.kwargs["environment"] == {"A": "1=2", "B": ""}

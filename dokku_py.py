@@ -589,7 +589,7 @@ def parse_ip(text: str) -> str:
 def parse_addresses(text: str) -> str:
     """Accept IP addresses and networks, with blanks between."""
     try:
-        if [ipaddress.ip_network(word, strict=False) for word in text.split()] and "%" not in text:
+        if [ipaddress.ip_network(word, strict=False) for word in text.split()] and not re.search(r"%|/\d*[.:]", text):  # a mask is a number to nginx
             return " ".join(text.lower().split())
     except ValueError:
         pass
@@ -743,7 +743,9 @@ def unquote_value(text: str) -> str:
     """Read a config value as `render_environment` or a shell would have written it."""
     if text.startswith('"'):
         with contextlib.suppress(ValueError):
-            return str(json.loads(text))
+            value, end = json.JSONDecoder().raw_decode(text)
+            if not text[end:].partition(" #")[0].strip():  # nothing follows, or a remark
+                return str(value)
     with contextlib.suppress(ValueError):
         return "".join(shlex.split(text, comments=True)) if text[:1] in "'\"" else text
     return text
@@ -3325,7 +3327,7 @@ def stop_processes(app: str) -> None:
 def start_app(app: str) -> None:
     """Start a stopped app: its processes are checked before nginx forwards to them."""
     current = require_current(app)
-    if merged_config(app) != release_config(current):
+    if is_stopped(app) and merged_config(app) != release_config(current):
         return restart(app)  # it was changed meanwhile
     try:
         for container in start_missing(current):
@@ -3341,7 +3343,7 @@ def start_app(app: str) -> None:
 
 
 def restart(app: str, process: str = "", as_is: bool = False) -> None:
-    """Replace an app's processes, or those of one type, by new ones without dropping a request; all get the config of now, unless `as_is`."""
+    """Replace an app's processes, or those of one type, by new ones without dropping a request; all together get the config of now, unless `as_is`."""
     current = require_current(app)
     if not process and not as_is and merged_config(app) != release_config(current):  # changed while it was stopped, by --no-restart, or the server's
         return run_again(current, merged_config(app), read_config(app), os.environ.get("DOKKU_CALLER", "root"), "restart with the config of now")
@@ -4225,6 +4227,8 @@ def remove_app(app: str) -> None:
     doomed = ROOT / "apps" / f".{app}.{os.getpid()}"
     rename_file(app_folder(app), doomed)
     remove(doomed)
+    if doomed.exists():  # files that root put there
+        run(in_folder(doomed.parent, ["rm", "-rf", "--", doomed.name]))
 
 
 def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
@@ -4587,10 +4591,10 @@ def custom_page(app: str, off: str = "") -> None:
         if not off:
             unpack = ["tar", "--extract", "--no-same-owner", "--no-same-permissions", f"--directory={make_folder(folder / 'new')}"]
             failed = run(["prlimit", f"--fsize={PAGES_LIMIT}", *unpack], stdin=given, check=False).returncode
+            run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
             run(["find", str(folder / "new"), "!", "-type", "f", "!", "-type", "d", "-delete"])  # a link would show what we may read
             if failed or not any((folder / "new" / name).is_file() for name in ("maintenance.html", "502.html")):
                 raise UsageError(f"That is no tar of at most {PAGES_LIMIT // 2**20} MiB with a maintenance.html or a 502.html", f"tar c maintenance.html | ssh dokku@SERVER maintenance:custom-page {app}")
-            run(["chmod", "-R", "u=rwX,go=rX", str(folder / "new")])
         remove(pages_of(app))
         rename_file(folder / "new", pages_of(app)) if not off else None
         render_vhost(app)

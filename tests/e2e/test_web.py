@@ -527,6 +527,8 @@ def test_a_file_of_the_administrator_is_part_of_the_vhost(switch):
     assert switch.get("/own") == (200, HELLO_TEXT)
     switch.ok("nginx:set", "disable-custom-config")
     assert switch.get("/own") == (200, "by hand")
+    switch.person.ok("--force", "apps:destroy", switch.name)
+    assert not list((STATE / "apps").glob(f".{switch.name}.*")), "the files of root go too"
 
 
 def test_a_bad_file_of_one_app_keeps_no_other_from_being_changed(switch, live):

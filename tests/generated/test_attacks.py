@@ -157,7 +157,7 @@ def test_class_12_what_reaches_the_host_is_no_developers(watched, monkeypatch, o
                                     "--init --privileged", "--read-only /bin/sh",
                                     "--no-healthcheck -v=/:/x", "--build-arg X --secret id=a,src=/etc/shadow", "--build-arg=X --secret=id=a,src=/etc/shadow",
                                     "--no-cache --secret=id=a,src=/etc/shadow",
-                                    "--pull --ssh=default=/root/.ssh/id", "--target a b", "--build-arg", "--label", "--memory", "-e", "--privileged",
+                                    "--pull --ssh=default=/root/.ssh/id", "--target a b", "--build-arg", "--label", "--memory", "--privileged",
                                     "--secret id=a,src=/etc/shadow"])
 def test_class_12_an_option_is_one_whole_option(watched, monkeypatch, option):
     """What follows its value is another option; without its value it takes the next one, and that one's value is read as an option."""

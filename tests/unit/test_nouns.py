@@ -203,14 +203,14 @@ def test_options_of_docker_that_only_look_like_it(option):
 
 
 def test_a_remark_behind_a_quoted_value_is_none_of_it():
-    text = "A=\"x\" # remark\nB='y # z' # it's\nC=\"p#q\"\nD=plain # kept\n"
-    assert d.parse_config_file(text, "env") == {"A": "x", "B": "y # z", "C": "p#q", "D": "plain # kept"}
+    text = "A=\"x\" # remark\nB='y # z' # it's\nC=\"p#q\"\nD=plain # kept\nE=\"a\\nb\" # remark\n"
+    assert d.parse_config_file(text, "env") == {"A": "x", "B": "y # z", "C": "p#q", "D": "plain # kept", "E": "a\nb"}
 
 
 def test_addresses_are_those_that_there_are():
     parse = d.parser_named("addresses")
     assert parse("192.0.2.7  2001:DB8::/32 10.0.0.1/8") == "192.0.2.7 2001:db8::/32 10.0.0.1/8"
-    for bad in ("::::", "999.1.1.1", "10.0.0.0/33", "192.0.2.7 x", "fe80::1%eth0", "", " "):
+    for bad in ("::::", "999.1.1.1", "10.0.0.0/33", "192.0.2.7 x", "fe80::1%eth0", "10.0.0.0/255.0.0.0", "", " "):
         with pytest.raises(d.UsageError, match="is not an address or a network"):
             parse(bad)
 

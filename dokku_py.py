@@ -2546,7 +2546,7 @@ def lent_settings(secrets: bool = True) -> list[str]:
 def peek(tree: Path, name: str) -> str:
     """Read a text file of a pushed tree, its first MiB when it is larger; nothing where there is none or a link leads out of the tree."""
     path = tree / name
-    return path.open(errors="replace").read(2**20) if path.is_file() and path.resolve().is_relative_to(tree.resolve()) else ""
+    return path.open(encoding="utf-8-sig", errors="replace").read(2**20) if path.is_file() and path.resolve().is_relative_to(tree.resolve()) else ""
 
 
 def look_up(tree: Path, name: str, pattern: str) -> str:
@@ -2563,7 +2563,7 @@ def version_of(language: Language, tree: Path) -> tuple[str, str]:
     for name, pattern in language.versions:
         usual = [int(part) for part in language.version.split(".")]
         bounds = [(sign if number.count(".") < len(usual) else sign.replace("<", "<="), [int(part) for part in number.split(".")[:len(usual)]])
-                  for sign, number in re.findall(r"([<>]?=?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", look_up(tree, name, pattern))]
+                  for sign, number in re.findall(r"([<>]?=?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", re.sub(r"~>(?=\s*\d+\.\d+\.\d)", "", look_up(tree, name, pattern)))]
         for sign, (*major, last) in bounds[:1] + [row for row in bounds[1:] if row[0].startswith("<")]:
             below = [*major, last - 1] if last or not major else [*major[:-1], major[-1] - 1]  # <8.0 is 7
             wanted = below if sign == "<" else [*major, last]
@@ -2617,16 +2617,18 @@ def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Rele
     return release, render(f"build/{name}.Dockerfile.j2", mark=mark, image=functools.cache(lambda row: image_for(row, version)),
                            files=files, says=lambda file, pattern: any(look_up(tree, found, pattern) for found in files_like(tree, file)),
                            static=web == "exec serve-static" and not own, collects="DISABLE_COLLECTSTATIC" not in merged_config(app),
-                           apt=[word for word in peek(tree, "Aptfile").split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", word)],
+                           apt=[word for line in peek(tree, "Aptfile").splitlines() if not line.lstrip().startswith(("#", ":"))
+                                for word in line.partition(" #")[0].split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*(=[A-Za-z0-9+.~:_-]+)?", word)],
                            cache=f"{app}-{read_text(app_folder(app) / 'CREATED').strip()}-{read_text(app_folder(app) / 'CACHE').strip()}")
 
 
 def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
     """Build a tree by its Dockerfile or a language's template, uncached when `anew`: the release with image and port. Raises DokkuError."""
     purged, (language, mark) = app_folder(release.app) / "PURGED", language_of(release, tree)
+    asked = read_text(purged)
     secret = ["--secret", f"id=ssh_key,src={ssh_key_file(release.app)}"] if ssh_key_file(release.app).exists() else []
     options = [f"--label=com.dokku.app-name={release.app}", *docker_options_of(release.app, "build"), *secret,
-               *(["--no-cache"] if anew or purged.exists() else []), *lent_settings(bool(language))]
+               *(["--no-cache"] if anew or asked else []), *lent_settings(bool(language))]
     with scratch_folder(app_folder(release.app), "tree.") as beside, build_slot():
         require_disk()
         if language:
@@ -2646,7 +2648,7 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
             said = "\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])])
             raise DokkuError(said, likely_cause(error.output)) from None
         image = read_text(beside / "id").strip()
-    remove(purged)
+    remove(purged) if read_text(purged) == asked else None  # else it was asked for again meanwhile
     exposed = {} if language else inspect_image(image)["Config"].get("ExposedPorts") or {}
     first = min((int(port.partition("/")[0]) for port in exposed if not port.endswith("/udp")), default=DEFAULT_PORT)
     return release._replace(image=image, port=first)
@@ -2963,9 +2965,8 @@ def render_crontab() -> None:
         renews = any((ROOT / "acme" / "apps").glob("*")) and not (ROOT / "acme" / "NO_CRON").exists()
         backups = [(service, schedule) for service in services() if SCHEDULE.fullmatch(schedule := backup_settings(service)["schedule"])]
         text = render("host/crontab.j2", jobs=jobs, backups=backups, renewal=f"{minute % 60} {minute // 60} * * *" if renews else "")
-        if text != read_text(ROOT / "crontab"):
+        if text.strip() != output_of(["crontab", "-l"], check=False).strip():
             run(["crontab", "-"], stdin=text)
-            write_text(ROOT / "crontab", text)
 
 
 def urls_of(app: str, first: str = "") -> list[str]:
@@ -6238,7 +6239,7 @@ def tick() -> None:
     """Do what is due, once a minute, from cron: finish what was killed, judge probations, end one-offs whose time is up, start what died."""
     become_owner(ROOT)
     write_text(ROOT / "TICKED", f"{int(uptime())}\n")
-    each_apart([lambda: remove(*dead_writes(ROOT)), remove_expired,
+    each_apart([lambda: remove(*dead_writes(ROOT)), remove_expired, render_crontab,
                 lambda: each_apart(functools.partial(remove_container, row.id) for row in orphans()), mind_all])
     with lock_if_free(make_folder(ROOT / "locks") / "tick") as free:
         if free:  # else the one before may still be asking

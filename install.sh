@@ -31,6 +31,8 @@ have() { command -v "$1" >/dev/null 2>&1; }
 engine() { docker -H unix:///var/run/docker.sock "$@"; }
 
 if [ -n "$uninstall" ]; then
+    rm -f /etc/cron.d/dokku-py /usr/bin/dokku  # first, or tick starts again what goes
+    crontab -u dokku -r 2>/dev/null || true
     say "removing the containers and the networks (images and data stay without --purge)"
     if engine version >/dev/null 2>&1; then
         engine ps -aq --filter label=com.dokku.container-type --filter label=com.dokku.managed-by=dokku_py | xargs -r docker -H unix:///var/run/docker.sock rm -f >/dev/null
@@ -38,13 +40,13 @@ if [ -n "$uninstall" ]; then
         [ -z "$purge" ] || engine images -q 'dokku/*' | sort -u | xargs -r docker -H unix:///var/run/docker.sock rmi -f >/dev/null
     fi
     say "removing the program and what it put on the host"
-    rm -rf $library /usr/bin/dokku /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py /etc/.dokku-py.new \
+    rm -rf $library /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py /etc/.dokku-py.new \
         /usr/share/bash-completion/completions/dokku /usr/share/zsh/vendor-completions/_dokku /usr/share/man/man1/dokku.1 \
-        /etc/cron.d/dokku-py /etc/systemd/system/dokku-boot.service /etc/systemd/system/multi-user.target.wants/dokku-boot.service
+        /etc/systemd/system/dokku-boot.service /etc/systemd/system/multi-user.target.wants/dokku-boot.service
     nginx -s reload 2>/dev/null || true
     if [ -n "$purge" ]; then
         say "removing the user dokku and $root"
-        pkill -u dokku || true
+        pkill -KILL -u dokku && sleep 1 || true
         userdel dokku 2>/dev/null || true
         rm -rf $root
     else
@@ -90,13 +92,13 @@ fi
 say "making the user dokku and its home $root"
 id dokku >/dev/null 2>&1 || useradd --system --create-home --home-dir $root --shell /bin/bash dokku
 usermod -p '*' -aG docker,adm dokku  # adm: it reads the logs of nginx, for nginx:access-logs and error-logs
-chown dokku:dokku $root && chmod 755 $root  # it may be a disk that was mounted there
+install -d -o dokku -g dokku -m 755 $root  # it may be a disk that was mounted there
 install -d -o dokku -g dokku -m 755 $root/data && install -d -o dokku -g dokku -m 700 $root/data/storage  # Docker makes what it mounts, as root
 install -d -o dokku -g dokku -m 755 $root/nginx && install -d -o dokku -g www-data -m 2750 $root/nginx/auth  # nginx reads passwords' digests, other users don't
 
 say "copying the program to $library"
 mkdir -p $library/versions
-[ -x $library/venv/bin/python3 ] || /usr/bin/python3 -m venv $library/venv
+$library/venv/bin/python3 -m pip --version >/dev/null 2>&1 || /usr/bin/python3 -m venv $library/venv
 [ "$($library/venv/bin/python3 -c 'import docker, jinja2; print(docker.__version__, jinja2.__version__)' 2>/dev/null)" = "7.2.0 3.1.6" ] \
     || $library/venv/bin/pip install --quiet docker==7.2.0 jinja2==3.1.6
 packages=$($library/venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -168,9 +170,14 @@ pgrep -x cron >/dev/null || service cron start >/dev/null
 
 say "preparing the state tree, the network and nginx"
 dokku setup
-[ -s $root/VHOST ] && [ -z "$domain" ] || dokku domains:set-global "${domain:-$(hostname -f)}"
+if [ -n "$domain" ]; then
+    dokku domains:set-global "$domain"
+elif [ ! -s $root/VHOST ] && [ -z "$(ls $root/apps)" ]; then  # else who runs it has decided
+    dokku domains:set-global "$(hostname -f 2>/dev/null || hostname)" || echo " !     this host's name is no domain: dokku domains:set-global NAME   sets one" >&2
+fi
 admit() { dokku ssh-keys:add "$1" - || true; }  # a key that is known already is fine
-for file in ${key:-/root/.ssh/*.pub}; do
+[ -n "$key" ] && set -- "$key" || set -- /root/.ssh/*.pub
+for file in "$@"; do
     [ ! -f "$file" ] || admit "$(basename "$file" .pub)" < "$file"
 done
 if [ -z "$key" ] && [ -f /root/.ssh/authorized_keys ]; then  # who may log in as root is an administrator

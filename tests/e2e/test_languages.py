@@ -119,6 +119,28 @@ def test_a_build_goes_through_the_proxy_of_the_host_and_the_image_knows_nothing_
 
 # --- what decides, and what is refused ---
 
+WSGI = "def application(environ, start):\n    import words\n    start('200 OK', [])\n    return [words.WORD]\n"
+NODE = "require('http').createServer((_, answer) => answer.end(require('made').word)).listen(process.env.PORT)\n"
+LOCAL = {
+    "go": {"go.mod": "module example.com/hello\n\ngo 1.19\n\nrequire example.com/words v0.0.0\n\nreplace example.com/words => ./words\n",
+           "words/go.mod": "module example.com/words\n\ngo 1.19\n", "words/words.go": "package words\n\nconst Word = \"from the tree\"\n",
+           "main.go": 'package main\n\nimport (\n"net/http"\n"os"\n\n"example.com/words"\n)\n\nfunc main() {\nhttp.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { '
+                      'w.Write([]byte(words.Word)) })\nhttp.ListenAndServe(":"+os.Getenv("PORT"), nil)\n}\n'},
+    "python": {"requirements.txt": "-r deps/base.txt\n./words\n", "deps/base.txt": "gunicorn\n", "words/pyproject.toml": '[project]\nname = "words"\nversion = "1"\n',
+               "words/words.py": "WORD = b'from the tree'\n", "app.py": WSGI, "Procfile": "web: gunicorn app:application --bind 0.0.0.0:$PORT\n",
+               "Aptfile": "# for the pictures\n:repo:deb http://x focal main\nfile # which says what a file is\n"},
+    "node": {"package.json": json.dumps({"name": "x", "scripts": {"build": "prisma-like && exit 1", "heroku-postbuild": "mkdir -p node_modules/made; echo \"exports.word = 'from the tree'\" "
+                                         "> node_modules/made/index.js # patch-package"}}), "server.js": NODE},
+}
+
+
+@pytest.mark.parametrize("language", ["go", "python", "node"])
+def test_dependencies_that_stand_in_the_tree_itself(new_app, language):
+    app = only(new_app(APPS / "static"), **LOCAL[language])
+    app.deploy()
+    assert app.get() == (200, "from the tree")
+    assert language != "python" or docker("exec", f"{app.name}.web.1", "file", "--version").startswith("file-")
+
 
 def only(app, **files):
     """Leave nothing in the work tree but these files; give the app."""

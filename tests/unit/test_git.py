@@ -196,14 +196,15 @@ VERSIONS = [("node", "<18", "17"), ("node", ">=14 <20", "19"), ("node", "<=16", 
             ("python", ">=3.8", "3.12"), ("python", "==3.9.*", "3.9"), ("python", "~=3.10", "3.10"),
             ("python", "<3.10", "3.9"), ("python", "<=3.9,>=3.8", "3.9"), ("python", ">=3.8,!=3.9.1,<3.11", "3.10"), ("python", ">=3.8,!=3.9.1", "3.12"),
             ("python", ">=3.13,<3.15", "3.13"), ("python", "^3", "3"),
-            ("ruby", "~> 3.2", "3.3"), ("ruby", "3.2.1", "3.2"), ("php", "^8.1", "8.1"), ("php", "<8.3", "8.2"), ("php", "<8.0", "7"),
+            ("ruby", "~> 3.2", "3.3"), ("ruby", "3.2.1", "3.2"), ("ruby", "~> 3.2.0", "3.2"),
+            ("ruby", ">= 3.1', '< 3.3", "3.2"), ("ruby", ">= 3.1', '< 4", "3.3"), ("php", "^8.1", "8.1"), ("php", "<8.3", "8.2"), ("php", "<8.0", "7"),
             ("php", ">=7.4 <8.0", "7"), ("ruby", "< 3.0", "2"), ("python", "<3.0", "2")]
 
 
 @pytest.mark.parametrize("language, wanted, version", VERSIONS)
 def test_a_version_within_its_bounds(tmp_path, language, wanted, version):
     name, text = {"node": ("package.json", '{"engines": {"node": "%s"}}'), "python": ("pyproject.toml", 'requires-python = "%s"\n'),
-                  "ruby": ("Gemfile", 'ruby "%s"\n'),
+                  "ruby": ("Gemfile", "ruby '%s'\n"),
                   "php": ("composer.json", '{"require": {"php": "%s"}}')}[language]
     (tmp_path / name).write_text(text % wanted)
     assert d.version_of(d.languages()[language], tmp_path) == (version, name if any(letter.isdigit() for letter in wanted) else "")

@@ -656,8 +656,11 @@ def test_the_crontab_has_no_line_that_cron_refuses_and_no_sender_of_another_app(
     for name, schedule in (("sick", "*/0 * * * *"), ("well", "@weekly")):
         d.write_service(service := d.Service("postgres", name, "image", "data.1"))
         d.write_json(d.backup_home(service) / "settings.json", {"schedule": schedule})
+    monkeypatch.setattr(d, "output_of", lambda argv, check: given[-1] if given else "")
     monkeypatch.setattr(d, "run", lambda argv, stdin: given.append(stdin))
     d.render_crontab()
+    d.render_crontab()
+    assert len(given) == 1, "what cron has already is not given again"
     lines = [line for line in given[0].splitlines() if re.match("[0-9*@]|MAILFROM", line)]
     assert lines == ['MAILFROM="blog@example.com"', f"5 * * * * /usr/bin/dokku cron:run blog {jobs['blog'][1].id}", 'MAILFROM=""',
                      f"@daily /usr/bin/dokku cron:run shop {jobs['shop'][0].id}", "@weekly /usr/bin/dokku postgres:backup well 2>&1 | logger -t dokku"]

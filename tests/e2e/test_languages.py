@@ -1,6 +1,7 @@
 """Apps without a Dockerfile: one real app of each language, pushed, asked, changed by a line and pushed again."""
 
 import http.server
+import json
 import re
 import select
 import socket

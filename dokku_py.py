@@ -180,7 +180,11 @@ class ToolFailed(DokkuError):
 
 def say(text: str = "", to: Any = None) -> None:
     """Print one line of data or of a step to standard output, or another file, at once, and keep it in the open build log."""
-    print(text, file=to, flush=True)
+    try:
+        print(text, file=to, flush=True)
+    except OSError:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            raise  # else the release is live, and what follows is done for nobody's eyes
     if log := TRANSCRIPT.get():
         log.write(text + "\n")
         log.flush()
@@ -266,7 +270,7 @@ KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp3
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 # What crontab(5) takes, so that the schedule of one app keeps cron from no other: for each field its numbers or names.
 SCHEDULE_FIELDS = ("[0-5]?[0-9]", "(?:[01]?[0-9]|2[0-3])", "(?:0?[1-9]|[12][0-9]|3[01])",
-                   "(?:0?[1-9]|1[0-2]|(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec))", "(?:[0-7]|(?i:sun|mon|tue|wed|thu|fri|sat))")
+                   "(?:0?[1-9]|1[0-2]|(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec))", "(?:0?[0-7]|(?i:sun|mon|tue|wed|thu|fri|sat))")
 SCHEDULE_PARTS = [rf"(?:(?:\*|{row}-{row})/0*[1-9][0-9]{{0,2}}|\*|{row}(?:-{row})?)" for row in SCHEDULE_FIELDS]
 SCHEDULE = re.compile("@(?:yearly|annually|monthly|weekly|daily|midnight|hourly)|" + " +".join(f"{part}(?:,{part})*" for part in SCHEDULE_PARTS))
 PHASES = ("build", "deploy", "run")
@@ -603,6 +607,11 @@ def parse_upstream(text: str) -> str:
     return f"[{address}]:{parse_port(port)}" if ":" in address else f"{address}:{parse_port(port)}"
 
 
+def parse_process_types(text: str) -> list[str]:
+    """Accept process types, separated by commas."""
+    return [parse_process_type(kind) for kind in text.split(",")]
+
+
 def parse_phases(text: str) -> list[str]:
     """Accept phases, separated by commas: build, deploy, run."""
     return [matching("|".join(PHASES), "is not a phase", f"one or more of: {','.join(PHASES)}")(phase) for phase in text.split(",")]
@@ -784,6 +793,11 @@ def parse_config_file(text: str, style: str) -> dict[str, str]:
         lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
         if bad := next((line for line in lines if "=" not in line), None):
             raise UsageError(f"{shown(bad)} is not KEY=VALUE", "write one a line; nothing was changed")
+        for key, _, value in (line.partition("=") for line in lines):
+            try:
+                shlex.split(value, comments=True) if value.strip()[:1] in ("'", '"') else None
+            except ValueError:
+                raise UsageError(f"The value of {shown(key)} does not end on its line", "send it with --format json; nothing was changed") from None
         found = ((key.strip(), unquote_value(value)) for key, _, value in (line.removeprefix("export ").partition("=") for line in lines))
     return {parse_config_key(key): parse_config_value(key, value if isinstance(value, str) else json.dumps(value)) for key, value in found}
 
@@ -922,7 +936,7 @@ def leave(*_: Any) -> NoReturn:
 
 def on_leaving(handler: Any) -> None:
     """Set what TERM does, and HUP, which sshd sends when a terminal's client leaves; without a terminal only an error on standard output tells."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if handler is signal.SIG_IGN else [])):
         if handler is not leave or signal.getsignal(number) is not signal.SIG_IGN:  # what nohup said stays in force
             signal.signal(number, handler)
 
@@ -1432,7 +1446,11 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = (), stopped: bool = 
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
     incoming = shutil.ignore_patterns("tmp_*")  # of a push that arrives meanwhile
     ignored = lambda folder, names: left(folder, names) if folder in (own, f"{own}/properties") else incoming(folder, names) if folder == f"{own}/repo.git/objects" else ()
-    shutil.copytree(app_folder(old), beside, ignore=ignored, symlinks=True)
+    try:
+        shutil.copytree(app_folder(old), beside, ignore=ignored, symlinks=True)
+    except shutil.Error as error:
+        remove(beside)
+        raise DokkuError(f"{app_folder(old)} can't be copied: {error.args[0][0][2]}", "let the user dokku read all of it") from None
     write_text(beside / "STOPPED", now() + "\n") if stopped and (beside / "CURRENT").exists() else None
     with server_lock("create"):  # nobody makes one of that name meanwhile
         if app_exists(new):
@@ -1583,8 +1601,6 @@ def parse_docker_option(text: str) -> str:
         raise UsageError(f"{shown(text)} is not an option of docker", "write for example  --memory=512m  or  --build-arg LEVEL=2")
     if instead := DOCKER_OPTIONS.get(words[0].partition("=")[0]):
         raise UsageError(f"{words[0].partition('=')[0]} is managed by this server", f"use instead: dokku {instead}")
-    if re.fullmatch(r"(?:-e|--env)(?:[ =][^=]*)?", " ".join(words)):  # docker would take the value that whoever deploys has in his environment
-        raise UsageError(f"{shown(text)} gives no value", "write for example  -e LEVEL=debug")
     return shlex.join(words)
 
 
@@ -2877,9 +2893,10 @@ def switch_to(release: Release) -> None:
     wanted, known = wanted_dynos(release), retiring(release.app)
     if any(row.id in known and release.has(row) and row.dyno in wanted for row in containers_of(release.app)):
         release = release._replace(restart=release.restart + 1, kept={})  # scaled down a moment ago, and up again
-    alone = what_runs_alone(release)
+    ended: list[Container] = []
     try:
-        for container in alone:
+        for container in what_runs_alone(release):
+            ended.append(container)
             detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
             stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))
         step("Starting processes and checking them")
@@ -2890,9 +2907,7 @@ def switch_to(release: Release) -> None:
         step("Switching to the new processes")
         workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
     except BaseException:
-        throw_away(release)
-        for container in alone:
-            start_container(container.id)
+        turn_back(release, ended)
         raise
     previous = read_current(release.app)
     write_current(release)
@@ -2987,6 +3002,17 @@ def keep_last_words(container: Container) -> list[str]:
     return lines
 
 
+def turn_back(release: Release, ended: Sequence[Container]) -> None:
+    """Have everything as it was before a release that did not go live; what ended for it runs again."""
+    with contextlib.suppress(DokkuError):
+        render_vhost(release.app)  # nginx may have been switched
+    throw_away(release)
+    for container in [row for row in ended if row.id not in retiring(release.app)]:
+        with contextlib.suppress(DokkuError):  # gone meanwhile
+            stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))  # a stop that was broken off goes on in the engine
+            start_container(container.id)
+
+
 def throw_away(release: Release) -> None:
     """Remove the processes of a release that did not go live; keep their last words for logs:failed."""
     if (current := read_current(release.app)) and current.incarnation == release.incarnation:
@@ -2996,7 +3022,7 @@ def throw_away(release: Release) -> None:
         words += [f"{container.dyno}: {line}" for line in keep_last_words(container)[-FAILURE_LINES:]]
         remove_container(container.id)
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
-    with contextlib.suppress(BrokenPipeError):  # who asked may have left
+    with contextlib.suppress(OSError):  # who asked may have left
         for line in words:
             detail(line)
 
@@ -3111,14 +3137,14 @@ def judge_probation(app: str) -> None:
     record, current = read_json(file), read_current(app)
     if not record:
         return
-    if not current or current.number != record["release"] or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
+    if not current or current.number != record["release"] or is_stopped(app) or not 0 < record["until"] - uptime() <= PROBATION_SECONDS:
         return remove(file)
     own = (row for row in containers_of(app) if current.has(row))
     if not (container := next((row for row in own if inspect_container(row.id).get("RestartCount", 0) >= PROBATION_RESTARTS), None)):
         return
     with locked(app, "automatic rollback"):
         now_current, began, result, why = read_current(app), time.monotonic(), 1, f"{container.dyno} kept crashing"
-        if not now_current or now_current.number != current.number or not file.exists():
+        if not now_current or now_current.number != current.number or not file.exists() or is_stopped(app):
             return
         keep_last_words(container)
         try:
@@ -3338,6 +3364,7 @@ def start_app(app: str) -> None:
             stop_processes(app)
         raise
     remove(app_folder(app) / "STOPPED")
+    name_current(current)
     agree_networks(app)
     render_vhost(app)
     render_crontab()
@@ -3628,9 +3655,14 @@ def compare_rows(service: Service, identity: str, wanted: Mapping[str, str] | No
 
 def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, **changes: Any) -> Service:
     """Have a service work on what a dump holds, once that was loaded beside it and has the rows expected. Only under its lock."""
-    row = service_container(service)
-    if row and row.running and engine_of(service).has("others") and (others := output_of(script_words(service, row.id, "others")).split()):
-        raise DokkuError(f"{service.name} also holds {', '.join(others)}, which would not come along", f"move them to services of their own first; {service.name} is as it was")
+    if engine_of(service).has("others"):
+        row = service_container(service)
+        asked = run(script_words(service, row.id, "others"), check=False) if row and row.running else None
+        if asked and not asked.returncode and (others := asked.stdout.split()):
+            raise DokkuError(f"{service.name} also holds {', '.join(others)}, which would not come along", f"move them to services of their own first; {service.name} is as it was")
+        if not asked or asked.returncode:  # nobody knows what else is there
+            changes = {"kept": service.kept or f"{service.data} {service.image}", **changes}
+            warn(f"The server of {service.name} does not answer, so its data of before is kept: dokku {service.engine}:upgrade {service.name} --confirm   lets go of it")
     with filled(service._replace(**changes), dump) as (fresh, identity):
         compare_rows(fresh, identity, rows)
         stop_container(identity, SERVICE_GRACE)  # its data goes to another server
@@ -3947,7 +3979,8 @@ def parse_arguments(name: str, args: Sequence[Arg], words: Sequence[str]) -> dic
         if found[arg.name] == [] and arg.many not in ("*", "+") and not (arg.raw or arg.unknown):
             parser.error(f"{arg.name} is missing: -- is no word")  # what argparse makes of it
         if not arg.switch and (value := found[arg.name]) is not None:
-            found[arg.name] = [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
+            read = [arg.parse(word) for word in value] if isinstance(value, list) else arg.parse(value)
+            found[arg.name] = [*itertools.chain(*read)] if isinstance(value, list) and arg.parse in (parse_phases, parse_process_types) else read
     return found
 
 
@@ -4058,13 +4091,14 @@ def say_report(noun: str, app: str, flag: str, style: str) -> None:
     """Print what NOUN_facts says of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
     of_server = noun in ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
     facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or of_server else None
-    rows, prefix = {**(facts(app) if facts else {}), **property_rows(app, noun)}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
+    own, prefix = facts(app) if facts else {}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
+    rows = {**own, **property_rows(app, noun)}
     if flag and flag.removeprefix("--") not in rows:
         raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
     if flag:
         return say(rows[flag.removeprefix("--")])
     if style == "json":
-        return say_json({name.removeprefix(f"{prefix}-"): value for name, value in rows.items()})
+        return say_json({re.sub(f"^(?:{prefix}|{noun})-", "", name): value for name, value in [*rows.items(), *own.items()]})
     milestone(f"{app.removeprefix('--')} {prefix} information")
     return say_lines(f"       {name.replace('-', ' ').capitalize() + ':':30} {value}".rstrip() for name, value in rows.items())
 
@@ -4107,15 +4141,18 @@ def guard_networks(names: Iterable[str], caller: Caller) -> None:
 
 def set_property(noun: str, app: str, key: str, value: list[Any], caller: Caller) -> None:
     """Set a property, or clear it without a value, when the caller may."""
+    value = value if value != [""] else []
     secret = noun == "letsencrypt" and key.startswith("dns-provider-")  # what lego must know of the provider, by lego's own name for it
     if ((noun, key) in PROPERTIES or secret) and not may(caller, "admin" if secret else PROPERTIES[noun, key].access, "" if app == "--global" else app):
         raise AccessDenied
     if secret:
-        known = {**dns_secrets(app), parse_config_key(key.removeprefix("dns-provider-")): secret_word("".join(value)) if value else ""}
-        return write_text(property_file(app, noun, "dns"), render_environment({name: word for name, word in known.items() if word}), secret=True)
+        given = {parse_config_key(key.removeprefix("dns-provider-")): secret_word("".join(value)) if value else ""}
+        with server_lock("config") if app == "--global" else locked(app, "letsencrypt:set"):
+            known = {**dns_secrets(app), **given}
+            return write_text(property_file(app, noun, "dns"), render_environment({name: word for name, word in known.items() if word}), secret=True)
     if (noun, key) == ("nginx", "proxy-protocol") and app != "--global":
         raise UsageError("Apps share their ports: either all of them are behind PROXY protocol or none", "dokku nginx:set --global proxy-protocol true")
-    guard_networks(value if noun == "network" and key in NETWORK_KEYS else (), caller)
+    guard_networks(" ".join(value).split() if noun == "network" and key in NETWORK_KEYS else (), caller)
     change_property(noun, app, key, " ".join(map(str, value)))
     render_crontab() if noun == "cron" else None
     step(f"{'Setting' if value else 'Unsetting'} {key}{' to ' if value else ''}{' '.join(map(str, value))}")
@@ -4181,7 +4218,7 @@ def create_app(app: str) -> None:
     with server_lock("create"):
         if not app_exists(app):
             refuse_claimed(app, named_domains(app))
-            remove(users_file(app), pages_of(app))  # a killed copy may have left some
+            remove(users_file(app), pages_of(app), acme_folder(app))  # a killed copy, or a renewal meanwhile, may have left some
             make_folder(app_folder(app))
             write_text(app_folder(app) / "CREATED", f"{int(time.time())}\n")
             ensure_repository(app)
@@ -4240,6 +4277,7 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
     copy_app(old, new, leave_out, skip_deploy)
     try:
         with locked(new, "apps:clone"):
+            refuse_claimed(new, [] if read_lines(app_folder(new) / "DOMAINS") else named_domains(new))  # again: it is a record now
             if leave_out:  # a clone: what the first one has alone can't be shared
                 require_ports(new, set())
             for tag in tags_of(old):
@@ -4260,7 +4298,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
     with locked(app, "apps:clone"):
         refuse_claimed(new, named_domains(new))
         shares = is_by_name(app) and named_domains(new)
-        duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if shares else ["PORTS", "proxy.proxy-port"]), "ssh_key", "docker", "CERTIFICATE"])
+        duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if shares else ["PORTS", "proxy.proxy-port"]), "ssh_key", "docker", "CERTIFICATE", "letsencrypt.dns"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
@@ -4279,6 +4317,8 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
             rename_file(acme_folder(app), acme_folder(new))
         if (note := app_folder(app) / "LOCKED").exists():
             write_text(app_folder(new) / "LOCKED", read_text(note))
+        wait_for_workers(app, render_vhost(app, off=True))
+        stop_processes(app)
         remove_app(app)
     render_crontab()
     step(f"Renamed {app} to {new}")
@@ -4410,8 +4450,9 @@ def ssh_public(app: str | None = None, about: str | None = None, make: str = "")
 
 def ssh_install(app: str) -> None:
     """Keep a private ssh key from standard input, for what the app fetches; its builds get it as the secret ssh_key."""
-    with scratch_folder(app_folder(app), "tree.") as folder:
-        write_text(folder / "key", sys.stdin.read(2**16).replace("\r", "").strip() + "\n", secret=True)
+    given = sys.stdin.read(2**16).replace("\r", "").strip() + "\n"
+    with locked(app, "ssh:install"), scratch_folder(app_folder(app), "tree.") as folder:
+        write_text(folder / "key", given, secret=True)
         if run(["ssh-keygen", "-p", "-P", "", "-N", "", "-f", str(folder / "key")], check=False).returncode:  # brings old ones into today's form
             raise UsageError("That is no private key without a passphrase", f"dokku ssh:install {app} < ~/.ssh/id_ed25519")
         rename_file(folder / "key", ssh_key_file(app))
@@ -4518,6 +4559,8 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
     with locked(app, "domains"), server_lock("domains"):
         domains = changed(named_domains(app), verb, domains)
         refuse_claimed(app, [*domains, *redirects_of(app)])
+        if verb == "remove" and not domains and is_by_name(app) and read_lines(ROOT / "VHOST") and not read_lines(app_folder(app) / "DOMAINS"):
+            raise DokkuError(f"{app} has no other domain than its name in each global one", f"dokku domains:set {app} NAME   gives it another, domains:disable {app} none")
         with served_with(app, app_folder(app) / "DOMAINS"):
             return write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
@@ -4611,13 +4654,14 @@ def custom_page_export(app: str) -> int:
 def serve_by(app: str, file: str, off: str = "", user: str | None = None, password: str | None = None) -> None:
     """Note how an app is served: by its names (or NO_VHOST), by nginx (or NO_PROXY), by a page (MAINTENANCE), by password (HTTP_AUTH); and serve it so."""
     path = app_folder(app) / file
-    if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(app):
-        raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
-    if file == "NO_PROXY" and off and (app_folder(app) / "HTTP_AUTH").exists():
-        raise DokkuError(f"{app} asks for a password, which only nginx does", f"dokku http-auth:disable {app}   first, if everybody may come")
     change_users(app, user, password) if user else None
-    with locked(app, "proxy"), served_with(app, path):
-        write_text(path, "") if off else remove(path)
+    with locked(app, "proxy"):
+        if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(app):
+            raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
+        if file == "NO_PROXY" and off and (app_folder(app) / "HTTP_AUTH").exists():
+            raise DokkuError(f"{app} asks for a password, which only nginx does", f"dokku http-auth:disable {app}   first, if everybody may come")
+        with served_with(app, path):
+            write_text(path, "") if off else remove(path)
     if file == "NO_PROXY" and off:
         warn(f"{app} answers on {' '.join(urls_of(app))}; each release ends its old web.1 before the new one starts, which leaves a gap")
 
@@ -4920,7 +4964,7 @@ def ps_facts(app: str) -> dict[str, str]:
 def git_facts(app: str) -> dict[str, str]:
     """Say which commit an app runs."""
     current = read_current(app)
-    return {"git-status": git(app, "log", "-1", "--format=%h %s", check=False), **({"git-sha": current.commit, "git-last-updated-at": current.at} if current else {})}
+    return {"git-status": git(app, "log", "-1", "--format=%h %s", check=False), "git-sha": current.commit if current else "", "git-last-updated-at": current.at if current else ""}
 
 
 def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, int]]) -> None:
@@ -4994,9 +5038,9 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
         return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
     if everything:
         raise UsageError("A process type is restarted of one app, not of all", "leave --all out")
-    if is_stopped(str(app)):  # an app stands before its process type
-        raise DokkuError(f"{app} is stopped, and none of it is started alone", f"dokku ps:start {app}   starts it")
-    with locked(str(app), "ps:restart"):
+    with locked(str(app), "ps:restart"):  # an app stands before its process type
+        if is_stopped(str(app)):
+            raise DokkuError(f"{app} is stopped, and none of it is started alone", f"dokku ps:start {app}   starts it")
         for container in [row for row in require_processes(str(app), process) if row.id not in retiring(str(app))]:
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
 
@@ -5043,7 +5087,7 @@ def top(app: str, words: list[str], caller: Caller) -> None:
     """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
     if words and not may(caller, "secrets", app):
         raise AccessDenied  # ps can print the environment of a process
-    for container in require_processes(app, None):
+    for container in [row for row in require_processes(app, None) if row.running]:
         milestone(container.dyno)
         say(output_of([docker_command(), "top", container.id, *words]))
 
@@ -5180,7 +5224,7 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
                          f"dokku run:stop --container {going[0].name}   ends it", os.EX_TEMPFAIL)
     for container in going if job.concurrency == "replace" else []:
         stop_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-    write_text(make_folder(app_folder(app) / "cron") / id, f"{now()}\n")
+    write_text(make_folder(app_folder(require_app(app)) / "cron") / id, f"{now()}\n")
     name = create_one_off(app, {}, shell_command(app, job.command), seconds, kind="cron", dyno=f"cron.{id}")
     return (start_container(name) or say(name) or 0) if detach else attend([docker_command(), "start", "--attach", name])
 
@@ -5650,7 +5694,7 @@ def service_upgrade(service: Service, confirm: bool, anew: bool, **given: Any) -
             raise DokkuError(f"{held.name} still keeps {held.kept} from the upgrade before", f"dokku {held.engine}:upgrade {held.name} --confirm   lets go of it")
         kind = engine_of(held)
         new = upgrade_service(held, **(chosen_image(kind, given, held) or chosen_image(kind, given)))
-    for app in linked_apps(new) if anew else ():
+    for app in [row for row in linked_apps(new) if read_current(row) and not is_stopped(row)] if anew else ():
         under_lock("upgrade", restart, app)
     return step(f"{new.name} runs {new.image}" + (f"; the data from before is kept: {new.kept}" if new.kept else ""))
 
@@ -5763,7 +5807,8 @@ def change_login(app: str | None, server: str, caller: Caller, username: str = "
     folder = make_folder(ROOT / ".docker" if app in (None, "--global") else app_folder(require_app(app)) / "docker", 0o700)
     secret = sys.stdin.readline().rstrip("\n") if piped else secret_word(password) if password else None
     words = ["logout"] if off else ["login", f"--username={username}", "--password-stdin"]
-    said = output_of([docker_command(), *words, server], stdin=secret, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
+    with locked(app, "registry") if app not in (None, "--global") else contextlib.nullcontext():
+        said = output_of([docker_command(), *words, server], stdin=secret, env={**build_environment(), "DOCKER_CONFIG": str(folder)})
     detail(said) if off else step(f"Logged in to {server} as {username}")
 
 
@@ -5771,8 +5816,8 @@ def change_login(app: str | None, server: str, caller: Caller, username: str = "
 
 def tag_add(app: str, tag: str) -> None:
     """Keep the running release under a name, whatever is deployed later; rollback APP TAG goes back to it."""
-    current = require_current(app)
     with locked(app, "tag:add"):
+        current = require_current(app)
         tag_as(current.image, f"dokku/{app}:{tag}")
         names = {**read_tags(app), tag: current.number}
         write_lines(app_folder(app) / "TAGS", [f"{name} {number}" for name, number in sorted(names.items())])
@@ -5780,7 +5825,7 @@ def tag_add(app: str, tag: str) -> None:
 
 def tag_rm(app: str, tag: str) -> None:
     """Take a name from an image of the app."""
-    if tag not in read_tags(app):
+    if tag not in {*read_tags(app), *tags_of(app)}:  # killed, tag:add leaves one in Docker alone
         raise DokkuError(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
     with locked(app, "tag:rm"):
         write_lines(app_folder(app) / "TAGS", [f"{name} {number}" for name, number in read_tags(app).items() if name != tag])
@@ -5797,7 +5842,7 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
         raise DokkuError(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
     rows: list[tuple[str, str, str]] = []
     for row in found:
-        with whatever_comes("NotFound"):  # a deploy may remove it meanwhile
+        with whatever_comes():  # a deploy may be removing it, or have: 409 or 404
             rows += [(at, row.dyno, text) for at, text in log_stream(row.id, lines)]
     for row in sorted(rows)[-lines:] if lines else []:
         say_log(quiet, *row)
@@ -5848,6 +5893,8 @@ def change_docker_options(app: str, verb: str, processes: list[str] | None, call
                           words: list[str] | None = None) -> None:
     """Add an option of docker build or docker run to phases of an app, of some process types or all, or take one away; without words, every one."""
     option = parse_docker_option(" ".join(words)) if words is not None else ""
+    if verb == "add" and re.fullmatch(r"(?:-e|--env|--build-arg)(?:[ =][^=]*)?", option):  # docker would take what whoever deploys has in his environment
+        raise UsageError(f"{shown(option)} gives no value", "write for example  -e LEVEL=debug")
     with locked(app, "docker-options"):
         old = read_docker_options(app)
         names = [f"{phase}.{process}" if process else phase for phase in phases or PHASES for process in processes or [""]]
@@ -5926,12 +5973,12 @@ def run_list(app: str | None, caller: Caller) -> list[dict[str, str]]:
     return [{"name": row.name, "app": row.app, "state": row.state, "process": row.dyno} for row in one_offs(app or "") if may(caller, "operate", row.app)]
 
 
-def run_logs(container: str | None, tail: bool, lines: int, app: str | None, caller: Caller) -> int | None:
+def run_logs(container: str | None, tail: bool, quiet: bool, lines: int, app: str | None, caller: Caller) -> int | None:
     """Print what the one-offs of an app, or one of them, wrote; -t follows the last until it ends."""
     found = find_one_offs(app, container, caller)
     if tail:
         return attend([docker_command(), "logs", "--follow", "--tail", str(lines), found[-1].id])
-    return say_lines(f"{row.name}: {line}" for row in found for line in logs_of(row.id, lines))
+    return say_lines(line if quiet else f"{row.name}: {line}" for row in found for line in logs_of(row.id, lines))
 
 
 def run_stop(container: str | None, app: str | None, caller: Caller) -> None:
@@ -5953,6 +6000,8 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
     if purpose == "exec" and not words:
         raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
+    if words[:1] == ["--container-id"]:  # behind the app
+        container, words = "".join(words[1:2]), words[2:]
     chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise DokkuError(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
@@ -6362,7 +6411,7 @@ def run_command(words: list[str], caller: Caller, *, hook: bool = False) -> int:
     while words[lead:] and words[lead] in GLOBAL_WORDS:  # those that stand before a command come behind it
         lead += 2 if words[lead] == "--app" else 1
     words = [*words[lead:lead + 1], *words[:lead], *words[lead + 1:]] or ["help"]
-    row = find_command(words[0])
+    row = find_command({"--help": "help", "-h": "help", "--version": "version"}.get(words[0], words[0]))
     args = row.args if row else []
     needs_words = any(not arg.flags and arg.many not in ("?", "*") and not arg.raw and not arg.unknown for arg in args)
     if not row or (len(words) == 1 and needs_words and commands_of(words[0])):
@@ -6424,6 +6473,9 @@ def main(words: list[str]) -> int:
 def front_door(argv: Sequence[str]) -> NoReturn:
     """Run one command and leave at once: taking the interpreter down takes longer than most commands."""
     on_leaving(leave)
+    for file in (sys.stdin, sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a closed one; bytes pass as they are, whatever locale the client sent
+            file.reconfigure(errors="surrogateescape")
     gc.set_threshold(100_000)  # imports make many objects and no garbage
     code = main(argv)
     with contextlib.suppress(OSError):

@@ -157,7 +157,7 @@ def test_class_12_what_reaches_the_host_is_no_developers(watched, monkeypatch, o
                                     "--init --privileged", "--read-only /bin/sh",
                                     "--no-healthcheck -v=/:/x", "--build-arg X --secret id=a,src=/etc/shadow", "--build-arg=X --secret=id=a,src=/etc/shadow",
                                     "--no-cache --secret=id=a,src=/etc/shadow",
-                                    "--pull --ssh=default=/root/.ssh/id", "--target a b", "--build-arg", "--label", "--memory", "--privileged",
+                                    "--pull --ssh=default=/root/.ssh/id", "--target a b", "--label", "--memory", "--privileged",
                                     "--secret id=a,src=/etc/shadow"])
 def test_class_12_an_option_is_one_whole_option(watched, monkeypatch, option):
     """What follows its value is another option; without its value it takes the next one, and that one's value is read as an option."""
@@ -171,7 +171,7 @@ def test_class_12_an_option_is_one_whole_option(watched, monkeypatch, option):
 
 
 @pytest.mark.parametrize("option", ["--memory 1g", "--memory=1g", "-m 1g", "-m=1g", "--init", "--init=false", "--read-only", "--no-healthcheck", "--no-cache",
-                                    "--pull", "--pull=always", "--build-arg X", "--build-arg X=1",
+                                    "--pull", "--pull=always", "--build-arg X=1",
                                     "--label a=b", "--entrypoint ''", "--label 'a=b -v /:/host'", "--target --secret"])
 def test_class_12_a_developer_may_add_what_stays_inside(watched, monkeypatch, option):
     monkeypatch.setattr(d, "translate_options", lambda words: None)

@@ -1,6 +1,7 @@
 """Section 16: services, without a server; what is put back when something fails, and what is not."""
 
 import contextlib
+import subprocess
 import types
 
 import docker
@@ -43,20 +44,21 @@ def test_what_is_left_over_takes_no_one_back_to_the_old_data(service, monkeypatc
     assert d.read_service("postgres", "db").data == "data.2"
 
 
-@pytest.mark.parametrize("others, rows", [("shop\nblog 2", []), ("", ["filled"])])
-def test_data_is_not_replaced_where_others_would_be_lost(service, monkeypatch, others, rows):
+@pytest.mark.parametrize("others, code, kept", [("shop\nblog 2", 0, None), ("", 0, ""), ("", 2, "data.1 postgres:16"), ("shop", 1, "data.1 postgres:16")])
+def test_data_is_not_replaced_where_others_would_be_lost(service, monkeypatch, others, code, kept):
+    """A server that can't be asked is what a restore is for: then the old data is kept."""
     done = []
 
-    def filled(*words):
+    def filled(fresh, dump):
         """Stop here."""
-        done.append("filled")
+        done.append(fresh.kept)
         raise d.Cancelled("far enough")
     monkeypatch.setattr(d, "script_words", lambda service, identity, script: [identity, script])
-    monkeypatch.setattr(d, "output_of", lambda argv: others if argv == ["id", "others"] else pytest.fail("not asked"))
+    monkeypatch.setattr(d, "run", lambda argv, check: subprocess.CompletedProcess(argv, code, others) if argv == ["id", "others"] else pytest.fail("not asked"))
     monkeypatch.setattr(d, "filled", filled)
-    with pytest.raises(d.DokkuError, match="db also holds shop, blog, 2" if others else "far enough"):
+    with pytest.raises(d.DokkuError, match="db also holds shop, blog, 2" if kept is None else "far enough"):
         d.replace_data(service, d.ROOT / "dump", None)
-    assert done == rows
+    assert done == ([] if kept is None else [kept])
 
 
 @pytest.mark.parametrize("engine", ["postgres", "mysql", "mariadb"])

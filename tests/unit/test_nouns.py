@@ -191,10 +191,10 @@ def test_a_schedule_is_one_that_cron_takes(schedule, good):
         assert (done.returncode == 0) is good or "-n" in done.stderr.partition("\n")[0], done.stderr  # not every cron can only look
 
 
-@pytest.mark.parametrize("option", ["-e X", "--env X", "--env=X", "-e=X", "-e", "--env 'A B'"])
+@pytest.mark.parametrize("option", ["-e X", "--env X", "--env=X", "-e=X", "-e", "--env 'A B'", "--build-arg X", "--build-arg=X"])
 def test_a_variable_of_docker_has_its_value_with_it(option):
     with pytest.raises(d.UsageError, match="gives no value"):
-        d.parse_docker_option(option)
+        d.change_docker_options("blog", "add", None, d.Caller("root", local=True), ["build"], [option])
 
 
 @pytest.mark.parametrize("option", ["-e X=", "-e X=1", "--env X=a=b", "--env=X=1", "--env-file /srv/x", "--entrypoint x"])

@@ -1,11 +1,14 @@
 """Sections 4 and 5: facts in files, locks, other programs."""
 
 import contextlib
+import errno
+import io
 import multiprocessing
 import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import time
 import unittest.mock
@@ -241,7 +244,7 @@ def test_the_trouble_of_one_keeps_none_of_the_others(capsys):
     assert done == [1, 2]
 
 
-@pytest.mark.parametrize("sick", ["dead_writes", "remove_expired", "orphans", "remove_container", "mind_all", "revive", "restart_unfit", "mend_services"])
+@pytest.mark.parametrize("sick", ["dead_writes", "remove_expired", "render_crontab", "orphans", "remove_container", "mind_all", "revive", "restart_unfit", "mend_services"])
 def test_one_sick_thing_stops_no_tick(root, monkeypatch, sick):
     done = []
 
@@ -254,13 +257,13 @@ def test_one_sick_thing_stops_no_tick(root, monkeypatch, sick):
                 raise ValueError(name)
             return given
         return do
-    for name, given in (("dead_writes", []), ("remove_expired", None), ("orphans", [container("web.1"), container("web.2")]), ("remove_container", None),
+    for name, given in (("dead_writes", []), ("remove_expired", None), ("render_crontab", None), ("orphans", [container("web.1"), container("web.2")]), ("remove_container", None),
                         ("mind_all", None),
                         ("revive", None), ("restart_unfit", None), ("mend_services", None)):
         monkeypatch.setattr(d, name, work(name, given))
     monkeypatch.setattr(d, "each_app", lambda app, everything, work, parallel: work("blog"))
     d.tick()
-    wanted = ["dead_writes", "remove_expired", "orphans", "remove_container", "remove_container", "mind_all", "revive", "restart_unfit", "mend_services"]
+    wanted = ["dead_writes", "remove_expired", "render_crontab", "orphans", "remove_container", "remove_container", "mind_all", "revive", "restart_unfit", "mend_services"]
     assert done == [name for name in wanted if sick != "orphans" or name != "remove_container"]
 
 
@@ -411,13 +414,15 @@ def test_checks_of_a_process_type_that_does_not_run(live, monkeypatch):
     assert asked == ["worker.1", "worker.2", "web.1", "worker.1", "worker.2"]
 
 
-def test_what_is_gone_meanwhile_is_left_out(live, monkeypatch, capsys):
+@pytest.mark.parametrize("error", ["NotFound", "APIError"])
+def test_what_is_gone_meanwhile_is_left_out(live, monkeypatch, capsys, error):
+    """The second is a 409: it is being removed."""
     import docker
 
     def log_stream(identity, lines):
         """One of them was removed by a deploy."""
         if identity == "id-worker.1":
-            raise docker.errors.NotFound("gone")
+            raise getattr(docker.errors, error)("gone")
         return iter([(f"2026-01-01T00:00:0{len(identity) % 10}", f"line of {identity}")])
     monkeypatch.setattr(d, "log_stream", log_stream)
     d.logs(False, True, 100, None, "blog")
@@ -522,7 +527,7 @@ def switched(root, monkeypatch):
     d.write_current(release())
     d.write_config("blog", {"A": "2"})
     d.write_text(root / "apps/blog/STOPPED", "")
-    for name in ("tag_image", "start_missing", "agree_networks", "render_vhost", "render_crontab", "drop_images", "remove_strays"):
+    for name in ("tag_image", "containers_of", "start_missing", "agree_networks", "render_vhost", "render_crontab", "drop_images", "remove_strays"):
         monkeypatch.setattr(d, name, lambda *words, **facts: [])
     monkeypatch.setattr(d, "switch_to", lambda new: done.append((new.name, new.restart, d.release_config(new)["A"])))
     return done
@@ -591,13 +596,14 @@ def test_what_ran_alone_runs_again_when_stopping_it_is_cut_off(root, live, monke
     assert stopped[2:] == stopped[:2], "an end that was broken off goes on in the engine: it is waited for"
 
 
-def test_all_is_thrown_away_although_nobody_reads_it(root, live, monkeypatch):
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "the terminal is gone")])
+def test_all_is_thrown_away_although_nobody_reads_it(root, live, monkeypatch, error):
     removed = []
     live[:] = [container("web.1", incarnation="v4"), container("web.2", incarnation="v4"), container("worker.1")]
 
     def detail(text):
         """Find standard output closed."""
-        raise BrokenPipeError
+        raise error
     for name, given in (("detail", detail), ("logs_of", lambda identity, lines: ["last words"]), ("remove_container", removed.append)):
         monkeypatch.setattr(d, name, given)
     for number, dyno in ((4, "web.1"), (4, "web.2"), (3, "worker.1")):
@@ -649,7 +655,7 @@ def test_an_app_without_a_release_has_no_log(root, word):
 
 
 def test_the_crontab_has_no_line_that_cron_refuses_and_no_sender_of_another_app(root, monkeypatch):
-    given, jobs = [], {"blog": [d.Job("61 * * * *", "bad"), d.Job("5 * * * *", "good")], "shop": [d.Job("@daily", "good")]}
+    given, spool, jobs = [], [], {"blog": [d.Job("61 * * * *", "bad"), d.Job("5 * * * *", "good")], "shop": [d.Job("@daily", "good")]}
     for app, rows in jobs.items():
         d.write_release(release(app=app, jobs=tuple(rows)), {})
         d.write_current(release(app=app))
@@ -657,11 +663,14 @@ def test_the_crontab_has_no_line_that_cron_refuses_and_no_sender_of_another_app(
     for name, schedule in (("sick", "*/0 * * * *"), ("well", "@weekly")):
         d.write_service(service := d.Service("postgres", name, "image", "data.1"))
         d.write_json(d.backup_home(service) / "settings.json", {"schedule": schedule})
-    monkeypatch.setattr(d, "output_of", lambda argv, check: given[-1] if given else "")
-    monkeypatch.setattr(d, "run", lambda argv, stdin: given.append(stdin))
+    monkeypatch.setattr(d, "output_of", lambda argv, check: "".join(spool))
+    monkeypatch.setattr(d, "run", lambda argv, stdin: (given.append(stdin), spool.append(stdin)))
     d.render_crontab()
     d.render_crontab()
     assert len(given) == 1, "what cron has already is not given again"
+    spool.clear()
+    d.render_crontab()
+    assert given[1:] == spool == given[:1], "what cron has lost is"
     lines = [line for line in given[0].splitlines() if re.match("[0-9*@]|MAILFROM", line)]
     assert lines == ['MAILFROM="blog@example.com"', f"5 * * * * /usr/bin/dokku cron:run blog {jobs['blog'][1].id}", 'MAILFROM=""',
                      f"@daily /usr/bin/dokku cron:run shop {jobs['shop'][0].id}", "@weekly /usr/bin/dokku postgres:backup well 2>&1 | logger -t dokku"]
@@ -721,3 +730,169 @@ def test_a_variable_without_a_value_that_is_on_record_keeps_no_process_from_its_
         monkeypatch.setattr(d, name, given)
     d.create_container(release(), "web.1", config=None)
     assert client.create_container_config.call_args.kwargs["environment"] == {"A": "1=2", "B": ""}
+
+
+# --- the way back, and what happens meanwhile ---
+
+@pytest.mark.parametrize("error", [d.Cancelled("gone"), d.DokkuError("no more memory")])
+@pytest.mark.parametrize("retires, again", [(set(), ["stop id-web.1", "start id-web.1"]), ({"id-web.1"}, [])])
+def test_the_way_back_is_nginx_first_and_then_what_was_ended(root, live, monkeypatch, error, retires, again):
+    """Not what would have been ended next, and nothing that was to end anyway."""
+    done = []
+
+    def stop(identity, grace):
+        """Be broken off at the first one."""
+        done.append(f"stop {identity}")
+        if len(done) == 1:
+            raise error
+
+    def start(identity):
+        """Be refused: it must not hide what went wrong."""
+        done.append(f"start {identity}")
+        raise d.DokkuError("No such container")
+    d.change_check_modes("blog", [], "disabled")
+    for name, given in (("stop_container", stop), ("start_container", start), ("retiring", lambda app: retires),
+                        ("render_vhost", lambda app: done.append("vhost")), ("throw_away", lambda new: done.append("thrown away"))):
+        monkeypatch.setattr(d, name, given)
+    with pytest.raises(type(error), match=error.message):
+        d.switch_to(release(number=4))
+    assert done == ["stop id-web.1", "vhost", "thrown away", *again]
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_past_the_switch_nobody_has_to_read(monkeypatch, number, handler):
+    class Gone:
+        """A terminal that is gone."""
+
+        def write(self, text):
+            """Refuse it."""
+            raise OSError(number, "gone")
+    log = io.StringIO()
+    monkeypatch.setattr(signal, "getsignal", lambda number: handler)
+    token = d.TRANSCRIPT.set(log)
+    try:
+        with pytest.raises(OSError) if handler == signal.SIG_DFL else contextlib.nullcontext():
+            d.say("live", Gone())
+    finally:
+        d.TRANSCRIPT.reset(token)
+    assert log.getvalue() == ("live\n" if handler == signal.SIG_IGN else "")
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "never"])
+def test_a_release_of_a_stopped_app_is_rolled_back_by_nobody(root, live, monkeypatch, when):
+    done, file = [], root / "apps/blog/PROBATION"
+    d.write_json(file, {"release": 3, "previous": 2, "until": d.uptime() + 50})
+    d.write_text(root / "apps/blog/STOPPED", "") if when == "before" else None
+    for name, given in (("rollback", lambda *words: done.append(words)), ("keep_last_words", lambda row: []), ("mark_release", lambda *words: None),
+                        ("inspect_container", lambda identity: {"RestartCount": d.PROBATION_RESTARTS}),
+                        ("locked", stopping(root) if when == "meanwhile" else d.locked)):
+        monkeypatch.setattr(d, name, given)
+    d.judge_probation("blog")
+    assert done == ([("blog", 2, "dokku_py")] if when == "never" else []) and (when == "meanwhile" or not file.exists())
+
+
+def stopping(root, real=d.locked):
+    """Give a lock for which we wait until another one has stopped the app."""
+    @contextlib.contextmanager
+    def locked(app, purpose):
+        """Wait for it."""
+        d.write_text(root / "apps" / app / "STOPPED", "")
+        with real(app, purpose):
+            yield
+    return locked
+
+
+def test_an_app_that_is_stopped_meanwhile_has_no_type_restarted(root, live, monkeypatch):
+    done = []
+    monkeypatch.setattr(d, "restart_container", lambda identity, grace: done.append(identity))
+    monkeypatch.setattr(d, "locked", stopping(root))
+    with pytest.raises(d.DokkuError, match="blog is stopped"):
+        d.ps_restart(False, 1, "blog", "worker")
+    assert done == []
+
+
+def test_what_is_started_again_has_its_names(switched, monkeypatch):
+    named = []
+    d.write_config("blog", {"A": "1"})
+    monkeypatch.setattr(d, "containers_of", lambda app: [container("web.1", name="blog.web.1.v3"), container("web.1", incarnation="v2")])
+    monkeypatch.setattr(d, "rename_container", lambda row, name: named.append((row.name, name)))
+    d.start_app("blog")
+    assert named == [("blog.web.1.v3", "blog.web.1")] and not d.is_stopped("blog")
+
+
+def test_a_job_of_an_app_that_is_destroyed_meanwhile_leaves_no_ghost_of_it(root, monkeypatch):
+    job = d.Job("@daily", "./clean", "replace")
+    d.write_release(release(jobs=(job,)), {})
+    d.write_current(release(jobs=(job,)))
+    monkeypatch.setattr(d, "containers_of", lambda app, kind: [container(f"cron.{job.id}")])
+    monkeypatch.setattr(d, "stop_container", lambda identity, grace: d.remove(root / "apps/blog"))
+    with pytest.raises(d.NoSuchApp):
+        d.cron_run(False, 60, "blog", job.id)
+    assert d.apps() == [] and not (root / "apps/blog").exists()
+
+
+def test_what_does_not_run_has_no_processes_to_show(live, monkeypatch, capsys):
+    live[:] = [container("web.1"), container("worker.1", running=False)]
+    monkeypatch.setattr(d, "output_of", lambda argv: argv[-1])
+    d.top("blog", [], ROOT_CALLER)
+    assert capsys.readouterr().out.split() == ["=====>", "web.1", "id-web.1"]
+
+
+def test_a_tag_is_of_the_release_that_runs_when_it_is_given(root, live, monkeypatch):
+    tagged, real = [], d.locked
+
+    @contextlib.contextmanager
+    def locked(app, purpose):
+        """Wait for a deploy."""
+        d.write_release(release(number=4, image="sha256:4"), {})
+        d.write_current(release(number=4, image="sha256:4"))
+        with real(app, purpose):
+            yield
+    monkeypatch.setattr(d, "locked", locked)
+    monkeypatch.setattr(d, "tag_as", lambda *words: tagged.append(words))
+    d.tag_add("blog", "good")
+    assert tagged == [("sha256:4", "dokku/blog:good")] and d.read_tags("blog") == {"good": 4}
+
+
+def test_a_tag_that_docker_alone_has_can_be_taken_away(root, monkeypatch):
+    untagged = []
+    d.make_folder(root / "apps/blog")
+    monkeypatch.setattr(d, "tags_of", lambda app: ["latest", "left"])
+    monkeypatch.setattr(d, "untag_image", untagged.append)
+    d.tag_rm("blog", "left")
+    with pytest.raises(d.DokkuError, match="blog has no tag other"):
+        d.tag_rm("blog", "other")
+    assert untagged == ["dokku/blog:left"]
+
+
+@pytest.mark.parametrize("words, said", [(["blog"], "blog.run.7: a\nblog.run.7: b\n"), (["-q", "blog"], "a\nb\n"), (["blog", "--quiet"], "a\nb\n")])
+def test_lines_of_a_one_off_can_stand_for_themselves(root, monkeypatch, capsys, words, said):
+    d.make_folder(root / "apps/blog")
+    monkeypatch.setattr(d, "one_offs", lambda app: [container("run.7")])
+    monkeypatch.setattr(d, "logs_of", lambda identity, lines: ["a", "b"])
+    d.run_logs(**{"container": None, **d.read_words(d.commands()["run:logs"], words, ROOT_CALLER)}, caller=ROOT_CALLER)
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("words", [["--container-id", "id-worker", "blog", "worker", "ls", "-l"], ["blog", "--container-id", "id-worker", "ls", "-l"]])
+def test_a_container_is_named_before_or_behind_the_app(live, monkeypatch, words):
+    asked = []
+    monkeypatch.setattr(d, "attend", lambda argv: asked.append(argv) or 0)
+    d.enter(**d.read_words(d.commands()["enter"], words, ROOT_CALLER), purpose="enter")
+    assert [argv[-3:] for argv in asked] == [["id-worker.1", "ls", "-l"]]
+
+
+@pytest.mark.parametrize("word, command", [("--help", "help"), ("-h", "help"), ("--version", "version")])
+def test_a_program_says_what_it_is_as_any_other(root, monkeypatch, capsys, word, command):
+    monkeypatch.setenv("DOKKU_CALLER", "root")  # which it would set
+    said = [(d.main([one]), capsys.readouterr().out) for one in (word, command)]
+    assert said[0] == said[1] and said[0][0] == 0 and said[0][1]
+
+
+@pytest.mark.parametrize("file", ["stdin", "stdout"])
+def test_bytes_pass_as_they_are_whatever_the_locale(file):
+    code = {"stdin": "d.os.write(1, sys.stdin.read().encode(errors='surrogateescape'))", "stdout": "print('\\udcff')"}[file]
+    done = subprocess.run([sys.executable, "-c", f"import sys, dokku_py as d; d.main = lambda words: {code} and 0 or 0; d.front_door([])"], input=b"\xff\n",
+                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": os.path.dirname(d.__file__)})
+    assert (done.returncode, done.stdout) == (0, b"\xff\n"), done.stderr

@@ -180,7 +180,7 @@ def test_processors_are_a_number_and_no_amount_of_memory():
         assert d.read_words(d.commands()[command], ["--cpu", "0.5", "--memory", "512M", "blog"], d.Caller("root", local=True))["memory"] == "512m"
 
 
-@pytest.mark.parametrize("schedule, good", [(row, True) for row in ("@daily", "*/5 * * * *", "0-30/10,45 0 1-15 JAN,3 mon-fri", "00 08 * * 7", "1  2 3 4 5")]
+@pytest.mark.parametrize("schedule, good", [(row, True) for row in ("@daily", "*/5 * * * *", "0-30/10,45 0 1-15 JAN,3 mon-fri", "00 08 * * 7", "0 0 * * 00-07", "1  2 3 4 5")]
                          + [(row, False) for row in ("61 * * * *", "*/0 * * * *", "5/10 * * * *", "1,,2 * * * *", "- - - - -", "* 24 * * *", "* * 0 * *",
                                                      "* * * 13 *", "* * * * 8", "* * * fri *", "5 * * *", "@reboot", "@often")])
 def test_a_schedule_is_one_that_cron_takes(schedule, good):
@@ -230,3 +230,45 @@ def test_a_key_with_a_passphrase_is_none_that_nginx_can_read(end, monkeypatch):
     assert d.PRIVATE_KEY.search(end.join([lines[0], *lines[4:]]))
     with pytest.raises(d.UsageError, match="no private key without a passphrase"):
         d.checked_certificate(end.join([*lines, "-----BEGIN CERTIFICATE-----", "AAAA", "-----END CERTIFICATE-----"]))
+
+
+@pytest.mark.parametrize("value", ["'open", '"open', '"one\\"', "'it' 's"])
+def test_a_value_that_goes_on_behind_its_line_is_refused(value):
+    """It would be cut off without a word."""
+    with pytest.raises(d.UsageError, match="The value of 'B' does not end on its line"):
+        d.parse_config_file(f"A=x\nB={value}\nC=y\n", "env")
+
+
+def test_an_apostrophe_within_a_value_opens_nothing():
+    assert d.parse_config_file("A=it's\nB=5\" wide\nC=\"it's\"\n", "env") == {"A": "it's", "B": '5" wide', "C": "it's"}
+
+
+@pytest.mark.parametrize("words, wanted", [("checks:disable blog web,worker clock", ["web", "worker", "clock"]), ("checks:run blog web", ["web"]), ("checks:skip blog", []),
+                                           ("docker-options:clear blog build run", ["build", "run"]), ("docker-options:clear blog build,deploy run", ["build", "deploy", "run"]),
+                                           ("docker-options:clear blog", [])])
+def test_types_and_phases_stand_apart_or_with_commas(words, wanted):
+    command, *rest = words.split()
+    assert d.read_words(d.commands()[command], rest, d.Caller("root", local=True))["phases" if "clear" in command else "types"] == wanted
+
+
+@pytest.mark.parametrize("command, word", [("checks:disable", "web,"), ("checks:run", "web,,worker"), ("docker-options:clear", "build,nonsense"), ("docker-options:clear", "build,")])
+def test_what_is_no_type_or_phase_among_commas(command, word):
+    with pytest.raises(d.UsageError):
+        d.read_words(d.commands()[command], ["blog", word], d.Caller("root", local=True))
+
+
+def test_an_option_without_its_value_that_is_on_record_can_be_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(d, "ROOT", tmp_path)
+    d.write_lines(d.app_folder("blog") / "DOCKER_OPTIONS", ["deploy -e B", "deploy -e C=1"])
+    d.change_docker_options("blog", "remove", None, d.Caller("root", local=True), ["deploy"], ["-e", "B"])
+    assert d.read_docker_options("blog") == [("deploy", "-e C=1")]
+
+
+@pytest.mark.parametrize("noun, facts, found", [("ps", {"restore": "of the facts", "running": "true"}, {"restore": "of the facts", "running": "true", "computed-restore": "true"}),
+                                                ("apps", {"app-dir": "/x"}, {"dir": "/x", "disable-autocreation": "", "global-disable-autocreation": "false"})])
+def test_a_report_in_json_has_keys_without_the_noun_and_its_facts_win(tmp_path, monkeypatch, capsys, noun, facts, found):
+    monkeypatch.setattr(d, "ROOT", tmp_path)
+    monkeypatch.setattr(d, f"{noun}_facts", lambda app: facts)
+    d.say_report(noun, "blog", "", "json")
+    said = d.json.loads(capsys.readouterr().out)
+    assert {key: said.get(key) for key in found} == found

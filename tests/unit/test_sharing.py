@@ -1,5 +1,6 @@
 """Storage, networks and registries: which words name what, and who may use what others have."""
 
+import contextlib
 import os
 
 import dokku_py as d
@@ -184,7 +185,7 @@ def named(root, monkeypatch):
     """The server's domain is example.com; nothing is served, and what would be destroyed is noted."""
     destroyed = []
     d.write_lines(root / "VHOST", ["example.com"])
-    for name in ("render_vhost", "render_crontab", "render_authorized_keys", "remove_strays"):
+    for name in ("render_vhost", "render_crontab", "render_authorized_keys", "remove_strays", "containers_of"):
         monkeypatch.setattr(d, name, lambda *words, **facts: [])
     monkeypatch.setattr(d, "tags_of", lambda app: [])
     monkeypatch.setattr(d, "ensure_repository", d.repository_of)
@@ -388,3 +389,122 @@ def test_where_nginx_forwards_to_on_this_host_is_for_administrators(root, roles,
 def test_storage_is_unmounted_by_its_place_in_the_container(root):
     d.storage_unmount(None, "one", d.parse_mount("/up"))
     assert [row.target for row in d.mounts_of("one")] == ["/etc"]
+
+
+# --- what happens to an app, or to its domains, while a command waits ---
+
+def meanwhile(monkeypatch, work):
+    """Have a command that wants an app's lock get it when something was done."""
+    real = d.locked
+
+    @contextlib.contextmanager
+    def locked(app, purpose):
+        """Wait, once."""
+        monkeypatch.setattr(d, "locked", real)
+        work()
+        with real(app, purpose):
+            yield
+    monkeypatch.setattr(d, "locked", locked)
+
+
+def test_a_copy_that_can_not_be_read_leaves_no_trace(root):
+    os.mkfifo(root / "apps/one/fifo")  # not even root can copy one
+    with pytest.raises(d.DokkuError, match="apps/one can't be copied: .*named pipe"):
+        d.copy_app("one", "three")
+    assert sorted(os.listdir(root / "apps")) == ["one", "two"]
+
+
+def test_a_rename_ends_what_runs_before_it_is_removed(root, named, monkeypatch):
+    done = []
+    monkeypatch.setattr(d, "render_vhost", lambda app, off=False: done.append(f"vhost of {app}") or ([7] if off else []))
+    monkeypatch.setattr(d, "wait_for_workers", lambda app, workers: done.append(f"workers {workers} of {app}"))
+    for name in ("stop_processes", "remove_app"):
+        monkeypatch.setattr(d, name, lambda app, name=name: done.append(f"{name} {app}"))
+    d.apps_rename(True, "one", "three")
+    assert done == ["vhost of three", "vhost of one", "workers [7] of one", "stop_processes one", "remove_app one"]
+
+
+def test_a_copy_whose_name_another_app_took_as_a_domain_meanwhile_leaves_no_trace(root, named, monkeypatch):
+    real = d.copy_app
+    monkeypatch.setattr(d, "copy_app", lambda *words: (real(*words), d.write_lines(root / "apps/two/DOMAINS", ["three.example.com"])))
+    with pytest.raises(d.DokkuError, match="three.example.com belongs to two"):
+        d.apps_clone(True, False, "one", "three")
+    assert named == ["three"]
+
+
+def test_what_an_authority_must_know_is_copied_to_no_clone(root, named):
+    for app, copy in (("three", lambda: d.apps_clone(True, False, "one", "three")), ("four", lambda: d.apps_rename(True, "one", "four"))):
+        d.write_text(d.property_file("one", "letsencrypt", "dns"), "TOKEN=x\n", secret=True)
+        copy()
+        assert d.dns_secrets(app) == ({} if app == "three" else {"TOKEN": "x"}) and d.dns_secrets("one") == {"TOKEN": "x"}
+
+
+def test_a_new_app_has_no_certificate_of_an_older_one(root, named):
+    """A renewal that went on while the old one was destroyed leaves it."""
+    d.write_text(d.acme_folder("three") / "certificates/three.example.com.key", "old")
+    d.create_app("three")
+    assert d.app_exists("three") and not d.acme_folder("three").exists()
+
+
+def test_the_name_of_an_app_is_not_taken_from_it(root, named):
+    with pytest.raises(d.DokkuError, match="one has no other domain than its name"):
+        d.change_domains("one", "remove", ["one.example.com"])
+    assert not (root / "apps/one/DOMAINS").exists()
+    d.change_domains("one", "set", ["www.example.org"])
+    d.change_domains("one", "remove", ["www.example.org"])  # its name is what remains
+    assert d.domains_of("one") == ["one.example.com"]
+    d.write_lines(root / "VHOST", ["example.com", "example.net"])
+    d.change_domains("one", "remove", ["one.example.com"])
+    assert d.domains_of("one") == ["one.example.net"]
+
+
+@pytest.mark.parametrize("file, other, why", [("NO_PROXY", "HTTP_AUTH", "asks for a password"), ("HTTP_AUTH", "NO_PROXY", "is reached past nginx"),
+                                              ("MAINTENANCE", "NO_PROXY", "is reached past nginx")])
+def test_how_an_app_is_served_is_looked_at_under_its_lock(root, named, monkeypatch, file, other, why):
+    meanwhile(monkeypatch, lambda: d.write_text(root / "apps/one" / other, ""))
+    monkeypatch.setattr(d, "serve", lambda app: None)
+    with pytest.raises(d.DokkuError, match=f"one {why}"):
+        d.serve_by("one", file, off="1")
+    assert not (root / "apps/one" / file).exists()
+
+
+@pytest.mark.parametrize("work", [lambda: d.ssh_install("one"), lambda: d.set_property("letsencrypt", "one", "dns-provider-TOKEN", ["-"], ADMIN),
+                                  lambda: d.change_login("one", "registry.example.com", ADMIN, "me", piped=True)], ids=["key", "secret", "login"])
+def test_a_secret_that_comes_when_its_app_is_destroyed_leaves_no_ghost_of_it(root, monkeypatch, work):
+    class Slow:
+        """Standard input, on which the secret comes late."""
+
+        def read(self, *size):
+            """Have the app destroyed first."""
+            d.remove(root / "apps/one")
+            return "secret\n"
+        readline = read
+    monkeypatch.setattr(d.sys, "stdin", Slow())
+    monkeypatch.setattr(d, "output_of", lambda argv, stdin, env: d.write_text(d.Path(env["DOCKER_CONFIG"]) / "config.json", stdin))
+    with pytest.raises(d.NoSuchApp):
+        work()
+    assert d.apps() == ["two"] and not (root / "apps/one").exists()
+
+
+def test_secrets_are_read_before_and_merged_under_the_lock(root, monkeypatch):
+    def secret_word(text):
+        """Look whether anybody must wait for it."""
+        assert not d.is_locked(root / "apps/one/lock")
+        return text
+    monkeypatch.setattr(d, "secret_word", secret_word)
+    meanwhile(monkeypatch, lambda: d.write_text(d.property_file("one", "letsencrypt", "dns"), "OTHER=x\n"))
+    d.set_property("letsencrypt", "one", "dns-provider-TOKEN", ["y"], ADMIN)
+    assert d.dns_secrets("one") == {"OTHER": "x", "TOKEN": "y"}
+    d.set_property("letsencrypt", "one", "dns-provider-TOKEN", [""], ADMIN)
+    assert d.dns_secrets("one") == {"OTHER": "x"}, "an empty word is none"
+
+
+@pytest.mark.parametrize("words, asked", [(["a", "b"], ["a", "b"]), (["a b"], ["a", "b"]), ([""], []), ([], [])])
+def test_networks_are_several_words_or_one_and_an_empty_one_is_none(root, monkeypatch, capsys, words, asked):
+    seen = []
+    monkeypatch.setattr(d, "shared_networks", lambda: ["a", "b"])
+    monkeypatch.setattr(d, "require_network", seen.append)
+    d.write_property("one", "network", "attach-post-create", "c")
+    d.set_property("network", "one", "attach-post-create", words, ADMIN)
+    assert seen == asked and d.networks_of("one") == asked
+    assert f"{'Setting' if asked else 'Unsetting'} attach-post-create" in capsys.readouterr().out

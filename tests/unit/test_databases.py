@@ -154,3 +154,35 @@ def test_a_container_that_is_gone_meanwhile_is_no_trouble(service, monkeypatch, 
     d.service_info(["--internal-ip"], "text", service)
     d.service_info(["--status"], "text", service)
     assert capsys.readouterr().out == "\n\n"
+
+
+def test_an_upgrade_starts_no_app_again_that_does_not_run(service, monkeypatch):
+    """One is stopped, one was never deployed."""
+    done = []
+    for app in ("runs", "stopped", "new"):
+        d.write_lines(d.app_folder(app) / "LINKS", ["postgres db"])
+        d.write_release(d.Release(app, 1), {})
+        d.write_current(d.Release(app, 1)) if app != "new" else None
+    d.write_text(d.app_folder("stopped") / "STOPPED", "")
+    monkeypatch.setattr(d, "upgrade_service", lambda held, **changes: held._replace(**changes))
+    monkeypatch.setattr(d, "chosen_image", lambda kind, given, held: {"image": "postgres:17"})
+    monkeypatch.setattr(d, "under_lock", lambda purpose, work, app: done.append((work, app)))
+    for anew in (False, True):
+        d.service_upgrade(service, False, anew)
+    assert done == [(d.restart, "runs")]
+
+
+@pytest.mark.parametrize("row", [None, "exited"])
+def test_the_old_data_is_kept_where_no_server_can_be_asked_what_else_it_holds(service, monkeypatch, capsys, row):
+    seen = []
+
+    def filled(fresh, dump):
+        """Stop here."""
+        seen.append(fresh.kept)
+        raise d.Cancelled("far enough")
+    monkeypatch.setattr(d, "service_container", lambda held: row and d.Container("id", held.container, "", "", "", False))
+    monkeypatch.setattr(d, "filled", filled)
+    for changes in ({}, {"kept": "data.1 postgres:15"}):
+        with pytest.raises(d.Cancelled):
+            d.replace_data(service, d.ROOT / "dump", None, **changes)
+    assert seen == ["data.1 postgres:16", "data.1 postgres:15"] and "its data of before is kept" in capsys.readouterr().err

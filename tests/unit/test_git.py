@@ -1,6 +1,7 @@
 """Sections 6 to 8, against real git."""
 
 import os
+import re
 import socket
 import subprocess
 import tarfile
@@ -228,3 +229,98 @@ def test_a_name_of_no_commit_is_never_deployed(root, monkeypatch):
     with pytest.raises(d.DokkuError, match="names no commit"):
         d.take_source("blog", "git:sync", d.Caller("me"), lambda folder: (d.ZERO, "main"), build="never")
     assert done == ["remove_strays", "begin_push"]
+
+
+def test_what_git_knows_of_an_app_that_was_never_deployed(root, capsys):
+    d.make_folder(d.app_folder("blog"))
+    d.ensure_repository("blog")
+    assert d.git_facts("blog") == {"git-status": "", "git-sha": "", "git-last-updated-at": ""}
+    d.say_report("git", "blog", "--git-sha", "text")
+    assert capsys.readouterr().out == "\n"
+
+
+def dockerfile_of(tree, monkeypatch, files):
+    """Write the files of a tree, and the Dockerfile that it is built by."""
+    for name, text in {"Procfile": "web: x\n", **files}.items():
+        d.write_text(tree / name, text)
+    monkeypatch.setattr(d, "image_for", lambda name, version: f"{name}:{version}")
+    monkeypatch.setattr(d, "inspect_image", lambda name: {"Id": "x"})
+    d.make_folder(d.app_folder("blog"))
+    plain = d.Release("blog", 1, procfile=d.parse_procfile(d.peek(tree, "Procfile")))
+    return d.plan_build(plain, tree, *d.language_of(plain, tree))[1]
+
+
+def test_a_list_of_packages_has_remarks_versions_and_sources(tmp_path, monkeypatch):
+    lines = "# needed by pg\nlibpq5\n:repo:deb http://apt.example.com/ focal main\nlibfoo=1:2.3-4~x # as on the old host\nx;id $(id) --reinstall a=b;id\ngit curl\n"
+    text = dockerfile_of(tmp_path / "tree", monkeypatch, {"requirements.txt": "flask\n", "Aptfile": lines})
+    assert {line.split("--no-install-recommends ")[1].split(" &&")[0].strip() for line in text.splitlines() if "--no-install-recommends lib" in line} == {
+        "libpq5 libfoo=1:2.3-4~x git curl"} and "apt.example.com" not in text and "focal" not in text
+
+
+@pytest.mark.parametrize("name", ["Procfile", "app.json"])
+def test_a_mark_of_bytes_at_the_begin_is_none_of_a_file(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf{} \xff")
+    assert d.peek(tmp_path, name) == "{} \ufffd"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_cache_that_is_purged_during_a_build_is_purged_for_the_next_one(tmp_path, monkeypatch, again):
+    tree, built = d.make_folder(tmp_path / "tree"), []
+
+    def stream(argv, env):
+        """Build, while somebody purges the cache again."""
+        built.append("--no-cache" in argv)
+        d.repo_purge_cache("blog") if again and len(built) == 1 else None
+        d.write_text(d.Path(next(word for word in argv if word.startswith("--iidfile=")).partition("=")[2]), "sha256:1")
+    d.write_text(tree / "Dockerfile", "FROM scratch\n")
+    d.make_folder(d.app_folder("blog"))
+    d.repo_purge_cache("blog")
+    for name, given in (("stream", stream), ("own_base_images", list), ("inspect_image", lambda image: {"Config": {}})):
+        monkeypatch.setattr(d, name, given)
+    for _ in range(3):
+        d.build_image(d.Release("blog", 1), tree)
+    assert built == [True, again, False]
+
+
+NODE, PNPM = '{"scripts": {"start": "x"%s}%s}', "lockfileVersion: '9.0'\n"
+WHOLE = [({"go.mod": "module a\nrequire b v0.0.0\nreplace b => ./b\n"}, "go (?:mod download|build)"), ({"go.mod": "module a\n", "go.work": "use ./b\n"}, "go (?:mod download|build)"),
+         ({"go.mod": "module a\n", "vendor/modules.txt": "# b v1\n"}, "go (?:mod download|build)"),
+         ({"uv.lock": "x", "pyproject.toml": '[tool.uv.sources]\nb = {path = "libs/b"}\n'}, "uv sync"),
+         ({"poetry.lock": "x", "pyproject.toml": '[tool.poetry.dependencies]\nb = {path = "b"}\n'}, "poetry install"), ({"Pipfile": 'b = {path = "b"}\n'}, "pipenv install"),
+         *(({"requirements.txt": f"{line}\n"}, "pip install -r") for line in ("-r deps/base.txt", "-cdeps/c.txt", "--find-links ./wheels", "b @ file:b", "vendor/b-1-py3-none-any.whl")),
+         ({"Gemfile": "gem 'b', :path => 'b'\n"}, "bundle install"), ({"package.json": NODE % ("", ', "pnpm": {"patchedDependencies": {}}'), "pnpm-lock.yaml": PNPM}, "pnpm install"),
+         ({"package.json": NODE % (', "build": "prisma generate && tsc"', ""), "package-lock.json": "{}"}, "npm ci"),
+         ({"package.json": NODE % ("", ""), "pnpm-lock.yaml": PNPM, ".pnpmfile.cjs": "x"}, "pnpm install"),
+         ({"package.json": NODE % ("", ""), "pnpm-lock.yaml": PNPM, "pnpm-workspace.yaml": "overrides:\n"}, "pnpm install")]
+LISTS = [({"go.mod": "module a\nrequire b v1\n"}, "go (?:mod download|build)"), ({"uv.lock": "x", "pyproject.toml": "[project]\n"}, "uv sync"),
+         *(({"requirements.txt": f"{line}\n"}, "pip install -r") for line in ("flask # see a/b", "-f https://example.com/whl/", "b @ https://example.com/b.whl", "-r requirements-base.txt")),
+         ({"Gemfile": "gem 'b'\n"}, "bundle install"), ({"package.json": NODE % (', "build": "tsc"', ""), "package-lock.json": "{}"}, "npm ci")]
+
+
+@pytest.mark.parametrize("files, install, whole", [(*row, True) for row in WHOLE] + [(*row, False) for row in LISTS])
+def test_what_a_list_refers_to_in_the_tree_is_there_when_it_is_installed(tmp_path, monkeypatch, files, install, whole):
+    """Else the lists alone come first: a change of the tree installs nothing anew."""
+    text = dockerfile_of(tmp_path / "tree", monkeypatch, files)
+    before, _ = re.split(install, text, maxsplit=1)
+    assert ("COPY . .\n" in before) is whole
+
+
+@pytest.mark.parametrize("files, words", [
+    ({"package.json": NODE % (', "build": "tsc", "heroku-postbuild": "y"', ""), "package-lock.json": "{}"}, "npm run heroku-postbuild\n"),
+    ({"package.json": NODE % (', "build": "tsc"', ""), "package-lock.json": "{}"}, "npm run build\n"),
+    ({"package.json": NODE % ("", ', "packageManager": "pnpm@10.1.0"'), "pnpm-lock.yaml": PNPM}, "pnpm@10\n"),
+    ({"package.json": NODE % ("", ', "packageManager": "pnpm@11.0.0"'), "pnpm-lock.yaml": PNPM}, "pnpm@10\n"),
+    ({"package.json": NODE % ("", ""), "pnpm-lock.yaml": PNPM, "pnpm-workspace.yaml": "onlyBuiltDependencies:\n"}, "pnpm@10\n"),
+    ({"package.json": NODE % ("", ""), "pnpm-lock.yaml": PNPM, "pnpm-workspace.yaml": "packages:\n"}, "pnpm@9\n"),
+    ({"go.mod": "module a\n"}, "/etc/ssl/certs/ca-certificates.crt"), ({"bin/x": "x"}, "--no-install-recommends ca-certificates")])
+def test_what_a_dockerfile_of_a_language_says(tmp_path, monkeypatch, files, words):
+    d.write_property("blog", "builder", "selected", "" if len(files) > 1 or "go.mod" in files else "procfile")
+    assert words in dockerfile_of(tmp_path / "tree", monkeypatch, files)
+
+
+@pytest.mark.parametrize("line, told", [("getaddrinfo EAI_AGAIN registry.yarnpkg.com", False), ("error TS2304: Cannot find name", False),
+                                        ("error Your lockfile needs to be updated, but yarn was run with `--frozen-lockfile`.", True),
+                                        ('Cannot install with "frozen-lockfile" because pnpm-lock.yaml is not up to date with package.json', True)])
+def test_a_command_that_is_shown_is_no_cause(line, told):
+    said = f"#13 [2/2] RUN yarn install --frozen-lockfile\n#13 30.1 {line}\n#13 ERROR: process yarn install --frozen-lockfile did not complete\n"
+    assert ("the lock file does not match" in d.likely_cause(said)) is told

@@ -1,5 +1,6 @@
 """Sections 6 to 8, against real git."""
 
+import contextlib
 import os
 import re
 import socket
@@ -275,7 +276,8 @@ def test_a_cache_that_is_purged_during_a_build_is_purged_for_the_next_one(tmp_pa
     d.write_text(tree / "Dockerfile", "FROM scratch\n")
     d.make_folder(d.app_folder("blog"))
     d.repo_purge_cache("blog")
-    for name, given in (("stream", stream), ("own_base_images", list), ("inspect_image", lambda image: {"Config": {}})):
+    for name, given in (("stream", stream), ("own_base_images", list), ("lent_settings", lambda secrets: []), ("logins_of", lambda app: contextlib.nullcontext({})),
+                        ("inspect_image", lambda image: {"Config": {}})):
         monkeypatch.setattr(d, name, given)
     for _ in range(3):
         d.build_image(d.Release("blog", 1), tree)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import tarfile
 
@@ -354,3 +355,8 @@ def test_the_folder_of_an_account_stays_inside(root, monkeypatch):
     monkeypatch.setattr(d, "stream", lambda argv, env: given.append(argv[argv.index("--email") + 1]))
     d.lego("blog", ["blog.example.com"], "run")
     assert len(given) == 1 and "/" not in given[0]
+
+
+def test_a_limit_of_requests_is_counted_under_a_name_of_its_own(root):
+    d.write_property("blog", "nginx", "rate-limit", "5r/s")
+    assert re.findall(r"zone=([^: ]+)", d.vhost_text("blog")) == ["rate-blog", "rate-blog"]

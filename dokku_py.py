@@ -3658,7 +3658,7 @@ def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, *
     if engine_of(service).has("others"):
         row = service_container(service)
         asked = run(script_words(service, row.id, "others"), check=False) if row and row.running else None
-        if asked and not asked.returncode and (others := asked.stdout.split()):
+        if asked and not asked.returncode and (others := asked.stdout.decode(errors="replace").split()):
             raise DokkuError(f"{service.name} also holds {', '.join(others)}, which would not come along", f"move them to services of their own first; {service.name} is as it was")
         if not asked or asked.returncode:  # nobody knows what else is there
             changes = {"kept": service.kept or f"{service.data} {service.image}", **changes}

@@ -795,7 +795,7 @@ def parse_config_file(text: str, style: str) -> dict[str, str]:
             raise UsageError(f"{shown(bad)} is not KEY=VALUE", "write one a line; nothing was changed")
         for key, _, value in (line.partition("=") for line in lines):
             try:
-                shlex.split(value, comments=True) if value.strip()[:1] in ("'", '"') else None
+                shlex.split(value, comments=True) if value[:1] in ("'", '"') else None
             except ValueError:
                 raise UsageError(f"The value of {shown(key)} does not end on its line", "send it with --format json; nothing was changed") from None
         found = ((key.strip(), unquote_value(value)) for key, _, value in (line.removeprefix("export ").partition("=") for line in lines))
@@ -2896,8 +2896,8 @@ def switch_to(release: Release) -> None:
     ended: list[Container] = []
     try:
         for container in what_runs_alone(release):
-            ended.append(container)
             detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
+            ended.append(container)
             stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))
         step("Starting processes and checking them")
         import_ahead("jinja2")
@@ -3004,11 +3004,12 @@ def keep_last_words(container: Container) -> list[str]:
 
 def turn_back(release: Release, ended: Sequence[Container]) -> None:
     """Have everything as it was before a release that did not go live; what ended for it runs again."""
-    with contextlib.suppress(DokkuError):
+    on_leaving(signal.SIG_IGN)  # this is not broken off
+    with contextlib.suppress(Exception):
         render_vhost(release.app)  # nginx may have been switched
     throw_away(release)
     for container in [row for row in ended if row.id not in retiring(release.app)]:
-        with contextlib.suppress(DokkuError):  # gone meanwhile
+        with contextlib.suppress(Exception):  # gone meanwhile; what went wrong first is what is told
             stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))  # a stop that was broken off goes on in the engine
             start_container(container.id)
 
@@ -3661,7 +3662,9 @@ def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, *
         if asked and not asked.returncode and (others := asked.stdout.decode(errors="replace").split()):
             raise DokkuError(f"{service.name} also holds {', '.join(others)}, which would not come along", f"move them to services of their own first; {service.name} is as it was")
         if not asked or asked.returncode:  # nobody knows what else is there
-            changes = {"kept": service.kept or f"{service.data} {service.image}", **changes}
+            if service.kept:
+                raise DokkuError(f"{service.name} still keeps {service.kept} from before", f"dokku {service.engine}:upgrade {service.name} --confirm   lets go of it")
+            changes = {"kept": f"{service.data} {service.image}", **changes}
             warn(f"The server of {service.name} does not answer, so its data of before is kept: dokku {service.engine}:upgrade {service.name} --confirm   lets go of it")
     with filled(service._replace(**changes), dump) as (fresh, identity):
         compare_rows(fresh, identity, rows)
@@ -4318,7 +4321,8 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
         if (note := app_folder(app) / "LOCKED").exists():
             write_text(app_folder(new) / "LOCKED", read_text(note))
         wait_for_workers(app, render_vhost(app, off=True))
-        stop_processes(app)
+        with contextlib.suppress(DokkuError):
+            stop_processes(app)
         remove_app(app)
     render_crontab()
     step(f"Renamed {app} to {new}")
@@ -5842,8 +5846,11 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
         raise DokkuError(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
     rows: list[tuple[str, str, str]] = []
     for row in found:
-        with whatever_comes():  # a deploy may be removing it, or have: 409 or 404
+        try:
             rows += [(at, row.dyno, text) for at, text in log_stream(row.id, lines)]
+        except importlib.import_module("docker").errors.APIError as error:
+            if error.status_code not in (404, 409):  # a deploy may be removing it, or have
+                raise
     for row in sorted(rows)[-lines:] if lines else []:
         say_log(quiet, *row)
     return None
@@ -5998,10 +6005,13 @@ def remove_expired() -> None:
 
 def enter(app: str, words: list[str], purpose: str, container: str | None = None, process: str | None = None) -> int:
     """Open a shell, or run a command, in a running container of an app; the first web process by default."""
+    if words and words[0].partition("=")[0] == "--container-id":  # behind the app
+        words = [*words[0].split("=", 1), *words[1:]]
+        container, words = "".join(words[1:2]), words[2:]
+    if container and process and not [row for row in containers_of(app) if process in (row.process_type, row.dyno)]:  # it begins the command
+        words, process = [process, *words], None
     if purpose == "exec" and not words:
         raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
-    if words[:1] == ["--container-id"]:  # behind the app
-        container, words = "".join(words[1:2]), words[2:]
     chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
     if not chosen:
         raise DokkuError(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
@@ -6475,7 +6485,7 @@ def front_door(argv: Sequence[str]) -> NoReturn:
     on_leaving(leave)
     for file in (sys.stdin, sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a closed one; bytes pass as they are, whatever locale the client sent
-            file.reconfigure(errors="surrogateescape")
+            file.reconfigure(encoding="utf-8", errors="backslashreplace" if file is sys.stderr else "surrogateescape")
     gc.set_threshold(100_000)  # imports make many objects and no garbage
     code = main(argv)
     with contextlib.suppress(OSError):

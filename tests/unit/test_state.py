@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import types
 import unittest.mock
 from types import SimpleNamespace
 
@@ -22,7 +23,10 @@ import dokku_py as d
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
     monkeypatch.setattr(d, "ROOT", tmp_path)
-    return tmp_path
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+    yield tmp_path
+    for number, handler in before.items():  # what turns back ignores them
+        signal.signal(number, handler)
 
 
 def release(**facts):
@@ -422,7 +426,7 @@ def test_what_is_gone_meanwhile_is_left_out(live, monkeypatch, capsys, error):
     def log_stream(identity, lines):
         """One of them was removed by a deploy."""
         if identity == "id-worker.1":
-            raise getattr(docker.errors, error)("gone")
+            raise getattr(docker.errors, error)("gone", types.SimpleNamespace(status_code={"NotFound": 404}.get(error, 409)))
         return iter([(f"2026-01-01T00:00:0{len(identity) % 10}", f"line of {identity}")])
     monkeypatch.setattr(d, "log_stream", log_stream)
     d.logs(False, True, 100, None, "blog")

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-import types
 import unittest.mock
 from types import SimpleNamespace
 
@@ -426,7 +425,7 @@ def test_what_is_gone_meanwhile_is_left_out(live, monkeypatch, capsys, error):
     def log_stream(identity, lines):
         """One of them was removed by a deploy."""
         if identity == "id-worker.1":
-            raise getattr(docker.errors, error)("gone", types.SimpleNamespace(status_code={"NotFound": 404}.get(error, 409)))
+            raise getattr(docker.errors, error)("gone", unittest.mock.Mock(status_code={"NotFound": 404}.get(error, 409)))
         return iter([(f"2026-01-01T00:00:0{len(identity) % 10}", f"line of {identity}")])
     monkeypatch.setattr(d, "log_stream", log_stream)
     d.logs(False, True, 100, None, "blog")

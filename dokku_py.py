@@ -178,6 +178,23 @@ class ToolFailed(DokkuError):
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
+def need(found: Any, message: str, hint: str = "") -> Any:
+    """Give what was looked for when it was found. Raises DokkuError when it is nothing."""
+    if found:
+        return found
+    raise DokkuError(message, hint)
+
+
+@contextlib.contextmanager
+def put_back(work: Callable[..., Any], *args: Any, **words: Any) -> Iterator[None]:
+    """Do work that puts things back when what stands within fails or is broken off, and let that error go on."""
+    try:
+        yield
+    except BaseException:
+        work(*args, **words)
+        raise
+
+
 def say(text: str = "", to: Any = None) -> None:
     """Print one line of data or of a step to standard output, or another file, at once, and keep it in the open build log."""
     try:
@@ -912,15 +929,12 @@ def feed(argv: Sequence[str], *, source: Path | None = None, target: Path | None
 
 def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None], amount: bool = False) -> int:
     """Wait for a program and give its exit code; `end` it when the client goes away, or when we are ended ourselves. The `amount` in a file that we write is shown."""
-    try:
+    with put_back(end, process):
         while process.poll() is None:
             if reader_left(0.05):
                 leave()
             if amount and os.path.isfile("/dev/stdout"):
                 show_amount(os.lseek(1, 0, os.SEEK_CUR))
-    except BaseException:
-        end(process)
-        raise
     return process.wait()
 
 
@@ -1089,7 +1103,7 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
     """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
     # the name beside holds our process id: `dead_writes` knows by it what a killed process left
     beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
-    try:
+    with put_back(beside.unlink, missing_ok=True):
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "w", errors="surrogateescape") as file:
             os.fchmod(handle, 0o600 if secret else 0o644)
@@ -1097,9 +1111,6 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
             file.flush()
             os.fsync(handle)
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -1394,9 +1405,7 @@ def mark_release(app: str, number: int, status: str) -> None:
 
 def require_current(app: str) -> Release:
     """Read the release that should run. Raises DokkuError before the first deploy."""
-    if current := read_current(app):
-        return current
-    raise DokkuError(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    return need(read_current(app), f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
 
 
 def release_status(app: str, number: int, current: Release | None) -> str:
@@ -1860,9 +1869,7 @@ def require_network(name: str) -> dict[str, Any]:
                 pool, options = types.IPAMPool(subnet=free_subnet(22)), {}
             engine().create_network(name, driver="bridge", labels=OURS, ipam=types.IPAMConfig(pool_configs=[pool]), options=options)
             row = engine().inspect_network(name)
-    if row:
-        return row
-    raise DokkuError("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
+    return need(row, "Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
 
 
 def drop_network(name: str) -> None:
@@ -1960,11 +1967,8 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **own, **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
         identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation_of(dyno)}")["Id"]
-    try:
+    with put_back(remove_container, identity):
         join_networks(identity, release.app, dyno, networks_of(release.app, NETWORK_KEYS[:2] if kind == "deploy" else NETWORK_KEYS))
-    except BaseException:
-        remove_container(identity)
-        raise
     return identity
 
 
@@ -2160,9 +2164,8 @@ def checked_certificate(text: str) -> str:
     if not blocks or not key:
         raise UsageError(f"There is no {'private key without a passphrase' if blocks else 'certificate'} in it", "send both in PEM, in a tar or one after the other")
     public = openssl("pkey", "-pubout", stdin=key[0])
-    chain = [block for block in blocks if openssl("x509", "-noout", "-pubkey", stdin=block) == public][:1]
-    if not chain:
-        raise DokkuError("The key does not belong to the certificate", "send the key that the certificate was asked for with")
+    chain = need([block for block in blocks if openssl("x509", "-noout", "-pubkey", stdin=block) == public][:1],
+                 "The key does not belong to the certificate", "send the key that the certificate was asked for with")
     if run(["openssl", "x509", "-noout", "-checkend", "0"], stdin=chain[0], check=False).returncode:
         raise DokkuError(f"The certificate has ended: {openssl('x509', '-noout', '-enddate', stdin=chain[0])}", "ask its authority for another")
     subjects = {openssl("x509", "-noout", "-subject_hash", stdin=block): block for block in blocks if block != chain[0]}
@@ -2174,9 +2177,8 @@ def checked_certificate(text: str) -> str:
             warn(f"Browsers may not trust it: {' '.join(re.findall('lookup: (.*)', doubt)) or doubt.splitlines()[-1]}; is an intermediate certificate missing?")
     said = openssl("x509", "-noout", "-subject", "-ext", "subjectAltName", "-nameopt", "multiline", stdin=chain[0])
     names = re.findall(r"DNS:([A-Za-z0-9.*_-]+)", said) or re.findall(r"commonName += ([A-Za-z0-9.*_-]+)$", said, re.MULTILINE)
-    if not names:
-        raise DokkuError("The certificate names no domain", "ask its authority for one with subjectAltName")
-    return "\n".join([f"names: {' '.join(names).lower()}", key[0], *chain, ""])
+    named = " ".join(need(names, "The certificate names no domain", "ask its authority for one with subjectAltName")).lower()
+    return "\n".join([f"names: {named}", key[0], *chain, ""])
 
 
 def self_signed(names: Sequence[str]) -> tuple[str, str]:
@@ -2894,7 +2896,7 @@ def switch_to(release: Release) -> None:
     if any(row.id in known and release.has(row) and row.dyno in wanted for row in containers_of(release.app)):
         release = release._replace(restart=release.restart + 1, kept={})  # scaled down a moment ago, and up again
     ended: list[Container] = []
-    try:
+    with put_back(turn_back, release, ended):
         for container in what_runs_alone(release):
             ended.append(container)
             detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
@@ -2906,9 +2908,6 @@ def switch_to(release: Release) -> None:
         on_leaving(signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         step("Switching to the new processes")
         workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
-    except BaseException:
-        turn_back(release, ended)
-        raise
     previous = read_current(release.app)
     write_current(release)
     keep_config(release)
@@ -3356,13 +3355,9 @@ def start_app(app: str) -> None:
     current = require_current(app)
     if is_stopped(app) and merged_config(app) != release_config(current):
         return restart(app)  # it was changed meanwhile
-    try:
+    with put_back(lambda: stop_processes(app) if is_stopped(app) else None):
         for container in start_missing(current):
             wait_until_healthy(current, container)
-    except BaseException:
-        if is_stopped(app):
-            stop_processes(app)
-        raise
     remove(app_folder(app) / "STOPPED")
     name_current(current)
     agree_networks(app)
@@ -3672,14 +3667,11 @@ def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, *
 @contextlib.contextmanager
 def cut_off(service: Service) -> Iterator[None]:
     """Keep the apps away from a running service, so that nothing is written; what is wrong afterwards is mended by `agree_service`."""
-    try:
+    with put_back(lambda: agree_service(read_service(service.engine, service.name) or service)):
         for network in dict.fromkeys([service.container, *service.networks.split()]):
             with engine_errors(f"{service.name} can't be cut off from its apps"):
                 engine().disconnect_container_from_network(service.container, network, force=True)
         yield
-    except BaseException:
-        agree_service(read_service(service.engine, service.name) or service)
-        raise
 
 
 def upgrade_service(service: Service, **changes: Any) -> Service:
@@ -3840,9 +3832,8 @@ def render_authorized_keys() -> None:
 
 def find_key(word: str) -> Key:
     """Find a key by name or whole fingerprint. Raises DokkuError."""
-    if key := next((key for key in read_keys() if word in (key.name, key.fingerprint)), None):
-        return key
-    raise DokkuError(f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
+    found = next((key for key in read_keys() if word in (key.name, key.fingerprint)), None)
+    return need(found, f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
 
 
 def may(caller: Caller, capability: str, app: str = "") -> bool:
@@ -4275,20 +4266,15 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
     Only under the first one's lock.
     """
     copy_app(old, new, leave_out, skip_deploy)
-    try:
-        with locked(new, "apps:clone"):
-            refuse_claimed(new, [] if read_lines(app_folder(new) / "DOMAINS") else named_domains(new))  # again: it is a record now
-            if leave_out:  # a clone: what the first one has alone can't be shared
-                require_ports(new, set())
-            for tag in tags_of(old):
-                tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
-            render_vhost(new)
-            if (current := read_current(new)) and not is_stopped(new):
-                switch_to(current)
-    except BaseException:
-        if app_exists(new):
-            destroy_app(new)
-        raise
+    with put_back(lambda: destroy_app(new) if app_exists(new) else None), locked(new, "apps:clone"):
+        refuse_claimed(new, [] if read_lines(app_folder(new) / "DOMAINS") else named_domains(new))  # again: it is a record now
+        if leave_out:  # a clone: what the first one has alone can't be shared
+            require_ports(new, set())
+        for tag in tags_of(old):
+            tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
+        render_vhost(new)
+        if (current := read_current(new)) and not is_stopped(new):
+            switch_to(current)
 
 
 def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
@@ -4432,8 +4418,7 @@ def git_allow_host(address: str) -> None:
     """Trust the ssh keys that a host, or HOST:PORT, shows now."""
     host, _, port = address.partition(":")
     found = output_of(["ssh-keyscan", "-T", "20", "-p", str(parse_port(port or "22")), "--", parse_domain(host)], check=False).splitlines()
-    if not (keys := [line for line in found if not line.startswith("#")]):
-        raise DokkuError(f"{address} does not answer by ssh")
+    keys = need([line for line in found if not line.startswith("#")], f"{address} does not answer by ssh")
     with server_lock("keys"):
         write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
 
@@ -4805,17 +4790,15 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
 
 def certs_generate(app: str, domain: str | None) -> None:
     """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
-    if not (names := [domain] if domain else domains_of(app)):
-        raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
-    text, request = self_signed(names)
+    names = [domain] if domain else domains_of(app)
+    text, request = self_signed(need(names, f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one"))
     own_certificate(app, text)
     say(request)
 
 
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
-    if not (text := read_text(certificate_file(app))):
-        raise DokkuError(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
+    text = need(read_text(certificate_file(app)), f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
 
 
@@ -5115,8 +5098,7 @@ def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, s
 
 def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
-    if not (release := read_release(app, number)):
-        raise DokkuError(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
+    release = need(read_release(app, number), f"{app} has no release v{number}", f"dokku releases {app}   lists them")
     return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
             "commit": release.commit, "image": release.image, "config": " ".join(sorted(release_config(release))),
             **{f"process {kind}": words for kind, words in sorted(release.procfile.items())}}
@@ -5138,9 +5120,7 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
 
 def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
-    numbers = release_numbers(app)
-    if not numbers:
-        raise DokkuError(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    numbers = need(release_numbers(app), f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
     number = numbers[-1] if word in (None, "current") else parse_release_name(word)
     if not (log := release_folder(app, number) / "build.log").exists():
         raise DokkuError(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
@@ -5200,9 +5180,7 @@ def cron_facts(app: str) -> dict[str, str]:
 
 def require_job(app: str, identity: str) -> Job:
     """Find a cron job of the release that runs."""
-    if job := jobs_of(require_app(app)).get(identity):
-        return job
-    raise DokkuError(f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
+    return need(jobs_of(require_app(app)).get(identity), f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
 
 
 def cron_list(style: str, app: str) -> None:
@@ -5319,9 +5297,7 @@ def read_entry(name: str, caller: Caller, capability: str = "configure") -> list
     rows = [Mount(name, name)] if "/" in name else read_mounts(storage_folder(f"{name}.entry"))
     if not any(may(caller, capability, app) for app in ["", *users_of(name)]) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
         raise AccessDenied
-    if not rows:
-        raise DokkuError(f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
-    return rows
+    return need(rows, f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
 
 
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
@@ -5467,14 +5443,10 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Cal
         if known:
             raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
         new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
-        try:
+        with put_back(drop_dead, new.folder), put_back(remove, new.folder / "service.json"):
             for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
                 write_text(new.folder / file, (parser_named("service-password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
             make(new)
-        except BaseException:
-            remove(new.folder / "service.json")
-            drop_dead(new.folder)
-            raise
 
 
 def bring_up(service: Service) -> None:
@@ -5546,11 +5518,9 @@ def change_links(app: str, links: Iterable[tuple[str, str]], config: Mapping[str
     """Give an app other links and the config vars that go with them; when it does not come up so, it keeps the old ones. Only under the app's lock."""
     path, old = app_folder(app) / "LINKS", links_of(app)
     write_lines(path, map(" ".join, dict.fromkeys([*old, *links])))  # a network is left when no release that runs needs it
-    try:
+    # when the app has that config all the same, it is live, and what failed came later
+    with put_back(lambda: write_lines(path, map(" ".join, old)) if read_config(app) != config else None):
         write_config(app, config) if no_restart else apply_config(app, config, caller.name, reason)
-    except BaseException:
-        write_lines(path, map(" ".join, old)) if read_config(app) != config else None  # else it is live, and what failed came later
-        raise
     write_lines(path, map(" ".join, links))
     agree_networks(app)
 
@@ -5568,9 +5538,7 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
         if held := [key for key, value in config.items() if is_url_of(service, value)]:
             raise DokkuError(f"Already linked as {', '.join(held)}")
         names = [f"{alias}_URL"] if alias else [kind.variable, *(f"DOKKU_{engine_name}_{color}_URL" for color in COLORS)]
-        name = next((name for name in names if name not in config), None)
-        if not name:
-            raise DokkuError(f"{names[0]} is taken", "choose another name with --alias")
+        name = need(next((name for name in names if name not in config), ""), f"{names[0]} is taken", "choose another name with --alias")
         scheme = config.get(f"{engine_name}_DATABASE_SCHEME")
         url = url_of(service, parser_named("scheme")(scheme) if scheme else "")
         step(f"Setting {name} on {app}")
@@ -5710,11 +5678,8 @@ def service_backup(service: Service, where: str | None) -> None:
     with holding(service, "backup") as held:
         old = backup_settings(held)
         set_backups(held, where=where)
-        try:
+        with put_back(set_backups, held, where=old["where"]):  # a place that never worked is not where the next one goes
             step(f"Backed up as {back_up(held)}")
-        except BaseException:
-            set_backups(held, where=old["where"])  # a place that never worked is not where the next one goes
-            raise
 
 
 def backup_schedule_cat(service: Service) -> str:
@@ -6110,9 +6075,8 @@ def key_revoke(app: str, name: str) -> None:
 
 def keys_of(user: str) -> list[Key]:
     """Find the keys of a person: NAME, and NAME@PLACE. Raises DokkuError."""
-    if found := [key for key in read_keys() if key.name.partition("@")[0] == user or key.name == user]:
-        return found
-    raise DokkuError(f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
+    found = [key for key in read_keys() if key.name.partition("@")[0] == user or key.name == user]
+    return need(found, f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
 
 
 def acl_add(app: str, user: str) -> None:

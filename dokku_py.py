@@ -187,12 +187,18 @@ def need(found: Any, message: str, hint: str = "") -> Any:
 
 @contextlib.contextmanager
 def put_back(work: Callable[..., Any], *args: Any, **words: Any) -> Iterator[None]:
-    """Do work that puts things back when what stands within fails or is broken off, and let that error go on."""
+    """Do what puts things back when what stands within fails or is broken off; the error goes on. Of several in a row the last comes first."""
     try:
         yield
     except BaseException:
         work(*args, **words)
         raise
+
+
+def quietly(work: Callable[..., Any], *args: Any) -> None:
+    """Do work as well as it goes: an error of ours in it says nothing new."""
+    with contextlib.suppress(DokkuError):
+        work(*args)
 
 
 def say(text: str = "", to: Any = None) -> None:
@@ -3003,8 +3009,7 @@ def keep_last_words(container: Container) -> list[str]:
 
 def turn_back(release: Release, ended: Sequence[Container]) -> None:
     """Have everything as it was before a release that did not go live; what ended for it runs again."""
-    with contextlib.suppress(DokkuError):
-        render_vhost(release.app)  # nginx may have been switched
+    quietly(render_vhost, release.app)  # nginx may have been switched
     throw_away(release)
     for container in [row for row in ended if row.id not in retiring(release.app)]:
         with contextlib.suppress(DokkuError):  # gone meanwhile
@@ -3295,15 +3300,10 @@ def served_with(app: str, path: Path) -> Iterator[None]:
     """Have an app served by the fact changed within, or put its file back; ports that others have are refused. Only under the lock."""
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
     secret = old is not None and not path.stat().st_mode & 0o77
-    try:
+    with put_back(quietly, render_vhost, app), put_back(lambda: remove(path) if old is None else write_text(path, old, secret=secret)):
         yield
         require_ports(app, had)
         render_vhost(app) if proxied and is_proxied(app) else serve(app)
-    except BaseException:
-        remove(path) if old is None else write_text(path, old, secret=secret)
-        with contextlib.suppress(DokkuError):
-            render_vhost(app)
-        raise
 
 
 def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
@@ -3579,15 +3579,9 @@ def change_service(service: Service, **changes: Any) -> Service:
     """Keep a service as changed once its server answers so; else it is put back. Only under the service's lock."""
     new = service._replace(**changes)
     write_service(new)
-    try:
+    with put_back(quietly, agree_service, service), put_back(write_service, service):
         agree_service(new, tidy=False)
-    except BaseException:
-        write_service(service)
-        with contextlib.suppress(DokkuError):
-            agree_service(service)
-        raise
-    with contextlib.suppress(DokkuError):  # it is on the new data from here on: what can't go now goes by `tick`
-        drop_strays(new)
+    quietly(drop_strays, new)  # it is on the new data from here on: what can't go now goes by `tick`
     return new
 
 
@@ -4169,18 +4163,11 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
         """Have one app served by what the server's property says now."""
         with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
             pass
-    old = read_text(path).strip()
+    old, serve_others = read_text(path).strip(), serve_unknown_names if key == "proxy-protocol" else lambda: None
     write_property(app, noun, key, value)
-    try:
-        serve_unknown_names() if key == "proxy-protocol" else None
+    with put_back(quietly, serve_others), put_back(quietly, each_app, None, True, serve), put_back(write_property, app, noun, key, old):
+        serve_others()
         return each_app(None, True, serve) if served else None
-    except BaseException:
-        write_property(app, noun, key, old)
-        with contextlib.suppress(DokkuError):
-            each_app(None, True, serve)
-        with contextlib.suppress(DokkuError):
-            serve_unknown_names() if key == "proxy-protocol" else None
-        raise
 
 
 # --- apps ---
@@ -4968,13 +4955,8 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
         remove_strays(app)
         old, current = read_lines(path), read_current(app)
         write_lines(path, change(old))
-        try:
+        with put_back(quietly, remove_strays, app), put_back(write_lines, path, old):  # throw_away spares what bears the live incarnation
             return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
-        except BaseException:
-            write_lines(path, old)
-            with contextlib.suppress(DokkuError):
-                remove_strays(app)  # throw_away spares what bears the live incarnation
-            raise
 
 
 def each_app(app: str | None, everything: bool, work: Callable[[str], Any], parallel: int = 1, purpose: str = "") -> None:

@@ -187,7 +187,7 @@ def need(found: Any, message: str, hint: str = "") -> Any:
 
 @contextlib.contextmanager
 def put_back(work: Callable[..., Any], *args: Any, **words: Any) -> Iterator[None]:
-    """Do what puts things back when what stands within fails or is broken off; the error goes on. Of several in a row the last comes first."""
+    """Do what puts things back when what stands within fails or is broken off; the error goes on. Of several the last comes first."""
     try:
         yield
     except BaseException:
@@ -243,12 +243,13 @@ def warn(text: str) -> None:
     say(f" !     {text}", sys.stderr)
 
 
-def complain(error: DokkuError) -> None:
-    """Print an error and its way out."""
+def complain(error: DokkuError) -> int:
+    """Print an error and its way out; give its exit code."""
     for line in error.message.splitlines() or [""]:
         warn(line)
     if error.hint:
         warn(error.hint)
+    return error.code
 
 
 def trace(argv: Sequence[str]) -> None:
@@ -898,13 +899,11 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
     last: list[str] = []
     process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
     try:
-        for raw in process.stdout or ():
-            line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
-            last = [*last[-99:], line]
-            detail(line)
-    except BaseException:  # our own end (an error, TERM, a reader that went away) ends the program too
-        process.terminate()
-        raise
+        with put_back(process.terminate):  # our own end (an error, TERM, a reader that went away) ends the program too
+            for raw in process.stdout or ():
+                line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
+                last = [*last[-99:], line]
+                detail(line)
     finally:
         code = process.wait()
     if code:
@@ -1557,8 +1556,7 @@ def allot_address(subnet: str, release: Release, dyno: str) -> str:
             return found
         lower = next(ipaddress.ip_network(subnet).subnets())
         free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in owners), None)
-        if not free:
-            raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
+        need(free, f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
         write_text(ROOT / "addresses" / "=".join([free, *mine]), "")
         return free
 
@@ -4306,8 +4304,7 @@ def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
 
 def apps_locked(app: str) -> None:
     """Say by the exit code whether deploys of an app are kept out."""
-    if not (app_folder(app) / "LOCKED").exists():
-        raise DokkuError("Deploy lock does not exist")
+    need((app_folder(app) / "LOCKED").exists(), "Deploy lock does not exist")
     say("Deploy lock exists")
 
 
@@ -4415,8 +4412,7 @@ def ssh_public(app: str | None = None, about: str | None = None, make: str = "")
     key = ssh_key_file(app or "--global")
     if make and not key.exists():
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(key)])
-    if not key.exists():
-        raise DokkuError("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
+    need(key.exists(), "There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
 
 
@@ -4485,8 +4481,7 @@ def read_given(file: str | None, caller: Caller) -> str:
         return sys.stdin.read()
     if not caller.local:
         raise UsageError("A file of the server can't be named from outside", "send it on standard input, and write - for the file")
-    if not Path(str(file)).is_file():
-        raise DokkuError(f"There is no file {shown(str(file))}")
+    need(Path(str(file)).is_file(), f"There is no file {shown(str(file))}")
     return read_text(Path(str(file)))
 
 
@@ -4618,8 +4613,7 @@ def custom_page(app: str, off: str = "") -> None:
 
 def custom_page_export(app: str) -> int:
     """Write an app's own pages to standard output, as a tar."""
-    if not pages_of(app).is_dir():
-        raise DokkuError(f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
+    need(pages_of(app).is_dir(), f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
     return attend(["tar", "--create", f"--directory={pages_of(app)}", "."])
 
 
@@ -4868,8 +4862,7 @@ def certify(app: str, force: bool) -> None:
 
 def require_certified(app: str) -> str:
     """Refuse an app that no authority certifies; for others give what letsencrypt:active prints."""
-    if not acme_folder(app).is_dir():
-        raise DokkuError(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
+    need(acme_folder(app).is_dir(), f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
     return "true"
 
 
@@ -5793,7 +5786,6 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
             rows += [(at, row.dyno, text) for at, text in log_stream(row.id, lines)]
     for row in sorted(rows)[-lines:] if lines else []:
         say_log(quiet, *row)
-    return None
 
 
 def select_processes(app: str, process: str | None) -> list[Container]:
@@ -5950,8 +5942,7 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     if words[:1] == ["--container-id"]:  # behind the app
         container, words = "".join(words[1:2]), words[2:]
     chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
-    if not chosen:
-        raise DokkuError(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
+    need(chosen, f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
     best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
     shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash || exec sh"]
     return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
@@ -6120,8 +6111,7 @@ def help_command(word: str | None, every: bool) -> None:
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
     rows = [(name, row) for name in sorted(commands_of(word) if word else commands()) if (row := commands()[name]).access != "hook"]
-    if not rows:
-        raise DokkuError(f"There is no command {shown(word or '')}", "dokku help   lists all")
+    need(rows, f"There is no command {shown(word or '')}", "dokku help   lists all")
     kind = engine_named(word or "")
     say(f"dokku_py {VERSION}" + (f"   {kind.name}: {kind.unproven}" if kind and kind.unproven else ""))
     return say_lines(f"    {name:24} {row.doc[0]}" for name, row in rows)
@@ -6394,8 +6384,7 @@ def main(words: list[str]) -> int:
         hook = words == ["git-hook"] and bool(os.environ.get("DOKKU_LOCK_FD"))
         return run_command(words, Caller(pwd.getpwuid(os.getuid()).pw_name, local=True), hook=hook)
     except DokkuError as error:
-        complain(error)
-        return error.code
+        return complain(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -6403,17 +6392,16 @@ def main(words: list[str]) -> int:
         return 141
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("docker", "requests", "urllib3"):
-            complain(DokkuError(f"Docker went away or refused: {error}", "see whether it runs: sudo service docker status; then try again"))
-            return 1
+            return complain(DokkuError(f"Docker went away or refused: {error}",
+                                       "see whether it runs: sudo service docker status; then try again"))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
-            complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}", "make room (df -h), then do it again; nothing was lost"))
-            return 1
+            return complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}",
+                                       "make room (df -h), then do it again; nothing was lost"))
         import tempfile
         import traceback
         with tempfile.NamedTemporaryFile("w", prefix="dokku-crash-", suffix=".log", delete=False) as log:
             log.write(f"dokku_py {VERSION}, Python {sys.version}\n{traceback.format_exc()}")
-        complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {log.name}"))
-        return 70
+        return complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {log.name}", 70))
 
 
 def front_door(argv: Sequence[str]) -> NoReturn:

@@ -178,11 +178,11 @@ class ToolFailed(DokkuError):
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
-def need(found: Any, message: str, hint: str = "") -> Any:
-    """Give what was looked for when it was found. Raises DokkuError when it is nothing."""
+def need(found: Any, message: str, hint: str = "", error: type[DokkuError] = DokkuError) -> Any:
+    """Give what was looked for when it was found. Raises such an error when it is nothing."""
     if found:
         return found
-    raise DokkuError(message, hint)
+    raise error(message, hint)
 
 
 @contextlib.contextmanager
@@ -543,8 +543,7 @@ parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 
 def parse_pair(text: str) -> tuple[str, str]:
     """Accept KEY=VALUE."""
     key, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"{shown(text)} is not KEY=VALUE", "write for example  LEVEL=debug")
+    need(equals, f"{shown(text)} is not KEY=VALUE", "write for example  LEVEL=debug", UsageError)
     return parse_config_key(key), parse_config_value(key, value)
 
 
@@ -2458,8 +2457,7 @@ def start_missing(release: Release) -> list[Container]:
     subnet = ensure_network()
     have = {container.dyno: container for container in containers_of(release.app) if release.has(container)}
     missing = [dyno for dyno in wanted_dynos(release) if dyno not in have or not have[dyno].running]
-    for dyno in missing:
-        detail(f"Starting {dyno} of {release.name}")
+    say_lines(f"       Starting {dyno} of {release.name}" for dyno in missing)
     count = int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8)
     start = lambda dyno: start_process(release, dyno, subnet, have.get(dyno))
     if len(missing) < 2 or count < 2:
@@ -2607,10 +2605,9 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
     if chosen in ("", "dockerfile") and peek(tree, dockerfile):
         return "", dockerfile
     marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for (mark,) in row.marks]
-    if row := next((row for row in marks if (tree / row[1]).is_file()), None):
-        return row
-    raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
-                     f"add one of: {' '.join(mark for _, mark in [('', dockerfile), *marks])}  (or dokku builder-dockerfile:set {release.app} dockerfile-path ...)")
+    found = next((row for row in marks if (tree / row[1]).is_file()), None)
+    return need(found, f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
+                f"add one of: {' '.join(mark for _, mark in [('', dockerfile), *marks])}  (or dokku builder-dockerfile:set {release.app} dockerfile-path ...)")
 
 
 def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Release, str]:
@@ -2817,8 +2814,7 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         except DokkuError as error:  # told, and changes nothing
             complain(DokkuError(f"{error.message}; the release is live all the same"))
     milestone("Application deployed:")
-    for url in urls_of(app):
-        detail(url)
+    say_lines(f"       {url}" for url in urls_of(app))
     if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         warn(f"The certificate of {app} ends within 14 days; dokku certs:doctor {app}   says who should renew it")
 
@@ -2885,8 +2881,7 @@ def run_predeploy(release: Release) -> Release:
         # the command gets the config, the container never had it: so no secret is in the image that is made of it
         environment = process_environment(release, merged_config(release.app), "predeploy.1")
         begun = engine().exec_create(identity, shell_command(release.app, command), environment=environment)["Id"]
-        for line in lines_of(engine().exec_start(begun, stream=True)):
-            detail(line)
+        say_lines(f"       {line}" for line in lines_of(engine().exec_start(begun, stream=True)))
         if code := engine().exec_inspect(begun)["ExitCode"]:
             raise DokkuError(f"The predeploy command ended with exit code {code}")
         return release._replace(image=commit_container(identity, release.image))
@@ -4100,9 +4095,8 @@ def report(noun: str, app: str | None, caller: Caller, flags: Sequence[str] = ()
 def secret_word(text: str) -> str:
     """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
     if text in ("-", ""):
-        if given := parse_line(sys.stdin.readline().rstrip("\n")):
-            return given
-        raise UsageError("There is no secret on standard input", "for example  echo SECRET | ssh dokku@SERVER ...")
+        given = parse_line(sys.stdin.readline().rstrip("\n"))
+        return need(given, "There is no secret on standard input", "for example  echo SECRET | ssh dokku@SERVER ...", UsageError)
     if not os.environ.get("SSH_ORIGINAL_COMMAND"):
         raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
     return text
@@ -5356,8 +5350,7 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
 
 def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
     """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container."""
-    if not what.entry:
-        raise UsageError("Name what is mounted", f"for example  dokku storage:mount {app} NAME:/app/uploads")
+    need(what.entry, "Name what is mounted", f"for example  dokku storage:mount {app} NAME:/app/uploads", UsageError)
     rows, place = read_entry(what.entry, caller), (target or what.target).removeprefix("-")
     wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
     if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
@@ -5880,8 +5873,7 @@ def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app
 def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, kind: str = "run", dyno: str = "", **terminal: bool) -> str:
     """Create the container of a one-off and give its name; `tick` removes it after that many seconds, ended or not."""
     current = require_current(require_app(app))
-    if not words:
-        raise UsageError("Name the command to run", f"for example  dokku run {app} ls -la")
+    need(words, "Name the command to run", f"for example  dokku run {app} ls -la", UsageError)
     single = current.procfile.get(words[0], words[0] if " " in words[0] else "") if len(words) == 1 else ""
     ensure_network()
     number = time.time_ns() // 1000 % 10**9
@@ -5983,8 +5975,7 @@ def access_set(name: str, role: str | None, apps: str | None, until: str | None,
 def access_check(name: str, words: list[str]) -> None:
     """Say, by the exit code too, whether a key may do a command, and why not."""
     key, row = find_key(name), find_command(words[0]) if words else None
-    if not row:
-        raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
+    need(row, "Name a command with its words", f"for example  dokku access:check {name} ps:restart blog", UsageError)
     caller = Caller(key.name, key.role, key.apps)
     if key.until and key.until < now()[:10]:
         raise DokkuError(f"{key.name} may not: the key was for the time until {key.until}", f"dokku access:set {key.name} --until DAY   lets it in again")
@@ -6016,8 +6007,7 @@ def access_info(name: str) -> dict[str, str]:
 
 def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     """Shut a key out, by its name or whole fingerprint."""
-    if not (word := fingerprint or name):
-        raise UsageError("Name the key, or give --fingerprint", "dokku ssh-keys:list   lists the keys")
+    word = need(fingerprint or name, "Name the key, or give --fingerprint", "dokku ssh-keys:list   lists the keys", UsageError)
     drop_key(find_key(word).name)
 
 

@@ -187,7 +187,7 @@ def need(found: Any, message: str, hint: str = "", error: type[DokkuError] = Dok
 
 @contextlib.contextmanager
 def put_back(work: Callable[..., Any], *args: Any, **words: Any) -> Iterator[None]:
-    """Do what puts things back when what stands within fails or is broken off; the error goes on. Of several the last comes first."""
+    """Do what puts things back when what stands within fails or is broken off; the error goes on."""
     try:
         yield
     except BaseException:
@@ -3293,7 +3293,7 @@ def served_with(app: str, path: Path) -> Iterator[None]:
     """Have an app served by the fact changed within, or put its file back; ports that others have are refused. Only under the lock."""
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
     secret = old is not None and not path.stat().st_mode & 0o77
-    with put_back(quietly, render_vhost, app), put_back(lambda: remove(path) if old is None else write_text(path, old, secret=secret)):
+    with put_back(lambda: (remove(path) if old is None else write_text(path, old, secret=secret), quietly(render_vhost, app))):
         yield
         require_ports(app, had)
         render_vhost(app) if proxied and is_proxied(app) else serve(app)
@@ -3572,7 +3572,7 @@ def change_service(service: Service, **changes: Any) -> Service:
     """Keep a service as changed once its server answers so; else it is put back. Only under the service's lock."""
     new = service._replace(**changes)
     write_service(new)
-    with put_back(quietly, agree_service, service), put_back(write_service, service):
+    with put_back(lambda: (write_service(service), quietly(agree_service, service))):
         agree_service(new, tidy=False)
     quietly(drop_strays, new)  # it is on the new data from here on: what can't go now goes by `tick`
     return new
@@ -4157,7 +4157,7 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
             pass
     old, serve_others = read_text(path).strip(), serve_unknown_names if key == "proxy-protocol" else lambda: None
     write_property(app, noun, key, value)
-    with put_back(quietly, serve_others), put_back(quietly, each_app, None, True, serve), put_back(write_property, app, noun, key, old):
+    with put_back(lambda: (write_property(app, noun, key, old), quietly(each_app, None, True, serve), quietly(serve_others))):
         serve_others()
         return each_app(None, True, serve) if served else None
 
@@ -4942,7 +4942,7 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
         remove_strays(app)
         old, current = read_lines(path), read_current(app)
         write_lines(path, change(old))
-        with put_back(quietly, remove_strays, app), put_back(write_lines, path, old):  # throw_away spares what bears the live incarnation
+        with put_back(lambda: (write_lines(path, old), quietly(remove_strays, app))):  # throw_away spares what bears the live incarnation
             return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
 
 
@@ -5411,7 +5411,7 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Cal
         if known:
             raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
         new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
-        with put_back(drop_dead, new.folder), put_back(remove, new.folder / "service.json"):
+        with put_back(lambda: (remove(new.folder / "service.json"), drop_dead(new.folder))):
             for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
                 write_text(new.folder / file, (parser_named("service-password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
             make(new)

@@ -4835,7 +4835,7 @@ def certify(app: str, force: bool) -> None:
                          f"dokku domains:set {app} NAME   gives it others" if not domains else f"dokku letsencrypt:set {app} dns-provider NAME, then dns-provider-VARIABLE VALUE")
     fresh = not acme_folder(app).is_dir()
     make_folder(acme_folder(app), 0o700)
-    try:
+    with put_back(lambda: (remove(acme_folder(app)), under_lock("letsencrypt", render_vhost, app)) if fresh else None):
         under_lock("letsencrypt", render_vhost, app)
         made = acme_folder(app) / "certificates" / f"{domains[0].replace('*', '_')}.crt"
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
@@ -4845,11 +4845,6 @@ def certify(app: str, force: bool) -> None:
             require_reachable(domain)
         lego(app, domains, "run")
         keep_certificate(app, checked_certificate(read_text(made) + read_text(made.with_suffix(".key"))))
-    except BaseException:
-        if fresh:
-            remove(acme_folder(app))
-            under_lock("letsencrypt", render_vhost, app)
-        raise
     render_crontab()
     return milestone(f"{app} answers by https: {', '.join(domains)}")
 

@@ -178,6 +178,29 @@ class ToolFailed(DokkuError):
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
+def need(found: Any, message: str, hint: str = "", error: type[DokkuError] = DokkuError) -> Any:
+    """Give what was looked for when it was found. Raises such an error when it is nothing."""
+    if found:
+        return found
+    raise error(message, hint)
+
+
+@contextlib.contextmanager
+def put_back(work: Callable[..., Any], *args: Any, **words: Any) -> Iterator[None]:
+    """Do what puts things back when what stands within fails or is broken off; the error goes on."""
+    try:
+        yield
+    except BaseException:
+        work(*args, **words)
+        raise
+
+
+def quietly(work: Callable[..., Any], *args: Any) -> None:
+    """Do work as well as it goes: an error of ours in it says nothing new."""
+    with contextlib.suppress(DokkuError):
+        work(*args)
+
+
 def say(text: str = "", to: Any = None) -> None:
     """Print one line of data or of a step to standard output, or another file, at once, and keep it in the open build log."""
     try:
@@ -220,12 +243,13 @@ def warn(text: str) -> None:
     say(f" !     {text}", sys.stderr)
 
 
-def complain(error: DokkuError) -> None:
-    """Print an error and its way out."""
+def complain(error: DokkuError) -> int:
+    """Print an error and its way out; give its exit code."""
     for line in error.message.splitlines() or [""]:
         warn(line)
     if error.hint:
         warn(error.hint)
+    return error.code
 
 
 def trace(argv: Sequence[str]) -> None:
@@ -519,8 +543,7 @@ parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 
 def parse_pair(text: str) -> tuple[str, str]:
     """Accept KEY=VALUE."""
     key, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"{shown(text)} is not KEY=VALUE", "write for example  LEVEL=debug")
+    need(equals, f"{shown(text)} is not KEY=VALUE", "write for example  LEVEL=debug", UsageError)
     return parse_config_key(key), parse_config_value(key, value)
 
 
@@ -875,13 +898,11 @@ def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
     last: list[str] = []
     process = begin(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
     try:
-        for raw in process.stdout or ():
-            line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
-            last = [*last[-99:], line]
-            detail(line)
-    except BaseException:  # our own end (an error, TERM, a reader that went away) ends the program too
-        process.terminate()
-        raise
+        with put_back(process.terminate):  # our own end (an error, TERM, a reader that went away) ends the program too
+            for raw in process.stdout or ():
+                line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
+                last = [*last[-99:], line]
+                detail(line)
     finally:
         code = process.wait()
     if code:
@@ -912,15 +933,12 @@ def feed(argv: Sequence[str], *, source: Path | None = None, target: Path | None
 
 def watch(process: subprocess.Popen[bytes], end: Callable[[subprocess.Popen[bytes]], None], amount: bool = False) -> int:
     """Wait for a program and give its exit code; `end` it when the client goes away, or when we are ended ourselves. The `amount` in a file that we write is shown."""
-    try:
+    with put_back(end, process):
         while process.poll() is None:
             if reader_left(0.05):
                 leave()
             if amount and os.path.isfile("/dev/stdout"):
                 show_amount(os.lseek(1, 0, os.SEEK_CUR))
-    except BaseException:
-        end(process)
-        raise
     return process.wait()
 
 
@@ -1089,7 +1107,7 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
     """Replace a file in one step: write beside it, flush to disk, rename. Secrets are 0600 from their first byte."""
     # the name beside holds our process id: `dead_writes` knows by it what a killed process left
     beside = make_folder(path.parent) / f".{path.name}.{os.getpid()}"
-    try:
+    with put_back(beside.unlink, missing_ok=True):
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "w", errors="surrogateescape") as file:
             os.fchmod(handle, 0o600 if secret else 0o644)
@@ -1097,9 +1115,6 @@ def write_text(path: Path, text: str, *, secret: bool = False) -> None:
             file.flush()
             os.fsync(handle)
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -1394,9 +1409,7 @@ def mark_release(app: str, number: int, status: str) -> None:
 
 def require_current(app: str) -> Release:
     """Read the release that should run. Raises DokkuError before the first deploy."""
-    if current := read_current(app):
-        return current
-    raise DokkuError(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    return need(read_current(app), f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
 
 
 def release_status(app: str, number: int, current: Release | None) -> str:
@@ -1542,8 +1555,7 @@ def allot_address(subnet: str, release: Release, dyno: str) -> str:
             return found
         lower = next(ipaddress.ip_network(subnet).subnets())
         free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in owners), None)
-        if not free:
-            raise DokkuError(f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
+        need(free, f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
         write_text(ROOT / "addresses" / "=".join([free, *mine]), "")
         return free
 
@@ -1860,9 +1872,7 @@ def require_network(name: str) -> dict[str, Any]:
                 pool, options = types.IPAMPool(subnet=free_subnet(22)), {}
             engine().create_network(name, driver="bridge", labels=OURS, ipam=types.IPAMConfig(pool_configs=[pool]), options=options)
             row = engine().inspect_network(name)
-    if row:
-        return row
-    raise DokkuError("Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
+    return need(row, "Network does not exist", f"{shown(name)} is not among those that dokku network:list prints")
 
 
 def drop_network(name: str) -> None:
@@ -1960,11 +1970,8 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     fixed = {"Labels": {**(chosen.get("Labels") or {}), **own, **(labels or {})}, "Env": wanted["Env"]}
     with engine_errors(f"{dyno} of {release.app} can't be created"):
         identity = client.create_container_from_config({**wanted, **chosen, **fixed}, name or f"{release.app}.{dyno}.{release.incarnation_of(dyno)}")["Id"]
-    try:
+    with put_back(remove_container, identity):
         join_networks(identity, release.app, dyno, networks_of(release.app, NETWORK_KEYS[:2] if kind == "deploy" else NETWORK_KEYS))
-    except BaseException:
-        remove_container(identity)
-        raise
     return identity
 
 
@@ -2160,9 +2167,8 @@ def checked_certificate(text: str) -> str:
     if not blocks or not key:
         raise UsageError(f"There is no {'private key without a passphrase' if blocks else 'certificate'} in it", "send both in PEM, in a tar or one after the other")
     public = openssl("pkey", "-pubout", stdin=key[0])
-    chain = [block for block in blocks if openssl("x509", "-noout", "-pubkey", stdin=block) == public][:1]
-    if not chain:
-        raise DokkuError("The key does not belong to the certificate", "send the key that the certificate was asked for with")
+    chain = need([block for block in blocks if openssl("x509", "-noout", "-pubkey", stdin=block) == public][:1],
+                 "The key does not belong to the certificate", "send the key that the certificate was asked for with")
     if run(["openssl", "x509", "-noout", "-checkend", "0"], stdin=chain[0], check=False).returncode:
         raise DokkuError(f"The certificate has ended: {openssl('x509', '-noout', '-enddate', stdin=chain[0])}", "ask its authority for another")
     subjects = {openssl("x509", "-noout", "-subject_hash", stdin=block): block for block in blocks if block != chain[0]}
@@ -2174,9 +2180,8 @@ def checked_certificate(text: str) -> str:
             warn(f"Browsers may not trust it: {' '.join(re.findall('lookup: (.*)', doubt)) or doubt.splitlines()[-1]}; is an intermediate certificate missing?")
     said = openssl("x509", "-noout", "-subject", "-ext", "subjectAltName", "-nameopt", "multiline", stdin=chain[0])
     names = re.findall(r"DNS:([A-Za-z0-9.*_-]+)", said) or re.findall(r"commonName += ([A-Za-z0-9.*_-]+)$", said, re.MULTILINE)
-    if not names:
-        raise DokkuError("The certificate names no domain", "ask its authority for one with subjectAltName")
-    return "\n".join([f"names: {' '.join(names).lower()}", key[0], *chain, ""])
+    named = " ".join(need(names, "The certificate names no domain", "ask its authority for one with subjectAltName")).lower()
+    return "\n".join([f"names: {named}", key[0], *chain, ""])
 
 
 def self_signed(names: Sequence[str]) -> tuple[str, str]:
@@ -2452,8 +2457,7 @@ def start_missing(release: Release) -> list[Container]:
     subnet = ensure_network()
     have = {container.dyno: container for container in containers_of(release.app) if release.has(container)}
     missing = [dyno for dyno in wanted_dynos(release) if dyno not in have or not have[dyno].running]
-    for dyno in missing:
-        detail(f"Starting {dyno} of {release.name}")
+    say_lines(f"       Starting {dyno} of {release.name}" for dyno in missing)
     count = int(property_of(release.app, "scheduler-docker-local", "parallel-schedule-count") or 8)
     start = lambda dyno: start_process(release, dyno, subnet, have.get(dyno))
     if len(missing) < 2 or count < 2:
@@ -2601,10 +2605,9 @@ def language_of(release: Release, tree: Path) -> tuple[str, str]:
     if chosen in ("", "dockerfile") and peek(tree, dockerfile):
         return "", dockerfile
     marks = [(name, mark) for name, row in languages().items() if chosen in ("", name) for (mark,) in row.marks]
-    if row := next((row for row in marks if (tree / row[1]).is_file()), None):
-        return row
-    raise DokkuError(f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
-                     f"add one of: {' '.join(mark for _, mark in [('', dockerfile), *marks])}  (or dokku builder-dockerfile:set {release.app} dockerfile-path ...)")
+    found = next((row for row in marks if (tree / row[1]).is_file()), None)
+    return need(found, f"There is no {dockerfile} in the tree{', and nothing that shows how else to build it' if marks else ''}",
+                f"add one of: {' '.join(mark for _, mark in [('', dockerfile), *marks])}  (or dokku builder-dockerfile:set {release.app} dockerfile-path ...)")
 
 
 def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Release, str]:
@@ -2811,8 +2814,7 @@ def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = Fa
         except DokkuError as error:  # told, and changes nothing
             complain(DokkuError(f"{error.message}; the release is live all the same"))
     milestone("Application deployed:")
-    for url in urls_of(app):
-        detail(url)
+    say_lines(f"       {url}" for url in urls_of(app))
     if (file := certificate_of(app)) and ends_within(file, EXPIRY_WARNING):
         warn(f"The certificate of {app} ends within 14 days; dokku certs:doctor {app}   says who should renew it")
 
@@ -2879,8 +2881,7 @@ def run_predeploy(release: Release) -> Release:
         # the command gets the config, the container never had it: so no secret is in the image that is made of it
         environment = process_environment(release, merged_config(release.app), "predeploy.1")
         begun = engine().exec_create(identity, shell_command(release.app, command), environment=environment)["Id"]
-        for line in lines_of(engine().exec_start(begun, stream=True)):
-            detail(line)
+        say_lines(f"       {line}" for line in lines_of(engine().exec_start(begun, stream=True)))
         if code := engine().exec_inspect(begun)["ExitCode"]:
             raise DokkuError(f"The predeploy command ended with exit code {code}")
         return release._replace(image=commit_container(identity, release.image))
@@ -2894,7 +2895,7 @@ def switch_to(release: Release) -> None:
     if any(row.id in known and release.has(row) and row.dyno in wanted for row in containers_of(release.app)):
         release = release._replace(restart=release.restart + 1, kept={})  # scaled down a moment ago, and up again
     ended: list[Container] = []
-    try:
+    with put_back(turn_back, release, ended):
         for container in what_runs_alone(release):
             detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
             ended.append(container)
@@ -2906,9 +2907,6 @@ def switch_to(release: Release) -> None:
         on_leaving(signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         step("Switching to the new processes")
         workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
-    except BaseException:
-        turn_back(release, ended)
-        raise
     previous = read_current(release.app)
     write_current(release)
     keep_config(release)
@@ -3297,15 +3295,10 @@ def served_with(app: str, path: Path) -> Iterator[None]:
     """Have an app served by the fact changed within, or put its file back; ports that others have are refused. Only under the lock."""
     old, had, proxied = read_text(path) if path.exists() else None, host_ports(app), is_proxied(app)
     secret = old is not None and not path.stat().st_mode & 0o77
-    try:
+    with put_back(lambda: (remove(path) if old is None else write_text(path, old, secret=secret), quietly(render_vhost, app))):
         yield
         require_ports(app, had)
         render_vhost(app) if proxied and is_proxied(app) else serve(app)
-    except BaseException:
-        remove(path) if old is None else write_text(path, old, secret=secret)
-        with contextlib.suppress(DokkuError):
-            render_vhost(app)
-        raise
 
 
 def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
@@ -3357,13 +3350,9 @@ def start_app(app: str) -> None:
     current = require_current(app)
     if is_stopped(app) and merged_config(app) != release_config(current):
         return restart(app)  # it was changed meanwhile
-    try:
+    with put_back(lambda: stop_processes(app) if is_stopped(app) else None):
         for container in start_missing(current):
             wait_until_healthy(current, container)
-    except BaseException:
-        if is_stopped(app):
-            stop_processes(app)
-        raise
     remove(app_folder(app) / "STOPPED")
     name_current(current)
     agree_networks(app)
@@ -3585,15 +3574,9 @@ def change_service(service: Service, **changes: Any) -> Service:
     """Keep a service as changed once its server answers so; else it is put back. Only under the service's lock."""
     new = service._replace(**changes)
     write_service(new)
-    try:
+    with put_back(lambda: (write_service(service), quietly(agree_service, service))):
         agree_service(new, tidy=False)
-    except BaseException:
-        write_service(service)
-        with contextlib.suppress(DokkuError):
-            agree_service(service)
-        raise
-    with contextlib.suppress(DokkuError):  # it is on the new data from here on: what can't go now goes by `tick`
-        drop_strays(new)
+    quietly(drop_strays, new)  # it is on the new data from here on: what can't go now goes by `tick`
     return new
 
 
@@ -3675,14 +3658,11 @@ def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, *
 @contextlib.contextmanager
 def cut_off(service: Service) -> Iterator[None]:
     """Keep the apps away from a running service, so that nothing is written; what is wrong afterwards is mended by `agree_service`."""
-    try:
+    with put_back(lambda: agree_service(read_service(service.engine, service.name) or service)):
         for network in dict.fromkeys([service.container, *service.networks.split()]):
             with engine_errors(f"{service.name} can't be cut off from its apps"):
                 engine().disconnect_container_from_network(service.container, network, force=True)
         yield
-    except BaseException:
-        agree_service(read_service(service.engine, service.name) or service)
-        raise
 
 
 def upgrade_service(service: Service, **changes: Any) -> Service:
@@ -3843,9 +3823,8 @@ def render_authorized_keys() -> None:
 
 def find_key(word: str) -> Key:
     """Find a key by name or whole fingerprint. Raises DokkuError."""
-    if key := next((key for key in read_keys() if word in (key.name, key.fingerprint)), None):
-        return key
-    raise DokkuError(f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
+    found = next((key for key in read_keys() if word in (key.name, key.fingerprint)), None)
+    return need(found, f"No key is named {shown(word)}", "dokku ssh-keys:list   lists the keys")
 
 
 def may(caller: Caller, capability: str, app: str = "") -> bool:
@@ -4120,9 +4099,8 @@ def report(noun: str, app: str | None, caller: Caller, flags: Sequence[str] = ()
 def secret_word(text: str) -> str:
     """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
     if text in ("-", ""):
-        if given := parse_line(sys.stdin.readline().rstrip("\n")):
-            return given
-        raise UsageError("There is no secret on standard input", "for example  echo SECRET | ssh dokku@SERVER ...")
+        given = parse_line(sys.stdin.readline().rstrip("\n"))
+        return need(given, "There is no secret on standard input", "for example  echo SECRET | ssh dokku@SERVER ...", UsageError)
     if not os.environ.get("SSH_ORIGINAL_COMMAND"):
         raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
     return text
@@ -4181,18 +4159,11 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
         """Have one app served by what the server's property says now."""
         with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
             pass
-    old = read_text(path).strip()
+    old, serve_others = read_text(path).strip(), serve_unknown_names if key == "proxy-protocol" else lambda: None
     write_property(app, noun, key, value)
-    try:
-        serve_unknown_names() if key == "proxy-protocol" else None
+    with put_back(lambda: (write_property(app, noun, key, old), quietly(each_app, None, True, serve), quietly(serve_others))):
+        serve_others()
         return each_app(None, True, serve) if served else None
-    except BaseException:
-        write_property(app, noun, key, old)
-        with contextlib.suppress(DokkuError):
-            each_app(None, True, serve)
-        with contextlib.suppress(DokkuError):
-            serve_unknown_names() if key == "proxy-protocol" else None
-        raise
 
 
 # --- apps ---
@@ -4278,20 +4249,15 @@ def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str
     Only under the first one's lock.
     """
     copy_app(old, new, leave_out, skip_deploy)
-    try:
-        with locked(new, "apps:clone"):
-            refuse_claimed(new, [] if read_lines(app_folder(new) / "DOMAINS") else named_domains(new))  # again: it is a record now
-            if leave_out:  # a clone: what the first one has alone can't be shared
-                require_ports(new, set())
-            for tag in tags_of(old):
-                tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
-            render_vhost(new)
-            if (current := read_current(new)) and not is_stopped(new):
-                switch_to(current)
-    except BaseException:
-        if app_exists(new):
-            destroy_app(new)
-        raise
+    with put_back(lambda: destroy_app(new) if app_exists(new) else None), locked(new, "apps:clone"):
+        refuse_claimed(new, [] if read_lines(app_folder(new) / "DOMAINS") else named_domains(new))  # again: it is a record now
+        if leave_out:  # a clone: what the first one has alone can't be shared
+            require_ports(new, set())
+        for tag in tags_of(old):
+            tag_as(f"dokku/{old}:{tag}", f"dokku/{new}:{tag}")
+        render_vhost(new)
+        if (current := read_current(new)) and not is_stopped(new):
+            switch_to(current)
 
 
 def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
@@ -4337,8 +4303,7 @@ def lock_deploys(app: str, caller: Caller, off: str = "") -> None:
 
 def apps_locked(app: str) -> None:
     """Say by the exit code whether deploys of an app are kept out."""
-    if not (app_folder(app) / "LOCKED").exists():
-        raise DokkuError("Deploy lock does not exist")
+    need((app_folder(app) / "LOCKED").exists(), "Deploy lock does not exist")
     say("Deploy lock exists")
 
 
@@ -4436,8 +4401,7 @@ def git_allow_host(address: str) -> None:
     """Trust the ssh keys that a host, or HOST:PORT, shows now."""
     host, _, port = address.partition(":")
     found = output_of(["ssh-keyscan", "-T", "20", "-p", str(parse_port(port or "22")), "--", parse_domain(host)], check=False).splitlines()
-    if not (keys := [line for line in found if not line.startswith("#")]):
-        raise DokkuError(f"{address} does not answer by ssh")
+    keys = need([line for line in found if not line.startswith("#")], f"{address} does not answer by ssh")
     with server_lock("keys"):
         write_lines(ROOT / ".ssh" / "known_hosts", dict.fromkeys([*read_lines(ROOT / ".ssh" / "known_hosts"), *keys]))
 
@@ -4447,8 +4411,7 @@ def ssh_public(app: str | None = None, about: str | None = None, make: str = "")
     key = ssh_key_file(app or "--global")
     if make and not key.exists():
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dokku", "-f", str(key)])
-    if not key.exists():
-        raise DokkuError("There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
+    need(key.exists(), "There is no ssh key", "dokku ssh:install APP   or git:generate-deploy-key   makes one")
     say(output_of(["ssh-keygen", *([about] if about else ["-y", "-P", ""]), "-f", str(key)]))
 
 
@@ -4517,8 +4480,7 @@ def read_given(file: str | None, caller: Caller) -> str:
         return sys.stdin.read()
     if not caller.local:
         raise UsageError("A file of the server can't be named from outside", "send it on standard input, and write - for the file")
-    if not Path(str(file)).is_file():
-        raise DokkuError(f"There is no file {shown(str(file))}")
+    need(Path(str(file)).is_file(), f"There is no file {shown(str(file))}")
     return read_text(Path(str(file)))
 
 
@@ -4650,8 +4612,7 @@ def custom_page(app: str, off: str = "") -> None:
 
 def custom_page_export(app: str) -> int:
     """Write an app's own pages to standard output, as a tar."""
-    if not pages_of(app).is_dir():
-        raise DokkuError(f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
+    need(pages_of(app).is_dir(), f"{app} has no pages of its own", f"dokku maintenance:custom-page {app} < pages.tar   gives it some")
     return attend(["tar", "--create", f"--directory={pages_of(app)}", "."])
 
 
@@ -4809,17 +4770,15 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
 
 def certs_generate(app: str, domain: str | None) -> None:
     """Make a key and a certificate that it signs itself, for a domain or all of the app's, and print a request for an authority."""
-    if not (names := [domain] if domain else domains_of(app)):
-        raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
-    text, request = self_signed(names)
+    names = [domain] if domain else domains_of(app)
+    text, request = self_signed(need(names, f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one"))
     own_certificate(app, text)
     say(request)
 
 
 def certs_show(app: str, part: str | None) -> None:
     """Print the certificate of an app with its chain, or its key."""
-    if not (text := read_text(certificate_file(app))):
-        raise DokkuError(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
+    text = need(read_text(certificate_file(app)), f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     say_lines([PRIVATE_KEY.search(text)[0]] if part == "key" else CERTIFICATE.findall(text))
 
 
@@ -4881,7 +4840,7 @@ def certify(app: str, force: bool) -> None:
                          f"dokku domains:set {app} NAME   gives it others" if not domains else f"dokku letsencrypt:set {app} dns-provider NAME, then dns-provider-VARIABLE VALUE")
     fresh = not acme_folder(app).is_dir()
     make_folder(acme_folder(app), 0o700)
-    try:
+    with put_back(lambda: (remove(acme_folder(app)), under_lock("letsencrypt", render_vhost, app)) if fresh else None):
         under_lock("letsencrypt", render_vhost, app)
         made = acme_folder(app) / "certificates" / f"{domains[0].replace('*', '_')}.crt"
         renews = made.exists() and set(names_of_certificate(app)) == set(domains)
@@ -4891,19 +4850,13 @@ def certify(app: str, force: bool) -> None:
             require_reachable(domain)
         lego(app, domains, "run")
         keep_certificate(app, checked_certificate(read_text(made) + read_text(made.with_suffix(".key"))))
-    except BaseException:
-        if fresh:
-            remove(acme_folder(app))
-            under_lock("letsencrypt", render_vhost, app)
-        raise
     render_crontab()
     return milestone(f"{app} answers by https: {', '.join(domains)}")
 
 
 def require_certified(app: str) -> str:
     """Refuse an app that no authority certifies; for others give what letsencrypt:active prints."""
-    if not acme_folder(app).is_dir():
-        raise DokkuError(f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
+    need(acme_folder(app).is_dir(), f"{app} has no certificate of an authority", f"dokku letsencrypt:enable {app}   gets one")
     return "true"
 
 
@@ -4989,13 +4942,8 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
         remove_strays(app)
         old, current = read_lines(path), read_current(app)
         write_lines(path, change(old))
-        try:
+        with put_back(lambda: (write_lines(path, old), quietly(remove_strays, app))):  # throw_away spares what bears the live incarnation
             return switch_to(current) if current and not is_stopped(app) and not skip_deploy else None
-        except BaseException:
-            write_lines(path, old)
-            with contextlib.suppress(DokkuError):
-                remove_strays(app)  # throw_away spares what bears the live incarnation
-            raise
 
 
 def each_app(app: str | None, everything: bool, work: Callable[[str], Any], parallel: int = 1, purpose: str = "") -> None:
@@ -5119,8 +5067,7 @@ def releases(kind: str | None, status: str | None, app: str) -> list[dict[str, s
 
 def releases_info(app: str, number: int) -> dict[str, str]:
     """Print what is on record of one release; config by its names only."""
-    if not (release := read_release(app, number)):
-        raise DokkuError(f"{app} has no release v{number}", f"dokku releases {app}   lists them")
+    release = need(read_release(app, number), f"{app} has no release v{number}", f"dokku releases {app}   lists them")
     return {"release": release.name, "status": release_status(app, number, read_current(app)), "by": release.by, "at": release.at, "reason": release.reason,
             "commit": release.commit, "image": release.image, "config": " ".join(sorted(release_config(release))),
             **{f"process {kind}": words for kind, words in sorted(release.procfile.items())}}
@@ -5142,9 +5089,7 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
 
 def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
-    numbers = release_numbers(app)
-    if not numbers:
-        raise DokkuError(f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
+    numbers = need(release_numbers(app), f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
     number = numbers[-1] if word in (None, "current") else parse_release_name(word)
     if not (log := release_folder(app, number) / "build.log").exists():
         raise DokkuError(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
@@ -5204,9 +5149,7 @@ def cron_facts(app: str) -> dict[str, str]:
 
 def require_job(app: str, identity: str) -> Job:
     """Find a cron job of the release that runs."""
-    if job := jobs_of(require_app(app)).get(identity):
-        return job
-    raise DokkuError(f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
+    return need(jobs_of(require_app(app)).get(identity), f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
 
 
 def cron_list(style: str, app: str) -> None:
@@ -5323,9 +5266,7 @@ def read_entry(name: str, caller: Caller, capability: str = "configure") -> list
     rows = [Mount(name, name)] if "/" in name else read_mounts(storage_folder(f"{name}.entry"))
     if not any(may(caller, capability, app) for app in ["", *users_of(name)]) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
         raise AccessDenied
-    if not rows:
-        raise DokkuError(f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
-    return rows
+    return need(rows, f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
 
 
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
@@ -5409,8 +5350,7 @@ def change_mounts(app: str, change: Callable[[list[Mount]], list[Mount]]) -> Non
 
 def storage_mount(target: str | None, readonly: bool, phases: str, app: str, what: Mount, caller: Caller) -> None:
     """Have an app's containers see storage from the next deploy or restart on: NAME --container-dir PATH or, for administrators, /host:/container."""
-    if not what.entry:
-        raise UsageError("Name what is mounted", f"for example  dokku storage:mount {app} NAME:/app/uploads")
+    need(what.entry, "Name what is mounted", f"for example  dokku storage:mount {app} NAME:/app/uploads", UsageError)
     rows, place = read_entry(what.entry, caller), (target or what.target).removeprefix("-")
     wanted = [row._replace(target=place or row.target, phases=phases, mode="ro" if readonly else what.mode) for row in rows]
     if "-" in (row.target for row in wanted) or (place and len(rows) > 1):
@@ -5471,14 +5411,10 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Cal
         if known:
             raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
         new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
-        try:
+        with put_back(lambda: (remove(new.folder / "service.json"), drop_dead(new.folder))):
             for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
                 write_text(new.folder / file, (parser_named("service-password")(secret_word(given[key])) if given.get(key) else os.urandom(16).hex()) + "\n", secret=True)
             make(new)
-        except BaseException:
-            remove(new.folder / "service.json")
-            drop_dead(new.folder)
-            raise
 
 
 def bring_up(service: Service) -> None:
@@ -5550,11 +5486,9 @@ def change_links(app: str, links: Iterable[tuple[str, str]], config: Mapping[str
     """Give an app other links and the config vars that go with them; when it does not come up so, it keeps the old ones. Only under the app's lock."""
     path, old = app_folder(app) / "LINKS", links_of(app)
     write_lines(path, map(" ".join, dict.fromkeys([*old, *links])))  # a network is left when no release that runs needs it
-    try:
+    # when the app has that config all the same, it is live, and what failed came later
+    with put_back(lambda: write_lines(path, map(" ".join, old)) if read_config(app) != config else None):
         write_config(app, config) if no_restart else apply_config(app, config, caller.name, reason)
-    except BaseException:
-        write_lines(path, map(" ".join, old)) if read_config(app) != config else None  # else it is live, and what failed came later
-        raise
     write_lines(path, map(" ".join, links))
     agree_networks(app)
 
@@ -5572,9 +5506,7 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
         if held := [key for key, value in config.items() if is_url_of(service, value)]:
             raise DokkuError(f"Already linked as {', '.join(held)}")
         names = [f"{alias}_URL"] if alias else [kind.variable, *(f"DOKKU_{engine_name}_{color}_URL" for color in COLORS)]
-        name = next((name for name in names if name not in config), None)
-        if not name:
-            raise DokkuError(f"{names[0]} is taken", "choose another name with --alias")
+        name = need(next((name for name in names if name not in config), ""), f"{names[0]} is taken", "choose another name with --alias")
         scheme = config.get(f"{engine_name}_DATABASE_SCHEME")
         url = url_of(service, parser_named("scheme")(scheme) if scheme else "")
         step(f"Setting {name} on {app}")
@@ -5714,11 +5646,8 @@ def service_backup(service: Service, where: str | None) -> None:
     with holding(service, "backup") as held:
         old = backup_settings(held)
         set_backups(held, where=where)
-        try:
+        with put_back(set_backups, held, where=old["where"]):  # a place that never worked is not where the next one goes
             step(f"Backed up as {back_up(held)}")
-        except BaseException:
-            set_backups(held, where=old["where"])  # a place that never worked is not where the next one goes
-            raise
 
 
 def backup_schedule_cat(service: Service) -> str:
@@ -5853,7 +5782,6 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
                 raise
     for row in sorted(rows)[-lines:] if lines else []:
         say_log(quiet, *row)
-    return None
 
 
 def select_processes(app: str, process: str | None) -> list[Container]:
@@ -5948,8 +5876,7 @@ def run_one_off(pairs: list[tuple[str, str]], force_tty: bool, seconds: int, app
 def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds: int, kind: str = "run", dyno: str = "", **terminal: bool) -> str:
     """Create the container of a one-off and give its name; `tick` removes it after that many seconds, ended or not."""
     current = require_current(require_app(app))
-    if not words:
-        raise UsageError("Name the command to run", f"for example  dokku run {app} ls -la")
+    need(words, "Name the command to run", f"for example  dokku run {app} ls -la", UsageError)
     single = current.procfile.get(words[0], words[0] if " " in words[0] else "") if len(words) == 1 else ""
     ensure_network()
     number = time.time_ns() // 1000 % 10**9
@@ -6013,8 +5940,7 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     if purpose == "exec" and not words:
         raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
     chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
-    if not chosen:
-        raise DokkuError(f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
+    need(chosen, f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
     best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
     shell = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash || exec sh"]
     return attend([docker_command(), "exec", "--interactive", *(["--tty"] if sys.stdin.isatty() else []), best.id, *(words or shell)])
@@ -6055,8 +5981,7 @@ def access_set(name: str, role: str | None, apps: str | None, until: str | None,
 def access_check(name: str, words: list[str]) -> None:
     """Say, by the exit code too, whether a key may do a command, and why not."""
     key, row = find_key(name), find_command(words[0]) if words else None
-    if not row:
-        raise UsageError("Name a command with its words", f"for example  dokku access:check {name} ps:restart blog")
+    need(row, "Name a command with its words", f"for example  dokku access:check {name} ps:restart blog", UsageError)
     caller = Caller(key.name, key.role, key.apps)
     if key.until and key.until < now()[:10]:
         raise DokkuError(f"{key.name} may not: the key was for the time until {key.until}", f"dokku access:set {key.name} --until DAY   lets it in again")
@@ -6088,8 +6013,7 @@ def access_info(name: str) -> dict[str, str]:
 
 def ssh_keys_remove(fingerprint: str | None, name: str | None) -> None:
     """Shut a key out, by its name or whole fingerprint."""
-    if not (word := fingerprint or name):
-        raise UsageError("Name the key, or give --fingerprint", "dokku ssh-keys:list   lists the keys")
+    word = need(fingerprint or name, "Name the key, or give --fingerprint", "dokku ssh-keys:list   lists the keys", UsageError)
     drop_key(find_key(word).name)
 
 
@@ -6120,9 +6044,8 @@ def key_revoke(app: str, name: str) -> None:
 
 def keys_of(user: str) -> list[Key]:
     """Find the keys of a person: NAME, and NAME@PLACE. Raises DokkuError."""
-    if found := [key for key in read_keys() if key.name.partition("@")[0] == user or key.name == user]:
-        return found
-    raise DokkuError(f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
+    found = [key for key in read_keys() if key.name.partition("@")[0] == user or key.name == user]
+    return need(found, f"No key is named {shown(user)}", "dokku ssh-keys:list   lists the keys")
 
 
 def acl_add(app: str, user: str) -> None:
@@ -6184,8 +6107,7 @@ def help_command(word: str | None, every: bool) -> None:
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
     rows = [(name, row) for name in sorted(commands_of(word) if word else commands()) if (row := commands()[name]).access != "hook"]
-    if not rows:
-        raise DokkuError(f"There is no command {shown(word or '')}", "dokku help   lists all")
+    need(rows, f"There is no command {shown(word or '')}", "dokku help   lists all")
     kind = engine_named(word or "")
     say(f"dokku_py {VERSION}" + (f"   {kind.name}: {kind.unproven}" if kind and kind.unproven else ""))
     return say_lines(f"    {name:24} {row.doc[0]}" for name, row in rows)
@@ -6458,8 +6380,7 @@ def main(words: list[str]) -> int:
         hook = words == ["git-hook"] and bool(os.environ.get("DOKKU_LOCK_FD"))
         return run_command(words, Caller(pwd.getpwuid(os.getuid()).pw_name, local=True), hook=hook)
     except DokkuError as error:
-        complain(error)
-        return error.code
+        return complain(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -6467,17 +6388,16 @@ def main(words: list[str]) -> int:
         return 141
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("docker", "requests", "urllib3"):
-            complain(DokkuError(f"Docker went away or refused: {error}", "see whether it runs: sudo service docker status; then try again"))
-            return 1
+            return complain(DokkuError(f"Docker went away or refused: {error}",
+                                       "see whether it runs: sudo service docker status; then try again"))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
-            complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}", "make room (df -h), then do it again; nothing was lost"))
-            return 1
+            return complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}",
+                                       "make room (df -h), then do it again; nothing was lost"))
         import tempfile
         import traceback
         with tempfile.NamedTemporaryFile("w", prefix="dokku-crash-", suffix=".log", delete=False) as log:
             log.write(f"dokku_py {VERSION}, Python {sys.version}\n{traceback.format_exc()}")
-        complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {log.name}"))
-        return 70
+        return complain(DokkuError(f"This is a bug in dokku_py: {type(error).__name__}", f"please report it with {log.name}", 70))
 
 
 def front_door(argv: Sequence[str]) -> NoReturn:

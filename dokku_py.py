@@ -864,7 +864,7 @@ def run(argv: Sequence[str], *, stdin: str | bytes | IO[bytes] | None = None, st
     """Run a program to its end, at most `timeout` seconds, and give what it printed. Raises ToolFailed when it fails and `check` is set."""
     trace(argv)
     import subprocess
-    text = stdin.encode() if isinstance(stdin, str) else stdin
+    text = stdin.encode(errors="surrogateescape") if isinstance(stdin, str) else stdin
     given: dict[str, Any] = {"input": text} if isinstance(text, bytes) else {"stdin": text or subprocess.DEVNULL}
     try:
         done = subprocess.run(list(argv), **given, stdout=stdout or subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd, check=False, timeout=timeout)
@@ -980,7 +980,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def detach(work: Callable[[], None]) -> None:
     """Do work in a grandchild that holds none of our descriptors and outlives us."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
     if child := os.fork():
         os.waitpid(child, 0)
         return
@@ -1016,7 +1017,8 @@ def in_parallel(names: Sequence[str], work: Callable[[str], None], count: int) -
 
 def fork_work(work: Callable[[str], None], name: str) -> int:
     """Begin work in a child; its exit code says whether it failed, its own lines say why."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
     if child := os.fork():
         return child
     code = 1
@@ -2904,8 +2906,8 @@ def switch_to(release: Release) -> None:
         import_ahead("jinja2")
         for container in start_missing(release):
             wait_until_healthy(release, container)
-        on_leaving(signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         step("Switching to the new processes")
+        on_leaving(signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
     previous = read_current(release.app)
     write_current(release)
@@ -3003,8 +3005,6 @@ def keep_last_words(container: Container) -> list[str]:
 def turn_back(release: Release, ended: Sequence[Container]) -> None:
     """Have everything as it was before a release that did not go live; what ended for it runs again."""
     on_leaving(signal.SIG_IGN)  # this is not broken off
-    with contextlib.suppress(Exception):
-        render_vhost(release.app)  # nginx may have been switched
     throw_away(release)
     for container in [row for row in ended if row.id not in retiring(release.app)]:
         with contextlib.suppress(Exception):  # gone meanwhile; what went wrong first is what is told
@@ -3648,7 +3648,7 @@ def replace_data(service: Service, dump: Path, rows: Mapping[str, str] | None, *
             if service.kept:
                 raise DokkuError(f"{service.name} still keeps {service.kept} from before", f"dokku {service.engine}:upgrade {service.name} --confirm   lets go of it")
             changes = {"kept": f"{service.data} {service.image}", **changes}
-            warn(f"The server of {service.name} does not answer, so its data of before is kept: dokku {service.engine}:upgrade {service.name} --confirm   lets go of it")
+            warn(f"The server of {service.name} could not be asked what else it holds, so the data of before is kept: dokku {service.engine}:upgrade {service.name} --confirm   lets go of it")
     with filled(service._replace(**changes), dump) as (fresh, identity):
         compare_rows(fresh, identity, rows)
         stop_container(identity, SERVICE_GRACE)  # its data goes to another server
@@ -4618,13 +4618,17 @@ def custom_page_export(app: str) -> int:
 
 def serve_by(app: str, file: str, off: str = "", user: str | None = None, password: str | None = None) -> None:
     """Note how an app is served: by its names (or NO_VHOST), by nginx (or NO_PROXY), by a page (MAINTENANCE), by password (HTTP_AUTH); and serve it so."""
-    path = app_folder(app) / file
-    change_users(app, user, password) if user else None
-    with locked(app, "proxy"):
+    def refuse() -> None:
+        """Refuse what goes past nginx."""
         if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(app):
             raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
         if file == "NO_PROXY" and off and (app_folder(app) / "HTTP_AUTH").exists():
             raise DokkuError(f"{app} asks for a password, which only nginx does", f"dokku http-auth:disable {app}   first, if everybody may come")
+    path = app_folder(app) / file
+    refuse()
+    change_users(app, user, password) if user else None
+    with locked(app, "proxy"):
+        refuse()  # somebody may have changed the other one meanwhile
         with served_with(app, path):
             write_text(path, "") if off else remove(path)
     if file == "NO_PROXY" and off:
@@ -6403,9 +6407,6 @@ def main(words: list[str]) -> int:
 def front_door(argv: Sequence[str]) -> NoReturn:
     """Run one command and leave at once: taking the interpreter down takes longer than most commands."""
     on_leaving(leave)
-    for file in (sys.stdin, sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a closed one; bytes pass as they are, whatever locale the client sent
-            file.reconfigure(encoding="utf-8", errors="backslashreplace" if file is sys.stderr else "surrogateescape")
     gc.set_threshold(100_000)  # imports make many objects and no garbage
     code = main(argv)
     with contextlib.suppress(OSError):

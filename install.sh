@@ -32,7 +32,6 @@ engine() { docker -H unix:///var/run/docker.sock "$@"; }
 
 if [ -n "$uninstall" ]; then
     rm -f /etc/cron.d/dokku-py /usr/bin/dokku  # first, or tick starts again what goes
-    crontab -u dokku -r 2>/dev/null || true
     say "removing the containers and the networks (images and data stay without --purge)"
     if engine version >/dev/null 2>&1; then
         engine ps -aq --filter label=com.dokku.container-type --filter label=com.dokku.managed-by=dokku_py | xargs -r docker -H unix:///var/run/docker.sock rm -f >/dev/null
@@ -43,6 +42,7 @@ if [ -n "$uninstall" ]; then
     rm -rf $library /etc/sudoers.d/dokku-py /etc/nginx/conf.d/dokku.conf /etc/nginx/dokku-test.conf /etc/logrotate.d/dokku-py /etc/.dokku-py.new \
         /usr/share/bash-completion/completions/dokku /usr/share/zsh/vendor-completions/_dokku /usr/share/man/man1/dokku.1 \
         /etc/systemd/system/dokku-boot.service /etc/systemd/system/multi-user.target.wants/dokku-boot.service
+    crontab -u dokku -r 2>/dev/null || true  # behind the last tick that may have begun
     nginx -s reload 2>/dev/null || true
     if [ -n "$purge" ]; then
         say "removing the user dokku and $root"
@@ -107,7 +107,7 @@ version=$library/versions/$(cat "$source/dokku_py.py" "$source/install.sh" $(fin
 new=$(mktemp -d $library/versions/.new.XXXXXX)
 cp -r "$source/dokku_py.py" "$source/templates" "$new"
 launcher() {  # no `site`: a command starts a quarter faster without it
-    printf '#!/usr/bin/python3 -IS\nimport sys\nsys.path[:0] = ["%s", "%s"]\nfrom dokku_py import front_door\nfront_door(%s)\n' \
+    printf '#!/usr/bin/python3 -ISXutf8\nimport sys\nsys.path[:0] = ["%s", "%s"]\nfrom dokku_py import front_door\nfront_door(%s)\n' \
         $library/current "$packages" "$1" > "$2"
     chmod 755 "$2"
 }

@@ -4224,6 +4224,8 @@ def destroy_app(app: str) -> None:
     """Remove an app and everything that is its own."""
     with locked(app, "apps:destroy"):
         remove_app(app)
+    for key in [key for key in read_keys() if key.role == "deploy" and app in key.apps]:
+        quietly(key_revoke, app, key.name)  # it would open the next app of that name
     render_crontab()
 
 

@@ -230,6 +230,18 @@ def test_the_images_of_a_copy_get_their_names_under_its_lock(root, named, monkey
     assert tagged == [("dokku/one:v1", "dokku/three:v1", True), ("dokku/one:latest", "dokku/three:latest", True)]
 
 
+def test_a_deploy_key_goes_with_its_app_and_opens_no_later_one_of_that_name(root, monkeypatch):
+    for name in ("remove_app", "render_crontab", "render_authorized_keys"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: None)
+    d.make_folder(d.app_folder("one"))
+    keys = [d.Key(name, "ssh-ed25519 x", f"SHA256:{name}", role, apps) for name, role, apps in
+            (("a", "deploy", ("one",)), ("b", "deploy", ("one", "two")), ("c", "deploy", ("two",)), ("d", "developer", ("one",)), ("e", "admin", ()))]
+    for key in keys:
+        d.write_key(key)
+    d.destroy_app("one")
+    assert [(key.name, key.apps) for key in d.read_keys()] == [("b", ("two",)), ("c", ("two",)), ("d", ("one",)), ("e", ())]
+
+
 def test_a_rename_takes_the_keys_along(root, named, monkeypatch):
     key = d.Key("eve", "ssh-ed25519 x", "SHA256:x", "developer", ("one", "two"))
     d.write_key(key)

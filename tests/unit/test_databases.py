@@ -183,4 +183,4 @@ def test_the_old_data_is_kept_where_no_server_can_be_asked_what_else_it_holds(se
     for changes in ({}, {"kept": "data.1 postgres:15"}):
         with pytest.raises(d.Cancelled):
             d.replace_data(service, d.ROOT / "dump", None, **changes)
-    assert seen == ["data.1 postgres:16", "data.1 postgres:15"] and "its data of before is kept" in capsys.readouterr().err
+    assert seen == ["data.1 postgres:16", "data.1 postgres:15"] and "the data of before is kept" in capsys.readouterr().err

@@ -207,7 +207,7 @@ def say(text: str = "", to: Any = None) -> None:
         print(text, file=to, flush=True)
     except OSError:
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-            raise  # else the release is live, and what follows is done for nobody's eyes
+            raise  # else it must not be broken off (a switch, what is put back): it is done for nobody's eyes
     if log := TRANSCRIPT.get():
         log.write(text + "\n")
         log.flush()
@@ -4289,8 +4289,7 @@ def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
         if (note := app_folder(app) / "LOCKED").exists():
             write_text(app_folder(new) / "LOCKED", read_text(note))
         wait_for_workers(app, render_vhost(app, off=True))
-        with contextlib.suppress(DokkuError):
-            stop_processes(app)
+        quietly(stop_processes, app)
         remove_app(app)
     render_crontab()
     step(f"Renamed {app} to {new}")

@@ -573,14 +573,14 @@ def parse_scale(text: str) -> tuple[str, int]:
 def parse_line(text: str) -> str:
     """Accept one line of printable text."""
     if not text.isprintable() or len(text) > 1000:
-        raise UsageError(f"{shown(text)} is not one line of text")
+        raise UsageError(f"{shown(text)} is not a single line of text")
     return text
 
 
 def parse_proxy_port(text: str) -> int:
     """Accept a port of the host that anybody may choose."""
     if (port := parse_port(text)) < 1024 and port not in (80, 443):
-        raise UsageError(f"{port} is a port of the system", "give 80, 443 or one from 1024 on; an administrator maps others with ports:set")
+        raise UsageError(f"{port} is reserved for administrators", "give 80, 443 or a port from 1024 on; an administrator maps others with ports:set")
     return port
 
 
@@ -689,7 +689,7 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DokkuError(f"{what} must hold one JSON object", 'for example  {"scripts": {}}')
     if not is_text(json.dumps(value, ensure_ascii=False)):
-        raise DokkuError(f"{what} holds half of a character", "\\ud800 to \\udfff stand in pairs only")
+        raise DokkuError(f"{what} holds half of a surrogate pair", "\\ud800 to \\udfff stand in pairs only")
     return value
 
 
@@ -2550,7 +2550,7 @@ def image_for(name: str, version: str) -> str:
     if source != "debian" and not own and (inspect_image(wanted) or pull_image(wanted)):
         return wanted
     if source == "hub":
-        raise DokkuError(f"{wanted} is neither here nor to be pulled", "is there such a version? dokku images:set source auto   lets this host's packages stand in")
+        raise DokkuError(f"{wanted} is not on this server and can't be pulled", "is there such a version? dokku images:set source auto   lets this host's packages stand in")
     own = own or make_image(name)
     if not f"{own.rpartition(':')[2]}.".startswith(f"{version}."):
         detail(f"{own}, of this host's packages, stands in for {wanted}")
@@ -2764,7 +2764,7 @@ def wait_until_healthy(release: Release, container: Container, restarts: int = 0
 
     That Docker has started it so many `restarts` again is no trouble.
     """
-    port, unfit = port_of(release), f"{container.dyno} of {release.name} is not fit"
+    port, unfit = port_of(release), f"{container.dyno} of {release.name} is not healthy"
     settings = {key: property_of(release.app, "checks", key) for key in ("attempts", "timeout", "wait", "default-wait")}
     checks = [check.settled(settings) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
     if check_mode(release.app, container.process_type) != "enabled":
@@ -3212,7 +3212,7 @@ def disagreements(app: str) -> Iterator[Disagreement]:
     if strays := stray_things(app):
         yield found(f"left over from something that was killed: {', '.join(strays)}", functools.partial(remove_strays, app))
     if current and not inspect_image(current.image):
-        yield found(f"the image of {current.name} is gone; only a push or a rollback brings one", lambda: None)
+        yield found(f"the image of {current.name} is gone; ps:rebuild, a push or a rollback brings one", lambda: None)
     elif current and is_stopped(app):
         if any(row.running for row in containers_of(app)):
             yield found("processes run although it was stopped", functools.partial(stop_processes, app))
@@ -4100,7 +4100,7 @@ def secret_word(text: str) -> str:
     """Read a secret: from standard input for -, and for one of root's; what others wrote came through ssh and stands in no list of processes."""
     if text in ("-", ""):
         given = parse_line(sys.stdin.readline().rstrip("\n"))
-        return need(given, "There is no secret on standard input", "for example  echo SECRET | ssh dokku@SERVER ...", UsageError)
+        return need(given, "Nothing came on standard input", "for example  echo SECRET | ssh dokku@SERVER ...", UsageError)
     if not os.environ.get("SSH_ORIGINAL_COMMAND"):
         raise UsageError("A secret on a command line is seen by every user of this server", "write - for it, and give it on standard input")
     return text
@@ -4213,7 +4213,7 @@ def apps_destroy(app: str, force: bool) -> None:
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
         if sys.stdin.readline().strip() != app:
-            raise DokkuError("That is not its name; nothing was removed")
+            raise DokkuError("That is not the name; nothing was removed")
     destroy_app(app)
     step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
     say_lines(f"       The data in {folder} is kept" for folder in dict.fromkeys(storage_folder(row.source) for row in kept))
@@ -4325,7 +4325,7 @@ def take_source(app: str, purpose: str, caller: Caller, bring: Callable[[Path], 
         with scratch_folder(app_folder(app), "tree.") as folder:
             old, (commit, branch) = ref_of(app, "HEAD"), bring(folder)
         if commit == ZERO:
-            raise DokkuError("That names no commit: a tag may be of a file or a folder", "name a branch, a commit, or a tag of one; nothing was changed")
+            raise DokkuError("That is no commit: a tag can also point to a file or a folder", "name a branch, a commit, or a tag of one; nothing was changed")
         step(f"{commit[:10]} is there already: nothing changed" if commit == old else f"Taking {commit[:10]}")
         if build == "always" or (build == "changes" and (commit != old or not read_current(app))):
             deploy(app, commit, caller.name, purpose)
@@ -4527,7 +4527,7 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
         domains = changed(named_domains(app), verb, domains)
         refuse_claimed(app, [*domains, *redirects_of(app)])
         if verb == "remove" and not domains and is_by_name(app) and read_lines(ROOT / "VHOST") and not read_lines(app_folder(app) / "DOMAINS"):
-            raise DokkuError(f"{app} has no other domain than its name in each global one", f"dokku domains:set {app} NAME   gives it another, domains:disable {app} none")
+            raise DokkuError(f"{app} has no domains other than its name under each global one", f"dokku domains:set {app} NAME   gives it another, domains:disable {app} none")
         with served_with(app, app_folder(app) / "DOMAINS"):
             return write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
 
@@ -4535,7 +4535,7 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
 def refuse_claimed(app: str, domains: Sequence[str]) -> None:
     """Refuse domains that another app has, served or sent elsewhere, or that are among them twice."""
     if twice := [domain for domain in redirects_of(app) if domains.count(domain) > 1]:
-        raise DokkuError(f"{twice[0]} is sent elsewhere", f"dokku redirect:unset {app} {twice[0]}   ends that")
+        raise DokkuError(f"{twice[0]} is redirected", f"dokku redirect:unset {app} {twice[0]}   ends that")
     new = set(domains) - set(named_domains(app))
     for other in [other for other in apps() if other != app]:
         names = named_domains(other)
@@ -4550,11 +4550,11 @@ def change_redirects(app: str, verb: str, source: str = "", target: str = "", co
     with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
         old, own = redirects_of(app), domains_of(app)
         if verb == "unset" and source not in old:
-            raise DokkuError(f"{app} sends {source} nowhere", f"dokku redirect {app}   lists what it sends elsewhere")
+            raise DokkuError(f"{app} has no redirect for {source}", f"dokku redirect {app}   lists its redirects")
         rows = {"set": {**old, source: f"{target} {code}"}, "unset": {domain: old[domain] for domain in old if domain != source},
                 "only": dict.fromkeys(domains, f"{''.join(own[:1])} 301")}[verb]
         if verb == "set" and re.split("[:/]", target.rpartition("://")[2])[0] in {**old, source: ""}:
-            raise DokkuError(f"{target} is sent elsewhere itself", f"dokku redirect {app}   lists what is")
+            raise DokkuError(f"{target} is itself redirected", f"dokku redirect {app}   lists what is")
         if rows and not own:
             raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
         write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
@@ -4622,7 +4622,7 @@ def serve_by(app: str, file: str, off: str = "", user: str | None = None, passwo
     def refuse() -> None:
         """Refuse what goes past nginx."""
         if file in ("MAINTENANCE", "HTTP_AUTH") and off and not is_proxied(app):
-            raise DokkuError(f"{app} is reached past nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
+            raise DokkuError(f"{app} is served without nginx, which would have to do that", f"dokku proxy:enable {app}   puts nginx in front of it")
         if file == "NO_PROXY" and off and (app_folder(app) / "HTTP_AUTH").exists():
             raise DokkuError(f"{app} asks for a password, which only nginx does", f"dokku http-auth:disable {app}   first, if everybody may come")
     path = app_folder(app) / file
@@ -4809,7 +4809,7 @@ def lego(app: str, domains: Sequence[str], *words: str) -> None:
         stream(argv, env={**os.environ, **secrets})
     except ToolFailed as error:
         last = (error.output.strip().splitlines() or ["lego ended without a word"])[-1]
-        raise DokkuError(f"The authority gives no certificate: {last}", f"what serves {app} stays as it was") from None
+        raise DokkuError(f"No certificate was issued: {last}", f"what serves {app} stays as it was") from None
 
 
 def dns_secrets(app: str) -> dict[str, str]:
@@ -4823,7 +4823,7 @@ def require_reachable(domain: str) -> None:
     write_text(path, token := os.urandom(16).hex())
     try:
         if (done := run(["curl", "-sS", "--max-time", "10", f"http://{domain}/.well-known/acme-challenge/{path.name}"], check=False)).stdout.decode(errors="replace") != token:
-            raise DokkuError(f"http://{domain} does not lead to this server: {done.stderr.decode(errors='replace').strip() or 'another one answers'}", "mend its DNS record or the way to port 80; --force asks all the same, where only this server itself is not led back")
+            raise DokkuError(f"http://{domain} does not reach this server: {done.stderr.decode(errors='replace').strip() or 'another one answers'}", "fix its DNS record or the route to port 80; --force skips this test if only the server itself can't reach its public address")
     finally:
         remove(path)
 
@@ -4994,10 +4994,10 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
     if process in (None, "web"):
         return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
     if everything:
-        raise UsageError("A process type is restarted of one app, not of all", "leave --all out")
+        raise UsageError("A process type can be restarted for one app only", "leave --all out")
     with locked(str(app), "ps:restart"):  # an app stands before its process type
         if is_stopped(str(app)):
-            raise DokkuError(f"{app} is stopped, and none of it is started alone", f"dokku ps:start {app}   starts it")
+            raise DokkuError(f"{app} is stopped; a single process type can't be started", f"dokku ps:start {app}   starts it")
         for container in [row for row in require_processes(str(app), process) if row.id not in retiring(str(app))]:
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
 
@@ -5017,7 +5017,7 @@ def stop_or_start(everything: bool, parallel: int, app: str | None, process: str
     if process not in (known := scale_of(app, read_current(app) or Release(app, 0))):
         raise DokkuError(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
     if not stop and is_stopped(app):
-        raise DokkuError(f"{app} is stopped, and none of it is started alone", f"dokku ps:start {app}   starts it")
+        raise DokkuError(f"{app} is stopped; a single process type can't be started", f"dokku ps:start {app}   starts it")
     return change_processes(app, purpose, app_folder(app) / "STOPPED_TYPES",
                             lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
 
@@ -5119,10 +5119,10 @@ def lock_holder(app: str) -> int:
 def builds_cancel(app: str) -> None:
     """Break off the deploy of an app that is going on; what runs goes on running. Past the switch it is too late."""
     if not (pid := lock_holder(app)) or re.match("apps:|automatic|converge", read_text(app_folder(app) / "lock")):
-        raise DokkuError(f"Nothing is being changed in {app}, or nothing that may be broken off")
+        raise DokkuError(f"Nothing is being changed in {app}, or nothing that can be cancelled")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    step(f"Asked for an end of: {read_text(app_folder(app) / 'lock').strip()}")
+    step(f"Asked to stop: {read_text(app_folder(app) / 'lock').strip()}")
 
 
 def clean_up(app: str) -> None:
@@ -5397,14 +5397,14 @@ SERVICE_NETWORKS = ("initial-network", "post-create-network", "post-start-networ
 def chosen_image(kind: Engine, given: Mapping[str, Any], service: Service | None = None) -> dict[str, Any]:
     """Give the changes that the flags of create, clone and upgrade ask for; the image is fetched or built when it is missing. Raises DokkuError."""
     if kind.seed and "appendonly" in (given.get("options") or "").lower():
-        raise UsageError("What import, clone and restore put in place is not read with appendonly", "the data is saved once a minute as it is")
+        raise UsageError("With appendonly, the server would not read what import, clone and restore put in place", "the data is saved once a minute as it is")
     kept = {key: value for key, value in given.items() if value is not None and key in Service._fields and key != "image"}
     if service and not given.get("image") and not given.get("version"):
         return kept
     version = given.get("version") or kind.version
     wanted = f"{given['image']}:{version}" if given.get("image") else image_for(kind.image, version) if kind.image in IMAGES else f"{kind.image}:{version}"
     if not inspect_image(wanted) and not pull_image(wanted):
-        raise DokkuError(f"The image {wanted} is neither here nor to be pulled", "name another with --image and --image-version")
+        raise DokkuError(f"The image {wanted} is not on this server and can't be pulled", "name another with --image and --image-version")
     return {**kept, "image": wanted}
 
 
@@ -5450,7 +5450,7 @@ def service_destroy(force: bool, service: Service) -> None:
         if not force:
             warn(f"This removes the {service.engine} service {service.name} and all its data. Type its name to go on:")
             if sys.stdin.readline().strip() != service.name:
-                raise DokkuError("That is not its name; nothing was removed")
+                raise DokkuError("That is not the name; nothing was removed")
         remove(service.folder / "service.json")
         drop_dead(service.folder)
     set_backups(service, schedule="") if backup_settings(service)["schedule"] else None
@@ -5549,7 +5549,7 @@ def service_promote(service: Service, app: str, caller: Caller, purpose: str) ->
 def service_run(service: Service, script: str = "", words: Sequence[str] = ()) -> int:
     """Run one of an engine's scripts in a service's container, or a command, a shell by default, on our own terminal or pipes."""
     if script == "dump" and sys.stdout.isatty():
-        raise UsageError("A dump is no text for a terminal, which would change it", f"dokku {service.engine}:export {service.name} > FILE, and over ssh without -t")
+        raise UsageError("A dump is binary, and a terminal would change it", f"dokku {service.engine}:export {service.name} > FILE, and over ssh without -t")
     server, options = running_server(service), ["--interactive", *(["--tty"] if sys.stdin.isatty() and script != "dump" else [])]
     argv = script_words(service, server, script, *options) if script else [docker_command(), "exec", *options, server, *(words or ["bash"])]
     return attend(argv, amount=script == "dump")

@@ -55,7 +55,7 @@ def test_domains_are_sent_elsewhere(live, switch):
         switch.deploy()
         assert f"{other} belongs to {live.name}" in switch.refused("domains:add", other)
         assert f"{live.host} belongs to {live.name}" in switch.refused("redirect:set", live.host, switch.host)
-        assert f"{other} is sent elsewhere" in live.refused("domains:add", other)
+        assert f"{other} is redirected" in live.refused("domains:add", other)
         for target in ("a b", "x;y", "$host", "javascript:alert(1)", "http://h/{"):
             assert "is no host" in live.refused("redirect:set", other, f"'{target}'", code=2)
         live.refused("redirect:set", other, live.host, "200", code=2)
@@ -128,7 +128,7 @@ def test_passwords_in_the_other_dialect_and_for_a_clone(live, new_app):
 def test_what_only_nginx_does_is_refused_without_nginx(switch):
     switch.deploy()
     switch.ok("proxy:disable")
-    assert "past nginx" in switch.refused("http-auth:enable", "me", "-", stdin="x\n") and "past nginx" in switch.refused("maintenance:enable")
+    assert "without nginx" in switch.refused("http-auth:enable", "me", "-", stdin="x\n") and "without nginx" in switch.refused("maintenance:enable")
     switch.ok("proxy:enable")
     switch.ok("http-auth:enable", "me", "-", stdin="x\n")
     assert "asks for a password" in switch.refused("proxy:disable") and switch.get()[0] == 401

@@ -250,7 +250,7 @@ def test_no_change_of_a_running_service_ends_it_in_vain(service):
     one = service("redis")
     one.ok("connect", stdin="SET kept word\n")
     begun = one.inspect()["State"]["StartedAt"]
-    assert "is not read with appendonly" in one.refused("upgrade", flags=("--config-options", "'--AppendOnly yes'"), code=2)
+    assert "With appendonly, the server would not read" in one.refused("upgrade", flags=("--config-options", "'--AppendOnly yes'"), code=2)
     assert "does not exist" in one.refused("set", "post-start-network", "no-such-network")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "listens on" in one.refused("expose", str(taken.getsockname()[1]))

@@ -326,7 +326,7 @@ def test_the_proxy_port_is_that_of_the_detected_map(live, port):
         assert ask(live.host, port=port) == (200, HELLO_TEXT) and live.get() == NOT_FOUND
         assert live.ok("ports:report", "--ports-map-detected") == f"http:{port}:8080\n"
         assert live.ok("proxy:report", "--proxy-computed-proxy-port") == f"{port}\n"
-        assert "is a port of the system" in live.refused("proxy:set", "proxy-port", "81", code=2)
+        assert "is reserved for administrators" in live.refused("proxy:set", "proxy-port", "81", code=2)
     finally:
         live.ok("proxy:set", "proxy-port")
     assert live.get() == (200, HELLO_TEXT)

@@ -234,7 +234,7 @@ def test_a_secret_is_never_nothing_and_on_no_command_line_of_this_server(monkeyp
     for given in ("", "\n"):
         for word in ("", "-"):
             monkeypatch.setattr("sys.stdin", io.StringIO(given))
-            with pytest.raises(d.UsageError, match="no secret on standard input"):
+            with pytest.raises(d.UsageError, match="Nothing came on standard input"):
                 d.secret_word(word)
     monkeypatch.setattr("sys.stdin", io.StringIO("s3cret\n"))
     assert d.secret_word("-") == "s3cret"

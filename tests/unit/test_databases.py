@@ -68,7 +68,7 @@ def test_engines_with_several_databases_can_be_asked_for_the_others(engine):
 def test_no_upgrade_brings_an_option_by_which_data_is_not_read(service, options):
     old = d.Service("redis", "cache", "redis:7", "data.1")
     for known in (old, None):
-        with pytest.raises(d.UsageError, match="is not read with appendonly"):
+        with pytest.raises(d.UsageError, match="With appendonly, the server would not read"):
             d.chosen_image(d.engine_named("redis"), {"options": options, "image": "redis", "version": "7"} if not known else {"options": options}, known)
     assert d.chosen_image(d.engine_named("redis"), {"options": "--hz 5"}, old) == {"options": "--hz 5"}
 

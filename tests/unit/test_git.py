@@ -227,7 +227,7 @@ def test_a_name_of_no_commit_is_never_deployed(root, monkeypatch):
     for name in ("remove_strays", "begin_push", "deploy", "git"):
         monkeypatch.setattr(d, name, lambda *words, name=name: done.append(name))
     monkeypatch.setattr(d, "ref_of", lambda app, name: d.ZERO)
-    with pytest.raises(d.DokkuError, match="names no commit"):
+    with pytest.raises(d.DokkuError, match="is no commit"):
         d.take_source("blog", "git:sync", d.Caller("me"), lambda folder: (d.ZERO, "main"), build="never")
     assert done == ["remove_strays", "begin_push"]
 

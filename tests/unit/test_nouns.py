@@ -112,7 +112,7 @@ def test_what_a_process_can_be_given(text, good):
 
 def test_half_a_character_in_json_is_refused_wherever_it_stands():
     for bad in (r'{"a": "\ud800"}', r'{"\udfff": 1}', r'{"a": [{"b": "x\ud83dy"}]}'):
-        with pytest.raises(d.DokkuError, match="app.json holds half of a character"):
+        with pytest.raises(d.DokkuError, match="app.json holds half of a surrogate pair"):
             d.parse_json_object(bad, "app.json")
     assert d.parse_json_object(r'{"a": "\ud83d\ude00"}', "app.json") == {"a": "\U0001f600"}
     with pytest.raises(d.DokkuError):

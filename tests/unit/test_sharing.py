@@ -322,7 +322,7 @@ def test_two_apps_never_answer_for_one_redirect(root, named):
 def test_no_request_is_sent_round_and_round(root, named, source, target):
     rows = ["old.example.com one.example.org 301"]
     d.write_lines(root / "apps" / "one" / "REDIRECTS", rows)
-    with pytest.raises(d.DokkuError, match="is sent elsewhere itself"):
+    with pytest.raises(d.DokkuError, match="is itself redirected"):
         d.change_redirects("one", "set", source, target, "301")
     assert d.read_lines(root / "apps" / "one" / "REDIRECTS") == rows
     d.change_redirects("one", "set", "new.example.com", "https://one.example.com", "308")
@@ -459,7 +459,7 @@ def test_a_new_app_has_no_certificate_of_an_older_one(root, named):
 
 
 def test_the_name_of_an_app_is_not_taken_from_it(root, named):
-    with pytest.raises(d.DokkuError, match="one has no other domain than its name"):
+    with pytest.raises(d.DokkuError, match="one has no domains other than its name"):
         d.change_domains("one", "remove", ["one.example.com"])
     assert not (root / "apps/one/DOMAINS").exists()
     d.change_domains("one", "set", ["www.example.org"])
@@ -470,8 +470,8 @@ def test_the_name_of_an_app_is_not_taken_from_it(root, named):
     assert d.domains_of("one") == ["one.example.net"]
 
 
-@pytest.mark.parametrize("file, other, why", [("NO_PROXY", "HTTP_AUTH", "asks for a password"), ("HTTP_AUTH", "NO_PROXY", "is reached past nginx"),
-                                              ("MAINTENANCE", "NO_PROXY", "is reached past nginx")])
+@pytest.mark.parametrize("file, other, why", [("NO_PROXY", "HTTP_AUTH", "asks for a password"), ("HTTP_AUTH", "NO_PROXY", "is served without nginx"),
+                                              ("MAINTENANCE", "NO_PROXY", "is served without nginx")])
 def test_how_an_app_is_served_is_looked_at_under_its_lock(root, named, monkeypatch, file, other, why):
     meanwhile(monkeypatch, lambda: d.write_text(root / "apps/one" / other, ""))
     monkeypatch.setattr(d, "serve", lambda app: None)

@@ -389,11 +389,11 @@ def test_a_process_type_of_a_stopped_app_is_not_started_alone(root, live, monkey
     d.ps_restart(False, 1, "blog", "worker")
     d.stop_or_start(False, 1, "blog", "worker", "ps:start")
     assert done == ["id-worker.2", "changed"], "one that retires is left to end"
-    with pytest.raises(d.DokkuError, match="A process type is restarted of one app"):
+    with pytest.raises(d.DokkuError, match="A process type can be restarted for one app only"):
         d.ps_restart(True, 1, None, "worker")
     d.write_text(root / "apps/blog/STOPPED", "")
     for start in (lambda: d.ps_restart(False, 1, "blog", "worker"), lambda: d.stop_or_start(False, 1, "blog", "worker", "ps:start")):
-        with pytest.raises(d.DokkuError, match="blog is stopped, and none of it is started alone"):
+        with pytest.raises(d.DokkuError, match="blog is stopped; a single process type can't be started"):
             start()
     d.stop_or_start(False, 1, "blog", "worker", "ps:stop", "1")
     assert done[2:] == ["changed"]

@@ -266,7 +266,7 @@ def test_an_authority_that_gives_no_certificate(root, monkeypatch, said, told):
         raise d.ToolFailed(argv, -9, said)
     d.write_property("blog", "letsencrypt", "email", "me@example.com")
     monkeypatch.setattr(d, "stream", stream)
-    with pytest.raises(d.DokkuError, match=f"The authority gives no certificate: {told}$"):
+    with pytest.raises(d.DokkuError, match=f"No certificate was issued: {told}$"):
         d.lego("blog", ["blog.example.com"], "run")
 
 

@@ -27,6 +27,9 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$purge" ] || [ -n "$uninstall" ] || { echo "$usage" >&2; exit 2; }
 [ "$(id -u)" = 0 ] || { echo " !     run it as root: sudo ./install.sh" >&2; exit 1; }
+umask 022  # whatever the administrator's: others run and read what is installed
+home=$(getent passwd dokku | cut -d: -f6)
+[ "${home:-$root}" = $root ] || { echo " !     the user dokku lives in $home: another dokku is installed here, and this one would break it; use another machine" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 engine() { docker -H unix:///var/run/docker.sock "$@"; }
 
@@ -34,6 +37,8 @@ if [ -n "$uninstall" ]; then
     rm -f /etc/cron.d/dokku-py /usr/bin/dokku  # first, or tick starts again what goes
     say "removing the containers and the networks (images and data stay without --purge)"
     if engine version >/dev/null 2>&1; then
+        [ -n "$purge" ] || engine ps -q --filter label=com.dokku.container-type=service --filter label=com.dokku.managed-by=dokku_py \
+            | xargs -r docker -H unix:///var/run/docker.sock stop -t 60 >/dev/null  # databases write what they hold to the disk
         engine ps -aq --filter label=com.dokku.container-type --filter label=com.dokku.managed-by=dokku_py | xargs -r docker -H unix:///var/run/docker.sock rm -f >/dev/null
         { echo dokku; engine network ls -q --filter label=com.dokku.managed-by=dokku_py; } | xargs docker -H unix:///var/run/docker.sock network rm >/dev/null 2>&1 || true
         [ -z "$purge" ] || engine images -q 'dokku/*' | sort -u | xargs -r docker -H unix:///var/run/docker.sock rmi -f >/dev/null
@@ -176,18 +181,19 @@ elif [ ! -s $root/VHOST ] && [ -z "$(ls $root/apps)" ]; then  # else who runs it
     dokku domains:set-global "$(hostname -f 2>/dev/null || hostname)" || echo " !     this host's name is no domain: dokku domains:set-global NAME   sets one" >&2
 fi
 admit() { dokku ssh-keys:add "$1" - || true; }  # a key that is known already is fine
-[ -n "$key" ] && set -- "$key" || set -- /root/.ssh/*.pub
+known=$(dokku ssh-keys:list)  # the first administrators are found; who was removed since then stays so
+if [ -n "$key" ]; then set -- "$key"; elif [ -z "$known" ]; then set -- /root/.ssh/*.pub; else set --; fi
 for file in "$@"; do
     [ ! -f "$file" ] || admit "$(basename "$file" .pub)" < "$file"
 done
-if [ -z "$key" ] && [ -f /root/.ssh/authorized_keys ]; then  # who may log in as root is an administrator
+if [ -z "$key$known" ] && [ -f /root/.ssh/authorized_keys ]; then  # who may log in as root is an administrator
     number=0
     grep -oE '^[[:space:]]*(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+' /root/.ssh/authorized_keys | while read -r line; do
         number=$((number + 1))
         echo "$line" | admit "root-$number" 2>/dev/null
     done
 fi
-dokku ps:restore >/dev/null
+dokku boot >/dev/null
 dokku ssh-keys:list | grep -q . || echo " !     no key yet: add yours with  dokku ssh-keys:add NAME < key.pub"
 echo "=====> dokku_py is installed: git push dokku@$(hostname -f):APP main"
 doing="pushing the demo app"

@@ -52,19 +52,22 @@ def machine(server, request):
 
 
 def test_a_bare_machine_is_installed_upgraded_and_cleaned(machine):
-    out = machine("cat /src/install.sh | DOKKU_PY_SOURCE=/src sh -s -- --domain fresh.local --demo 2>&1")
+    out = machine("umask 077; cat /src/install.sh | DOKKU_PY_SOURCE=/src sh -s -- --domain fresh.local --demo 2>&1")
     assert "Hello from dokku_py" in out and "=====> http://hello.fresh.local" in out
     assert machine(ANSWERS).strip() == "Hello from dokku_py"
 
-    # a second run upgrades in place while the app keeps serving
+    machine("mkdir -p /root/.ssh && for name in me ci; do ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/$name; done; dokku ssh-keys:add me - < /root/.ssh/me.pub")
+
+    # a second run upgrades in place while the app keeps serving, and lets nobody in
     machine(f"(while {ANSWERS} >/dev/null; do sleep 0.05; done; touch /tmp/missed) & loop=$!; sed 's/^VERSION = .*/VERSION = \"9.9.9\"/' "
             "/src/dokku_py.py > /tmp/new.py; cp -r /src /tmp/src; cp /tmp/new.py /tmp/src/dokku_py.py; sh /tmp/src/install.sh; kill $loop; test ! -e /tmp/missed")
     assert '"dokku_py": "9.9.9"' in machine("dokku version --json")
+    assert "\"me\"" in machine("dokku ssh-keys:list") and "\"ci\"" not in machine("dokku ssh-keys:list")
 
     # removed and installed again, the data is taken up where it was
     machine("sh /tmp/src/install.sh --uninstall")
     assert machine("ls /var/lib/dokku/apps").split() == ["hello"] and machine("ls /usr/lib/dokku-py /usr/bin/dokku 2>/dev/null || true") == ""
-    machine("sh /src/install.sh && dokku ps:restore")
+    machine("sh /src/install.sh")
     assert machine(ANSWERS).strip() == "Hello from dokku_py"
 
     machine("dokku network:create common && sh /src/install.sh --uninstall --purge")
@@ -73,6 +76,13 @@ def test_a_bare_machine_is_installed_upgraded_and_cleaned(machine):
                    "docker network ls -q --filter label=com.dokku.managed-by=dokku_py")
     assert left == ""
     machine("nginx -t")
+
+
+def test_another_dokku_is_left_alone(machine):
+    machine("useradd -m -d /home/dokku dokku && echo theirs > /usr/bin/dokku && mkdir -p /var/lib/dokku && touch /var/lib/dokku/x")
+    for words in ("", "--uninstall --purge"):
+        assert "another dokku is installed here" in machine(f"sh /src/install.sh {words} 2>&1 && exit 1 || true")
+    assert machine("cat /usr/bin/dokku; ls /var/lib/dokku").split() == ["theirs", "x"]
 
 
 @pytest.mark.parametrize("machine", ["systemd"], indirect=True)

@@ -521,7 +521,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 # Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
-OWNERS = {"heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
+OWNERS = {"app": "10001", "heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
 parse_app, parse_app_or_global = (
     matching(pattern, "can't be the name of an app", "use lower-case letters, digits and single . _ - between them, at most 63")
     for pattern in (APP_NAME, f"--global|{APP_NAME.pattern}"))
@@ -611,6 +611,16 @@ def parse_ip(text: str) -> str:
         return str(ipaddress.ip_address(text.strip("[]")))
     except ValueError:
         raise UsageError(f"{shown(text)} is not an IP address") from None
+
+
+def parse_sources(text: str) -> str:
+    """Accept what sshd takes in from=, addresses, patterns and networks with commas between, or `anywhere`: for one that sshd can't read it shuts the key out."""
+    for word in text.split(",", 20) if text != "anywhere" else ():
+        found, word = None, word.removeprefix("!")
+        with contextlib.suppress(ValueError):
+            found = re.fullmatch(r"[0-9a-fA-F:.*?]*[*?][0-9a-fA-F:.*?]*", word) or (re.fullmatch(r"[0-9a-fA-F:.]+(/\d+)?", word) and ipaddress.ip_network(word))
+        need(found, f"{shown(word)} is not an address or a network", "write for example  192.0.2.7,10.0.0.0/8  or  anywhere", UsageError)
+    return text
 
 
 def parse_addresses(text: str) -> str:
@@ -1456,7 +1466,7 @@ def check_mode(app: str, process_type: str) -> str:
 def copy_app(old: str, new: str, leave_out: Sequence[str] = (), stopped: bool = False) -> None:
     """Copy the record of an app under another name, in one step; what belongs to the running processes stays behind. Raises DokkuError when it is taken."""
     import shutil
-    left = shutil.ignore_patterns("lock", "minder", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
+    left = shutil.ignore_patterns("lock", "minder", "asking", "RETIRING", "PROBATION", "FAILED", "PORT", "LOCKED", "tree.*", ".*", *leave_out)
     own = str(app_folder(old))  # below it such a name is a branch
     beside = ROOT / "apps" / f".{new}.{os.getpid()}"
     incoming = shutil.ignore_patterns("tmp_*")  # of a push that arrives meanwhile
@@ -1475,6 +1485,7 @@ def copy_app(old: str, new: str, leave_out: Sequence[str] = (), stopped: bool = 
             path = ROOT / "nginx" / folder / old
             remove(path.with_name(new))  # a killed copy may have left some
             copied(path, path.with_name(new)) if path.exists() else None
+        run(["sync", "--file-system", str(beside)])  # else a power cut could leave a rename with empty files, and without the first one
         rename_file(beside, app_folder(new))
 
 
@@ -1557,7 +1568,7 @@ def allot_address(subnet: str, release: Release, dyno: str) -> str:
             return found
         lower = next(ipaddress.ip_network(subnet).subnets())
         free = next((str(address) for number, address in enumerate(lower.hosts()) if number > 8 and str(address) not in owners), None)
-        need(free, f"No address is left in {lower}", "set DOKKU_SUBNET to a larger network and run install.sh again")
+        need(free, f"No address is left in {lower}", "install.sh --uninstall keeps the data; DOKKU_SUBNET=10.0.0.0/15 install.sh   then takes a larger network")
         write_text(ROOT / "addresses" / "=".join([free, *mine]), "")
         return free
 
@@ -1640,6 +1651,11 @@ def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
     """List the networks that an app's containers are in beside the product's own: those of its settings, and one of each service it is linked to."""
     linked = [f"dokku.{engine_name}.{name}" for engine_name, name in links_of(app)]
     return [name for name in dict.fromkeys([*" ".join(property_of(app, "network", key) for key in keys).split(), *linked]) if name != NETWORK]
+
+
+def users_of_network(name: str) -> list[str]:
+    """List the apps and services that are in a network, but for the service whose own it is."""
+    return [*(app for app in apps() if name in networks_of(app)), *(service.name for service in services() if name in service.networks.split())]
 
 
 def property_rows(app: str, noun: str) -> dict[str, str]:
@@ -1773,7 +1789,8 @@ def pinned(app: str, url: str) -> str:
         raise DokkuError(f"{url} can't be fetched: {host} has no address: {error}") from None
     for address in map(ipaddress.ip_address, (text.partition("%")[0] for text in found)):
         if not (getattr(address, "ipv4_mapped", None) or address).is_global:
-            raise DokkuError(f"{host} is {address}, which belongs to this server or its network", f"dokku git:set --global private-hosts {host}   by an administrator lets apps fetch from it")
+            hosts = " ".join([*property_of("--global", "git", "private-hosts").split(), host])
+            raise DokkuError(f"{host} is {address}, which belongs to this server or its network", f"dokku git:set --global private-hosts {hosts}   by an administrator lets apps fetch from it")
     addresses = ",".join(f"[{text}]" if ":" in text else text for text in found)
     return f"{host}:{port or {'http': 80, 'https': 443, 'git': 9418}[scheme]}:{addresses}"
 
@@ -2266,11 +2283,16 @@ def host_ports(app: str) -> set[int]:
     return {row.host for row in port_maps(app)}
 
 
+def spoken_on(port: int, app: str) -> set[str]:
+    """Give the schemes by which an app is served on a port: nginx speaks one on each, whatever the name."""
+    return {row.scheme.replace("grpcs", "https") for row in port_maps(app) if row.host == port}
+
+
 def require_ports(app: str, had: set[int]) -> None:
     """Refuse ports of the host that another program has, or an app with which they can't be shared by name; the app is served on `had` already."""
     for port in sorted(host_ports(app)):
         others = [other for other in apps() if other != app and port in host_ports(other)]
-        holder = next((other for other in others if not (is_by_name(app) and is_by_name(other))), "")
+        holder = next((other for other in others if not (is_by_name(app) and is_by_name(other)) or spoken_on(port, other) != spoken_on(port, app)), "")
         if not others and port not in had | {80, 443} and (user := listening_ports().get(port)) is not None:
             holder = f"a program of the user {next((row.pw_name for row in pwd.getpwall() if row.pw_uid == user), user)}"
         if holder:
@@ -2718,12 +2740,14 @@ def ask_path(address: str, port: int, check: Check) -> str:
         with contextlib.closing(connection):
             connection.request("GET", check.path, headers={"User-Agent": "dokku_py", **dict(check.headers)})
             answer = connection.getresponse()
-            body = answer.read(2**20).decode(errors="replace")
+            body, deadline = b"", time.monotonic() + check.timeout  # a stream of events never ends
+            while check.content and len(body) < 2**20 and time.monotonic() < deadline and (more := answer.read1(2**16)):
+                body += more
     except (OSError, http.client.HTTPException) as error:
         return f"GET {check.path} on port {port}: {error or type(error).__name__}"
     if answer.status >= 400:
         return f"GET {check.path} on port {port}: answered {answer.status}"
-    return "" if check.content in body else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
+    return "" if check.content in body.decode(errors="replace") else f"GET {check.path} on port {port}: the answer lacks {shown(check.content)}"
 
 
 def ask_once(container: Container, port: int, check: Check) -> tuple[str, bool]:
@@ -2899,7 +2923,7 @@ def switch_to(release: Release) -> None:
     ended: list[Container] = []
     with put_back(turn_back, release, ended):
         for container in what_runs_alone(release):
-            detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is fit")
+            detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is healthy")
             ended.append(container)
             stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))
         step("Starting processes and checking them")
@@ -2915,8 +2939,9 @@ def switch_to(release: Release) -> None:
     remove(app_folder(release.app) / "STOPPED")
     try:
         if previous and previous.number != release.number and property_of(release.app, "ps", "auto-rollback") == "true":
-            watch = {"release": release.number, "previous": previous.number, "until": uptime() + PROBATION_SECONDS}
-            write_json(app_folder(release.app) / "PROBATION", watch)
+            watched = read_json(app_folder(release.app) / "PROBATION")  # what is still watched itself is nothing to end at
+            then = [watched["previous"], *watched.get("then", ())] if watched.get("release") == previous.number and watched["until"] > uptime() else []
+            write_probation(release, [previous.number, *then])
         retire(release, workers)
         render_crontab()
         keep_images(release.app)
@@ -3110,24 +3135,45 @@ def end_retired(app: str, line: str) -> None:
 
 
 def restart_unfit(app: str) -> None:
-    """Restart the processes of an app that fail their liveness checks."""
+    """Have the liveness checks of an app asked in a process of their own: they may be patient, and nobody else waits for them."""
+    if (current := read_current(app)) and not is_stopped(app) and any(check.kind == "liveness" for check in current.checks):
+        detach(functools.partial(ask_liveness, current))
+
+
+def ask_liveness(current: Release) -> None:
+    """Restart the processes of a release that fail their liveness checks, unless those of an earlier minute are still being asked."""
+    engine.cache_clear()  # the connection of the process we were forked from is closed here
+    with lock_if_free(app_folder(current.app) / "asking") as free:
+        for container in [row for row in containers_of(current.app) if current.has(row) and row.running] if free else []:
+            if due := checks_due(current, container, facts := inspect_container(container.id)):
+                try:  # that it crashed once and came up again is no trouble by itself
+                    wait_until_healthy(current._replace(checks=due), container, facts["RestartCount"])
+                except DokkuError as error:
+                    restart_sick(container, error.message)
+
+
+def checks_due(release: Release, container: Container, facts: Mapping[str, Any]) -> tuple[Check, ...]:
+    """Give the liveness checks that a process is old enough for; none of one that is gone."""
     import datetime
-    current = read_current(app)
-    checks = [row for row in current.checks if row.kind == "liveness"] if current and not is_stopped(app) else []
-    for container in [row for row in containers_of(app) if current.has(row) and row.running] if current and checks else []:
-        if not (facts := inspect_container(container.id)):
-            continue
-        age = time.time() - datetime.datetime.fromisoformat(facts["State"]["StartedAt"][:19] + "+00:00").timestamp()
-        due = tuple(check._replace(kind="startup", delay=0, uptime=0) for check in checks
-                    if check.process == container.process_type and age > check.delay + check.uptime)
-        if due:
-            try:  # that it crashed once and came up again is no trouble by itself
-                wait_until_healthy(current._replace(checks=due), container, facts["RestartCount"])
-            except DokkuError as error:
-                with lock_if_free(app_folder(app) / "lock") as free:  # else a command works on it, or has stopped or replaced it since
-                    if free and not is_stopped(app) and container.id not in retiring(app):
-                        restart_container(container.id, int(property_of(app, "ps", "stop-timeout-seconds")))
-                        record_event(Caller("dokku_py"), "restart", app=app, note=error.message)
+    if not facts:
+        return ()
+    age = time.time() - datetime.datetime.fromisoformat(facts["State"]["StartedAt"][:19] + "+00:00").timestamp()  # below 0 after the clock was set back
+    return tuple(check._replace(kind="startup", delay=0, uptime=0) for check in release.checks
+                 if check.kind == "liveness" and check.process == container.process_type and not 0 <= age <= check.delay + check.uptime)
+
+
+def restart_sick(container: Container, why: str) -> None:
+    """Restart a process that failed a liveness check, unless a command works on the app, or has stopped or replaced it since."""
+    with lock_if_free(app_folder(container.app) / "lock") as free:
+        if free and not is_stopped(container.app) and container.id not in retiring(container.app):
+            restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
+            record_event(Caller("dokku_py"), "restart", app=container.app, note=why)
+
+
+def write_probation(release: Release, ways_back: Sequence[int]) -> None:
+    """Watch a release from now on; when it crash-loops, the first of these numbers takes its place, watched in turn while there is a next."""
+    until = uptime() + PROBATION_SECONDS
+    write_json(app_folder(release.app) / "PROBATION", {"release": release.number, "previous": ways_back[0], "then": ways_back[1:], "until": until})
 
 
 def judge_probation(app: str) -> None:
@@ -3150,8 +3196,10 @@ def judge_probation(app: str) -> None:
             rollback(app, record["previous"], "dokku_py")
             mark_release(app, current.number, f"rolled back: {why}")
             result = 0
-        finally:  # tried once, and on record in events whatever comes of it
+        finally:  # each is tried once, and on record in events whatever comes of it
             remove(file)
+            if record.get("then") and not result:
+                write_probation(require_current(app), record["then"])
             record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began, note=f"{current.name}: {why}")
 
 
@@ -3167,7 +3215,8 @@ def keep_images(app: str) -> None:
     for record in [record for record in built if record.image not in kept]:
         untag_image(f"dokku/{app}:{record.name}")
     for number in numbers[:-max(1, int(property_of(app, "builds", "retention")))]:  # later ones than the live one may have failed
-        if number not in read_tags(app).values() and number not in (current and current.number, watched.get("previous")):
+        if number not in (current and current.number, watched.get("previous"), *watched.get("then", ()), *read_tags(app).values()):
+            untag_image(f"dokku/{app}:v{number}")  # without its record nobody would find the name again
             remove(release_folder(app, number))
 
 
@@ -3299,6 +3348,8 @@ def served_with(app: str, path: Path) -> Iterator[None]:
         yield
         require_ports(app, had)
         render_vhost(app) if proxied and is_proxied(app) else serve(app)
+        if gone := had - host_ports(app):
+            warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")
 
 
 def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], by: str, reason: str) -> None:
@@ -3313,8 +3364,22 @@ def rollback(app: str, number: int, by: str) -> None:
     """Make a new release with an old one's image and config."""
     if not (old := read_release(app, number)) or not old.image or not inspect_image(old.image):
         raise DokkuError(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
-    config, server = release_config(old), read_config("--global")
-    run_again(old, config, {key: value for key, value in config.items() if server.get(key) != value}, by, f"rollback to v{number}")
+    config, server, ran = release_config(old), read_config("--global"), release_config(require_current(app))
+    later = {key: value for key, value in read_config(app).items() if ran.get(key) != value}  # set by --no-restart: on record nowhere else
+    own = {key: value for key, value in config.items() if server.get(key) != value} | later
+    with linked_again(app, own):
+        run_again(old, config, own, by, f"rollback to v{number}")
+
+
+@contextlib.contextmanager
+def linked_again(app: str, config: Mapping[str, str]) -> Iterator[None]:
+    """Bring back, with a config of before, the links that it was made with: who has a service's password was linked to it."""
+    file, links = app_folder(app) / "LINKS", links_of(app)
+    held = {(row.engine, row.name): f":{secret}@{row.container.replace('.', '-')}:" for row in services() if (secret := read_text(row.folder / "PASSWORD").strip())}
+    if lost := [row for row, address in held.items() if row not in links and any(address in value for value in config.values())]:
+        write_lines(file, map(" ".join, [*links, *lost]))
+    with put_back(lambda: write_lines(file, map(" ".join, links)) if lost and read_config(app) != config else None):
+        yield
 
 
 def apply_config(app: str, config: Mapping[str, str], by: str, reason: str) -> None:
@@ -3362,7 +3427,7 @@ def start_app(app: str) -> None:
 
 def restart(app: str, process: str = "", as_is: bool = False) -> None:
     """Replace an app's processes, or those of one type, by new ones without dropping a request; all together get the config of now, unless `as_is`."""
-    current = require_current(app)
+    current, process = require_current(app), "" if is_stopped(app) else process  # nothing of what is stopped is started alone
     if not process and not as_is and merged_config(app) != release_config(current):  # changed while it was stopped, by --no-restart, or the server's
         return run_again(current, merged_config(app), read_config(app), os.environ.get("DOKKU_CALLER", "root"), "restart with the config of now")
     kept = {kind: current.incarnation_of(f"{kind}.1") for kind in scale_of(app, current) if process and kind != process}
@@ -3479,11 +3544,12 @@ def create_service_container(service: Service, name: str, *, scratch: bool = Fal
     labels = {**OURS, "com.dokku.container-type": "scratch" if scratch else "service", "com.dokku.service": service.container, "com.dokku.spec": spec_of(service)}
     labels |= {"com.dokku.expires": str(int(uptime()) + 86400)} if scratch else {}
     with engine_errors(f"The container of {service.name} can't be made"):
+        for network in service.networks.split() if not scratch else ():
+            require_network(network)  # before the old container is gone
         remove_container(name)
         identity = client.create_container(service.image, [*row.command, *shlex.split(service.options)] or None, name=name, hostname=words["host"],
-                                           environment=environment, labels=labels, host_config=host, networking_config=networking, ports=[row.port])["Id"]
+                                           environment=environment, labels=labels, host_config=host, networking_config=networking, ports=[row.port], stop_timeout=SERVICE_GRACE)["Id"]
         for network in service.networks.split() if not scratch else ():
-            require_network(network)
             client.connect_container_to_network(identity, network, aliases=[words["host"]])
     return identity
 
@@ -3500,10 +3566,15 @@ def script_words(service: Service, identity: str, script: str, *options: str) ->
     return [docker_command(), "exec", "--user=root", *given, *options, identity, "sh", "-c", secrets + read_text(TEMPLATES / "services" / service.engine / script)]
 
 
+def server_answers(service: Service, identity: str) -> bool:
+    """Ask a service's server whether it is ready."""
+    return not run(script_words(service, identity, "ready"), check=False, timeout=30).returncode
+
+
 def wait_for_server(service: Service, identity: str) -> None:
     """Wait until a service's server answers. Raises DokkuError with its last words when it ends or takes too long."""
     deadline = time.monotonic() + READY_SECONDS
-    while run(script_words(service, identity, "ready"), check=False, timeout=30).returncode:
+    while not server_answers(service, identity):
         state = inspect_container(identity).get("State", {})
         if not state.get("Running") or state.get("Restarting") or time.monotonic() > deadline:
             say_lines(f"       {line}" for line in logs_of(identity, FAILURE_LINES))
@@ -3683,11 +3754,18 @@ def holding(service: Service, purpose: str) -> Iterator[Service]:
 
 
 def mend_service(engine_name: str, name: str) -> None:
-    """Make Docker agree with what is on record for a service, without waiting for its server; one that a command works on is left alone."""
+    """Make Docker agree with what is on record for a service, without waiting for its server; one that a command works on is left alone.
+
+    What is left over goes once the server answers, as in `agree_service`: until then it may be the way back.
+    """
     with lock_if_free(ROOT / "services" / engine_name / name / "lock") as free:
-        known = read_service(engine_name, name) if free else None
-        for difference in service_disagreements(known) if known else ():
+        if not free or not (known := read_service(engine_name, name)):
+            return
+        wrong = [*service_disagreements(known, strays=False)]
+        for difference in wrong:
             difference.mend()
+        if not wrong and any(strays_of(known)) and (known.stopped or server_answers(known, running_server(known))):
+            drop_strays(known)
 
 
 def drop_dead_services() -> None:
@@ -3821,6 +3899,11 @@ def render_authorized_keys() -> None:
     write_text(path, "".join(f"{line}\n" for line in lines), secret=True)
 
 
+def is_over(key: Key) -> bool:
+    """Say whether the last day of a key is past, by this server's clock, as sshd has it."""
+    return bool(key.until) and key.until < time.strftime("%Y-%m-%d")
+
+
 def find_key(word: str) -> Key:
     """Find a key by name or whole fingerprint. Raises DokkuError."""
     found = next((key for key in read_keys() if word in (key.name, key.fingerprint)), None)
@@ -3929,6 +4012,10 @@ def commands() -> dict[str, Command]:
     return found
 
 
+# How usage writes words that have parts.
+SHAPES = {parse_pair: "KEY=VALUE", parse_scale: "TYPE=COUNT", parse_port_map: "SCHEME:HOST-PORT:CONTAINER-PORT", parse_app_or_global: "app|--global"}
+
+
 def parser_of(name: str, args: Iterable[Arg]) -> Any:
     """Build the argparse parser of one command."""
     import argparse
@@ -3944,7 +4031,7 @@ def parser_of(name: str, args: Iterable[Arg]) -> Any:
         elif arg.flags:
             parser.add_argument(*arg.flags, dest=arg.name, default=arg.default, action="append" if arg.many else "store")
         elif not arg.unknown:
-            parser.add_argument(arg.name, nargs=argparse.REMAINDER if arg.raw else arg.many or None, default=arg.default)
+            parser.add_argument(arg.name, metavar=SHAPES.get(arg.parse), nargs=argparse.REMAINDER if arg.raw else arg.many or None, default=arg.default)
     return parser
 
 
@@ -4159,6 +4246,8 @@ def change_property(noun: str, app: str, key: str, value: str) -> None:
         """Have one app served by what the server's property says now."""
         with locked(name, f"{noun}:set"), served_with(name, property_file(name, noun, key)):
             pass
+    if value and key in ("proxy-port", "proxy-ssl-port") and int(value) not in {80, 443}.union(*map(host_ports, apps())):
+        need(int(value) not in listening_ports(), f"{value} is used by another program", "choose another port")  # later each app would take it for another app's
     old, serve_others = read_text(path).strip(), serve_unknown_names if key == "proxy-protocol" else lambda: None
     write_property(app, noun, key, value)
     with put_back(lambda: (write_property(app, noun, key, old), quietly(each_app, None, True, serve), quietly(serve_others))):
@@ -4279,6 +4368,8 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
 def apps_rename(skip_deploy: bool, app: str, new: str) -> None:
     """Give an app another name: the new one serves before the old one goes, its own domains and deploy keys come along."""
     with locked(app, "apps:rename"):  # to the end: what waits for it finds no app any more
+        if not is_proxied(app) and own_maps(app) and not skip_deploy and read_current(app) and not is_stopped(app):
+            raise DokkuError(f"{app} holds its ports while it runs", f"dokku ps:stop {app}   first, and ps:start {new} afterwards")
         if not read_lines(app_folder(app) / "DOMAINS"):  # else those come along
             refuse_claimed(new, named_domains(new))
         duplicate_app(app, new, skip_deploy)
@@ -4521,11 +4612,14 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
             for name in [name for name in apps() if not read_lines(app_folder(name) / "DOMAINS")]:
                 if clash := next((domain for domain in wanted if domain not in old and owners.get(f"{name}.{domain}", name) != name), ""):
                     raise DokkuError(f"{name}.{clash} belongs to {owners[f'{name}.{clash}']}", f"dokku domains:set {name} NAME   gives {name} another")
-            write_lines(ROOT / "VHOST", wanted)
+            with put_back(write_lines, ROOT / "VHOST", old):
+                write_lines(ROOT / "VHOST", wanted)
+                for name in [name for name in apps() if own_maps(name) and not is_by_name(name)]:  # what was shared by name is not any more
+                    require_ports(name, host_ports(name))
         return each_app(None, True, render_vhost, purpose="domains")
     with locked(app, "domains"), server_lock("domains"):
         domains = changed(named_domains(app), verb, domains)
-        refuse_claimed(app, [*domains, *redirects_of(app)])
+        refuse_claimed(app, [*(domains or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]), *redirects_of(app)])
         if verb == "remove" and not domains and is_by_name(app) and read_lines(ROOT / "VHOST") and not read_lines(app_folder(app) / "DOMAINS"):
             raise DokkuError(f"{app} has no domains other than its name under each global one", f"dokku domains:set {app} NAME   gives it another, domains:disable {app} none")
         with served_with(app, app_folder(app) / "DOMAINS"):
@@ -4652,7 +4746,7 @@ def parse_port_word(text: str) -> PortMap:
 def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = ()) -> None:
     """Change an app's port maps, one for each port of the host, and serve it by them."""
     with locked(app, "ports"):
-        had, own = host_ports(app), own_maps(app)
+        own = own_maps(app)
         maps = [next((row for row in own if row.host == word.host), word) if not word.scheme else word for word in maps]
         if verb == "remove" and (unknown := [word for word in maps if word not in own]):
             raise DokkuError(f"{app} has no port map {shown(str(unknown[0]).removeprefix(':').removesuffix(':0'))}", f"dokku ports:list {app}   lists them")
@@ -4664,8 +4758,6 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
                 raise AccessDenied
         with served_with(app, app_folder(app) / "PORTS"):
             write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
-        if gone := had - host_ports(app):
-            warn(f"{app} is no longer served on {', '.join(map(str, sorted(gone)))}")
 
 
 def ports_list(app: str) -> None:
@@ -4739,6 +4831,11 @@ def certs_facts(app: str) -> dict[str, str]:
 def keep_certificate(app: str, text: str = "") -> None:
     """Serve an app, or those of the server whose domains it is for, with a certificate from now on; without one for an empty text."""
     path, own, nothing = certificate_file(app), app != "--global", contextlib.nullcontext()
+    if text and not own:  # once it is in place, one that nginx refuses would take every app with it into quarantine
+        with scratch_folder(Path("/tmp"), "dokku-pem.") as folder, server_lock("nginx"):  # noqa: S108 - a new folder of mkdtemp
+            write_text(folder / "pem", text, secret=True)
+            test_candidate("_certificate.conf", f"server {{ listen 443 ssl; ssl_certificate {folder}/pem; ssl_certificate_key {folder}/pem; }}\n")
+            remove(ROOT / "nginx" / "candidate" / "_certificate.conf")
     with locked(app, "certs") if own else nothing, served_with(app, path) if own else nothing:
         write_text(path, text, secret=True) if text else remove(path)
     each_app(None, True, render_vhost, purpose="certs") if not own else None
@@ -5026,9 +5123,10 @@ def rebuild(caller: Caller, app: str | None = None, everything: bool | str = Fal
     """Build and deploy a commit of the repository again, of one app or all."""
     def rebuild_one(name: str) -> None:
         """Deploy what the ref names; without one, the deploy branch."""
-        commit = ref_of(name, f"{ref or 'HEAD'}^{{commit}}")
+        branch = property_of(name, "git", "deploy-branch")
+        commit = ref_of(name, f"{ref or (branch and f'refs/heads/{branch}') or 'HEAD'}^{{commit}}")
         if commit == ZERO:
-            raise DokkuError(f"{name} has no commit {ref or ''}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
+            raise DokkuError(f"{name} has no commit {ref or branch}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
         deploy(name, commit, caller.name, "rebuild", bool(anew))
     each_app(app, bool(everything), rebuild_one, parallel, "ps:rebuild")
 
@@ -5215,8 +5313,8 @@ def checks_run(app: str, types: list[str]) -> None:
     """Ask the checks of the processes that run."""
     current = read_current(app)
     for container in [row for kind in types or [None] for row in require_processes(app, kind) if current and current.has(row)]:
-        wait_until_healthy(current, container)
-        step(f"{container.dyno} is fit")
+        wait_until_healthy(current, container, inspect_container(container.id).get("RestartCount", 0))  # that it crashed once is no trouble
+        step(f"{container.dyno} is healthy")
 
 
 # --- resources ---
@@ -5447,6 +5545,8 @@ def service_destroy(force: bool, service: Service) -> None:
     with holding(service, "destroy"):
         if users := linked_apps(service):
             raise DokkuError(f"{service.name} is linked to {', '.join(users)}", f"dokku {service.engine}:unlink {service.name} {users[0]}   unlinks it first")
+        if users := users_of_network(service.container):
+            raise DokkuError(f"The network of {service.name} is that of {', '.join(users)}, too", "take it from their network:set, or ENGINE:set, first")
         if not force:
             warn(f"This removes the {service.engine} service {service.name} and all its data. Type its name to go on:")
             if sys.stdin.readline().strip() != service.name:
@@ -5508,10 +5608,11 @@ def service_link(no_restart: bool, service: Service, app: str, caller: Caller, a
         agree_service(service)
         remove_strays(app)
         config, links = read_config(app), dict.fromkeys([*links_of(app), (service.engine, service.name)])
-        if held := [key for key, value in config.items() if is_url_of(service, value)]:
+        held = [key for key, value in config.items() if is_url_of(service, value)]
+        if held and (service.engine, service.name) in links_of(app):
             raise DokkuError(f"Already linked as {', '.join(held)}")
-        names = [f"{alias}_URL"] if alias else [kind.variable, *(f"DOKKU_{engine_name}_{color}_URL" for color in COLORS)]
-        name = need(next((name for name in names if name not in config), ""), f"{names[0]} is taken", "choose another name with --alias")
+        names = [f"{alias}_URL"] if alias else [*held, kind.variable, *(f"DOKKU_{engine_name}_{color}_URL" for color in COLORS)]
+        name = need(next((name for name in names if name not in config or name in held), ""), f"{names[0]} is taken", "choose another name with --alias")
         scheme = config.get(f"{engine_name}_DATABASE_SCHEME")
         url = url_of(service, parser_named("scheme")(scheme) if scheme else "")
         step(f"Setting {name} on {app}")
@@ -5641,7 +5742,8 @@ def service_upgrade(service: Service, confirm: bool, anew: bool, **given: Any) -
 
 
 def set_backups(service: Service, **changes: Any) -> None:
-    """Keep how a service is backed up: schedule, where, keep."""
+    """Keep how a service is backed up: schedule, where, keep. The place `local` is the repository on this server."""
+    changes |= {"where": ""} if changes.get("where") == "local" else {}
     write_json(backup_home(service) / "settings.json", {**backup_settings(service), **{key: str(value) for key, value in changes.items() if value is not None}})
     render_crontab()
 
@@ -5716,7 +5818,7 @@ def network_create(name: str) -> None:
 def network_destroy(name: str) -> None:
     """Remove a network that network:create made and no app is in."""
     require_network(name)
-    users = [*(app for app in apps() if name in networks_of(app)), *(service.name for service in services() if name in service.networks.split())]
+    users = users_of_network(name)
     if users or not (ROOT / "networks" / name).exists():
         raise DokkuError(f"{name} is the network of {', '.join(users)}" if users else f"{name} was not made by network:create: docker network rm {name}   removes it")
     with engine_errors(f"The network {name} can't be removed"):
@@ -5844,7 +5946,7 @@ def change_docker_options(app: str, verb: str, processes: list[str] | None, call
         elif verb == "remove" and not set(rows) & set(old):
             raise DokkuError(f"{app} has no option {shown(option)} there", f"dokku docker-options:report {app}   shows what it has")
         new = set(rows) - set(old) if verb == "add" else set()
-        if new and not is_harmless(shlex.split(option)) and not may(caller, "admin"):
+        if not all(is_harmless(shlex.split(words)) for _, words in new or {*rows} & {*old}) and not may(caller, "admin"):
             raise AccessDenied  # it reaches the host
         if not all(name.startswith("build") for name, _ in new):
             translate_options(tuple(shlex.split(option)))  # what Docker can't read is refused in its words
@@ -5988,7 +6090,7 @@ def access_check(name: str, words: list[str]) -> None:
     key, row = find_key(name), find_command(words[0]) if words else None
     need(row, "Name a command with its words", f"for example  dokku access:check {name} ps:restart blog", UsageError)
     caller = Caller(key.name, key.role, key.apps)
-    if key.until and key.until < now()[:10]:
+    if is_over(key):
         raise DokkuError(f"{key.name} may not: the key was for the time until {key.until}", f"dokku access:set {key.name} --until DAY   lets it in again")
     if not is_allowed(row, caller, read_words(row, words[1:], caller)):
         lacks = row.access.removesuffix("+") not in ROLES[key.role]
@@ -6106,9 +6208,21 @@ def version(json: bool) -> None:
     say_json({"dokku_py": VERSION, "dokku": DIALECT_VERSION}) if json else say(f"dokku version {DIALECT_VERSION}")
 
 
+def list_nouns() -> None:
+    """Print each noun with its verbs, and what a command that is a noun by itself does."""
+    import textwrap
+    known = [name for name, row in sorted(commands().items()) if row.access not in ("hook", "local")]
+    say(f"dokku_py {VERSION}: ssh dokku@SERVER NOUN:VERB ...   help NOUN, help NOUN:VERB and help --all say more\n")
+    for noun in sorted({name.partition(":")[0] for name in known}):
+        verbs = " ".join(name.partition(":")[2] for name in commands_of(noun) if ":" in name and name in known)
+        say(textwrap.fill(verbs or commands()[noun].doc[0], 118, initial_indent=f"    {noun:22} ", subsequent_indent=" " * 27, break_on_hyphens=False))
+
+
 def help_command(word: str | None, every: bool) -> None:
-    """List the commands, those of one noun, or explain one command."""
+    """List the nouns with their verbs, what the commands of one noun do, or of all with --all; or explain one command."""
     row = commands().get(word or "")
+    if not word and not every:
+        return list_nouns()
     if row and row.access != "hook" and not commands_of(word or ""):
         return say(usage_of(row))
     rows = [(name, row) for name in sorted(commands_of(word) if word else commands()) if (row := commands()[name]).access != "hook"]
@@ -6279,9 +6393,10 @@ def git_hook() -> None:
     try:
         with locked(app, "push"):
             remove_strays(app)
-            for old, new, ref in (line.split() for line in sys.stdin.read().splitlines()):
-                if ref_of(app, ref) != old:
-                    raise DokkuError(f"{ref} moved while this push waited", "git pull, then push again")
+            updates = [line.split() for line in sys.stdin.read().splitlines()]
+            if moved := [ref for old, _, ref in updates if ref_of(app, ref) != old]:  # before any of them is deployed
+                raise DokkuError(f"{moved[0]} moved while this push waited", "git pull, then push again")
+            for _, new, ref in updates:
                 receive_ref(app, new, ref, by)
     except Cancelled:  # git, ended by the same signal, leaves its quarantine behind
         remove(Path(os.environ.get("GIT_QUARANTINE_PATH", "/nonexistent")))
@@ -6299,6 +6414,11 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
         return warn(f"{branch} is not the deploy branch ({wanted or 'main or master'}): stored, not deployed")
     if new == ZERO:
         raise DokkuError(f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
+    # git looks at these after the hook: what it would refuse then must not be live by then
+    need(git(app, "cat-file", "-t", new, quarantine=True) == "commit", f"{branch} can't stand on a tag",
+         f"push the commit that it names: git push dokku@SERVER:{app} 'TAG^{{}}:{ref}'")
+    need(git(app, "rev-list", "--count", new, "--not", "--all", quarantine=True, check=False), "That comes from a shallow clone, whose history git does not take",
+         "git fetch --unshallow   (GitHub Actions: fetch-depth: 0), then push again")
     deploy(app, new, by)
     write_property(app, "git", "deploy-branch", branch) if not wanted else None
     git(app, "symbolic-ref", "HEAD", f"refs/heads/{branch}")
@@ -6317,8 +6437,8 @@ def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
         raise UsageError(f"That command can't be read: {error}", "check its quotes") from None
     if words[:1] and words[0].startswith("git-"):
         words[1:] = [word.strip("/").removesuffix(".git") for word in words[1:]]
-    if not (key := next((key for key in read_keys() if key.name == name), None)):
-        raise AccessDenied  # it is no longer on record
+    if not (key := next((key for key in read_keys() if key.name == name), None)) or is_over(key):
+        raise AccessDenied  # a connection that was made in time may still be open
     return words, Caller(name, key.role, key.apps, address=os.environ.get("SSH_CONNECTION", "").partition(" ")[0])
 
 
@@ -6408,6 +6528,7 @@ def main(words: list[str]) -> int:
 def front_door(argv: Sequence[str]) -> NoReturn:
     """Run one command and leave at once: taking the interpreter down takes longer than most commands."""
     on_leaving(leave)
+    os.umask(0o022)  # nginx reads what we write, and images hold it; secrets are for us alone whatever this says
     gc.set_threshold(100_000)  # imports make many objects and no garbage
     code = main(argv)
     with contextlib.suppress(OSError):

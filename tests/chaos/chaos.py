@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 LIBRARY = Path("/usr/lib/dokku-py")
 AUTHORIZED_KEYS = STATE / ".ssh" / "authorized_keys"
 POLLS_COUNTED = 1  # how often the same chain of doors is killed when it changes nothing
-KEPT = set("ENV LINKS DOMAINS SCALE CURRENT LAST CREATED PORT PROBATION FAILED lock pushes minder releases repo.git properties".split())  # of an app
+KEPT = set("ENV LINKS DOMAINS SCALE CURRENT LAST CREATED PORT PROBATION FAILED lock pushes minder asking releases repo.git properties".split())  # of an app
 FRONT_DOOR = """#!/bin/sh
 # What sshd runs for the key: the front door, counted. The client chooses the point by a file, for it can't hand down an environment.
 case $SSH_ORIGINAL_COMMAND in git-receive-pack*) role=door ;; *) role=command ;; esac

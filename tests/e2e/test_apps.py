@@ -226,7 +226,7 @@ def test_checks_skipped_and_disabled(switch):
     switch.ok("rollback", "v1")
     switch.ok("checks:enable")
     assert switch.ok("checks:report", "--checks-skipped-list") == "none\n"
-    assert "web.1 is fit" in switch.ok("checks:run")
+    assert "web.1 is healthy" in switch.ok("checks:run")
     # what may never run twice: the old one has ended before the new one starts, and comes back when that fails
     switch.ok("checks:disable", "web")
     assert switch.ok("preboot:status") == "disabled\n"

@@ -62,7 +62,7 @@ def ran(output):
 def test_django_migrates_in_release_and_collects_its_static_files(new_app, admin):
     app = new_app(APPS / "django")
     app.ok("apps:create")
-    admin.ok("storage:create", app.name, "--chown", "10001")
+    admin.ok("storage:create", app.name)
     admin.ok("storage:mount", app.name, app.name, "--container-dir", "/data")
     app.ok("config:set", "--no-restart", "DATABASE=/data/db")
     try:
@@ -219,10 +219,10 @@ def test_php_has_rewriting_or_nginx_as_the_procfile_says(new_app):
     app = new_app(APPS / "php")
     app.deploy()
     assert app.get("/some/page?x=1")[1].endswith("path /some/page"), ".htaccess"
-    assert app.get("/../composer.json")[0] in (400, 404) or "path" in app.get("/composer.json")[1]
+    assert "require" not in app.get("/../composer.json")[1] + app.get("/composer.json")[1]
     app.deploy(Procfile="web: vendor/bin/heroku-php-nginx public/\n")
     assert app.get("/some/page?x=1") == (200, "Hello from PHP, memory 77M, path /some/page")
-    assert sh("docker", "exec", f"{app.name}.web.1", "pgrep", "-c", "php-fpm").returncode in (0, 127, 126)
+    assert "php-fpm" in docker("top", f"{app.name}.web.1")
 
 
 FAILURES = {
@@ -305,7 +305,7 @@ def test_a_file_of_a_gigabyte_and_fifty_thousand_files(new_app):
                 file.truncate(2**30)
         code, output = app.push()
         assert "Traceback" not in output and "bug in dokku_py" not in output, output
-        assert code or app.get()[0] == 200
+        assert code == 0 and app.get()[0] == 200, output
 
 
 @pytest.mark.parametrize("size, words", [(2**20 + 1, "larger than 1 MiB"), (2**20 - 100, " !     ")])

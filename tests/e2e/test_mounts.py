@@ -35,7 +35,7 @@ def owner(folder):
 def test_data_outlives_deploys_and_the_app_and_another_app_reads_it(storage, new_app):
     writer, reader, name = new_app(), new_app(), storage()
     made = writer.person.ok("storage:ensure-directory", name)
-    assert f"-----> Ensuring {FOLDERS / name} exists" in made and "Directory ready for mounting" in made and owner(FOLDERS / name) == 32767
+    assert f"-----> Ensuring {FOLDERS / name} exists" in made and "Directory ready for mounting" in made and owner(FOLDERS / name) == 10001
     for app, options in ((writer, ()), (reader, ("--readonly",))):
         app.ok("apps:create")
         assert f"dokku ps:restart {app.name}" in app.ok("storage:mount", name, "--container-dir", "/data", *options)
@@ -92,7 +92,7 @@ def test_mounts_are_listed_told_apart_and_taken_away(storage, bare):
 
 def test_the_owner_of_a_folder(admin, storage):
     name = storage()
-    for option, wanted in (("heroku", 1000), ("herokuish", 32767), ("packeto", 2000), ("root", 0), ("4711", 4711), ("false", 4711)):
+    for option, wanted in (("app", 10001), ("heroku", 1000), ("herokuish", 32767), ("packeto", 2000), ("root", 0), ("4711", 4711), ("false", 4711)):
         admin.ok("storage:ensure-directory", "--chown", option, name)
         assert owner(FOLDERS / name) == wanted
     admin.ok("storage:set", name, "chown", "heroku")

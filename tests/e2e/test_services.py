@@ -441,7 +441,7 @@ def test_a_stopped_service_stays_so_and_a_dead_one_comes_back(service):
     sh("dokku", "tick")
     assert not one.inspect()["State"]["Running"] and one.ok("info", flags=("--status",)).strip() in ("exited", "missing")
     one.ok("start")
-    assert one.inspect()["State"]["Running"]
+    assert one.inspect()["State"]["Running"] and one.inspect()["Config"]["StopTimeout"] == 60, "a reboot gives it time, too"
     docker("rm", "-f", one.container)
     assert "no container" in one.refused("logs")
     done = sh("dokku", "doctor")

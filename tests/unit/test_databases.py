@@ -184,3 +184,87 @@ def test_the_old_data_is_kept_where_no_server_can_be_asked_what_else_it_holds(se
         with pytest.raises(d.Cancelled):
             d.replace_data(service, d.ROOT / "dump", None, **changes)
     assert seen == ["data.1 postgres:16", "data.1 postgres:15"] and "the data of before is kept" in capsys.readouterr().err
+
+
+ROOT_CALLER = d.Caller("root", local=True)
+
+
+@pytest.fixture
+def linkable(service, monkeypatch):
+    """The service has a password, and the app blog runs release 1; what would be switched to is on record at once."""
+    d.write_text(service.folder / "PASSWORD", "secretpw\n")
+    for name in ("agree_networks", "remove_strays", "drop_images"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: None)
+    monkeypatch.setattr(d, "inspect_image", lambda image: {"Id": image})
+    seen = []
+
+    def run_again(old, config, own, by, reason):
+        """Switch at once."""
+        with d.next_release(old, by, reason) as made:
+            d.write_release(made, config, own)
+            d.write_current(made)
+            d.keep_config(made)
+            seen.append(d.networks_of("blog"))
+    monkeypatch.setattr(d, "run_again", run_again)
+    first = d.Release("blog", 1, image="sha256:1", reason="push")
+    d.write_release(first, {})
+    d.write_text(d.app_folder("blog") / "LAST", "1")
+    d.write_current(first)
+    return seen
+
+
+def test_a_rollback_over_an_unlink_brings_the_network_back(service, linkable):
+    d.service_link(False, service, "blog", ROOT_CALLER, None, None)
+    d.service_unlink(False, service, "blog", ROOT_CALLER)
+    assert d.links_of("blog") == [] and "DATABASE_URL" not in d.read_config("blog")
+    d.rollback("blog", 2, "root")
+    assert linkable[-1] == ["dokku.postgres.db"], "the new processes are in it"
+    assert d.links_of("blog") == [("postgres", "db")] and "DATABASE_URL" in d.read_config("blog")
+
+
+def test_a_rollback_that_fails_brings_no_link(service, linkable, monkeypatch):
+    d.service_link(False, service, "blog", ROOT_CALLER, None, None)
+    d.service_unlink(False, service, "blog", ROOT_CALLER)
+    monkeypatch.setattr(d, "run_again", failing(d.DokkuError("it crashed")))
+    with pytest.raises(d.DokkuError, match="crashed"):
+        d.rollback("blog", 2, "root")
+    assert d.links_of("blog") == []
+
+
+def test_who_has_the_address_already_can_be_linked(service, linkable):
+    d.write_config("blog", {"DATABASE_URL": d.url_of(service)})
+    d.service_link(True, service, "blog", ROOT_CALLER, None, None)
+    assert d.links_of("blog") == [("postgres", "db")] and set(d.read_config("blog")) == {"DATABASE_URL"}
+    with pytest.raises(d.DokkuError, match="Already linked as DATABASE_URL"):
+        d.service_link(True, service, "blog", ROOT_CALLER, None, None)
+
+
+def test_tick_keeps_the_way_back_until_the_server_answers(service, monkeypatch):
+    """A command was killed between the new record and the answer of the new server."""
+    done, answers, found = [], [False], [d.Disagreement("postgres db", "not the one on record", lambda: done.append("renew"))]
+    monkeypatch.setattr(d, "service_disagreements", lambda *words, **facts: [found.pop()] if found else [])
+    monkeypatch.setattr(d, "server_answers", lambda *words: answers[0])
+    monkeypatch.setattr(d, "drop_strays", lambda known: done.append("drop"))
+    d.write_service(service._replace(data="data.2"))
+    for name in ("data.1", "data.2"):
+        d.make_folder(service.folder / name)
+    for now, wanted in ((False, ["renew"]), (False, ["renew"]), (True, ["renew", "drop"])):
+        answers[0] = now
+        d.mend_service("postgres", "db")
+        assert done == wanted
+
+
+def test_the_network_of_a_service_that_others_are_in_stays(service):
+    d.write_service(d.Service("redis", "q", "redis:7", "data.1", post_create_network="dokku.postgres.db"))
+    d.make_folder(d.app_folder("shop"))
+    d.write_property("shop", "network", "attach-post-create", "dokku.postgres.db")
+    with pytest.raises(d.DokkuError, match="is that of shop, q, too"):
+        d.service_destroy(True, service)
+    assert d.read_service("postgres", "db")
+
+
+def test_how_many_backups_are_kept_stays_with_another_schedule(service, monkeypatch):
+    monkeypatch.setattr(d, "become_owner", lambda path: None)
+    for words in (["0 3 * * *", "--keep", "30", "/srv/x"], ["0 4 * * *", "local"]):
+        d.run_command(["postgres:backup-schedule", "db", *words], ROOT_CALLER)
+    assert d.backup_settings(service) == {"schedule": "0 4 * * *", "where": "", "keep": "30"}

@@ -1,6 +1,7 @@
 """Sections 6 to 8, against real git."""
 
 import contextlib
+import io
 import os
 import re
 import socket
@@ -326,3 +327,63 @@ def test_what_a_dockerfile_of_a_language_says(tmp_path, monkeypatch, files, word
 def test_a_command_that_is_shown_is_no_cause(line, told):
     said = f"#13 [2/2] RUN yarn install --frozen-lockfile\n#13 30.1 {line}\n#13 ERROR: process yarn install --frozen-lockfile did not complete\n"
     assert ("the lock file does not match" in d.likely_cause(said)) is told
+
+
+@pytest.fixture
+def deployed(monkeypatch):
+    """What was deployed of the app blog."""
+    done = []
+    monkeypatch.setattr(d, "deploy", lambda app, commit, *words: done.append(commit))
+    monkeypatch.setattr(d, "remove_strays", lambda app: None)
+    return done
+
+
+def test_what_git_refuses_after_the_hook_is_not_deployed(pushed, deployed, tmp_path):
+    work, first = pushed
+    in_work, repository = ["git", "-C", work], d.repository_of("blog")
+    subprocess.run([*in_work, "tag", "-a", "v1", "-m", "x"], check=True)
+    subprocess.run([*in_work, "push", "-q", repository, "v1"], check=True)
+    with pytest.raises(d.DokkuError, match="main can't stand on a tag"):
+        d.receive_ref("blog", d.ref_of("blog", "refs/tags/v1"), "refs/heads/main", "me")
+    for _ in range(2):
+        subprocess.run([*in_work, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{work}", tmp_path / "shallow"], check=True)
+    for path in (tmp_path / "shallow/.git/objects/pack").glob("*.pack"):
+        with path.open("rb") as pack:
+            subprocess.run(["git", f"--git-dir={repository}", "unpack-objects", "-q"], stdin=pack, check=True)
+    tip = subprocess.run([*in_work, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    with pytest.raises(d.DokkuError, match="shallow clone"):
+        d.receive_ref("blog", tip, "refs/heads/main", "me")
+    assert deployed == []
+    subprocess.run([*in_work, "push", "-q", repository, "HEAD:refs/heads/kept"], check=True)
+    d.receive_ref("blog", tip, "refs/heads/main", "me")
+    assert deployed == [tip]
+
+
+def test_one_ref_that_moved_keeps_all_of_a_push_from_being_deployed(pushed, deployed, monkeypatch):
+    tip = pushed[1]
+    monkeypatch.setenv("DOKKU_APP", "blog")
+    for old, fine in ((d.ZERO, True), ("1" * 40, False)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{tip} {tip} refs/heads/main\n{old} {tip} refs/heads/topic\n"))
+        with contextlib.nullcontext() if fine else pytest.raises(d.DokkuError, match="refs/heads/topic moved while"):
+            d.git_hook()
+    assert deployed == [tip]
+
+
+def test_a_rebuild_builds_the_deploy_branch(pushed, deployed):
+    work, main = pushed
+    subprocess.run(["git", "-C", work, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    subprocess.run(["git", "-C", work, "push", "-q", d.repository_of("blog"), "main:staging"], check=True)
+    d.git("blog", "symbolic-ref", "HEAD", "refs/heads/main")
+    for branch in ("", "main", "staging"):
+        d.write_property("blog", "git", "deploy-branch", branch)
+        d.rebuild(d.Caller("me"), "blog")
+    assert deployed == [main, main, d.ref_of("blog", "refs/heads/staging")] and main != deployed[2]
+
+
+def test_the_hint_keeps_the_hosts_that_are_trusted_already(monkeypatch):
+    d.write_property("--global", "git", "private-hosts", "git.lan")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **facts: [(0, 0, 0, "", ("10.0.0.1", 0))])
+    with pytest.raises(d.DokkuError) as error:
+        d.pinned("blog", "https://files.lan/x")
+    assert "private-hosts git.lan files.lan " in error.value.hint

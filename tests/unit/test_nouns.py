@@ -1,5 +1,6 @@
 """Section 3: every word a user can write is accepted or refused with a UsageError or DokkuError, never a traceback."""
 
+import contextlib
 import os
 import subprocess
 
@@ -272,3 +273,30 @@ def test_a_report_in_json_has_keys_without_the_noun_and_its_facts_win(tmp_path, 
     d.say_report(noun, "blog", "", "json")
     said = d.json.loads(capsys.readouterr().out)
     assert {key: said.get(key) for key in found} == found
+
+
+def test_what_an_administrator_gave_is_taken_away_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(d, "ROOT", tmp_path)
+    d.make_folder(d.app_folder("blog"))
+    monkeypatch.setattr(d, "translate_options", lambda words: ({}, {}))
+    admin, person = d.Caller("root", local=True), d.Caller("me", "developer", ("blog",))
+    for words in (["--runtime=runsc"], ["--env", "A=1"]):
+        d.change_docker_options("blog", "add", None, admin, ["deploy"], words)
+    for words in ([["--runtime=runsc"]], []):
+        with pytest.raises(d.AccessDenied):
+            d.change_docker_options("blog", "remove", None, person, ["deploy"], *words)
+    d.change_docker_options("blog", "remove", None, person, ["deploy"], ["--env", "A=1"])
+    assert d.read_docker_options("blog") == [("deploy", "--runtime=runsc")]
+
+
+@pytest.mark.parametrize("text, fine", [("192.0.2.7", True), ("10.0.0.0/8,!10.1.*", True), ("::1", True), ("fd00::/8", True), ("anywhere", True), ("192.0.2.7/24", False),
+                                        ("10.0.0.0/33", False), ("::1/129", False), ("10.0.0.0/255.0.0.0", False), ("", False), ("a,b", False), ('*"', False), ("10.0.0.1 ,10.0.0.2", False),
+                                        ("10.0.0.1,", False), ("!", False), ("fe80::1%eth0", False)])
+def test_where_a_key_comes_from_is_said_as_sshd_reads_it(text, fine):
+    with contextlib.nullcontext() if fine else pytest.raises(d.UsageError):
+        assert d.parser_named("sources")(text) == text
+
+
+def test_usage_says_what_to_type():
+    assert d.short_usage(d.commands()["config:set"]).endswith("app|--global KEY=VALUE [KEY=VALUE ...]")
+    assert "TYPE=COUNT" in d.short_usage(d.commands()["ps:scale"]) and "SCHEME:HOST-PORT:CONTAINER-PORT" in d.short_usage(d.commands()["ports:add"])

@@ -520,3 +520,43 @@ def test_networks_are_several_words_or_one_and_an_empty_one_is_none(root, monkey
     d.set_property("network", "one", "attach-post-create", words, ADMIN)
     assert seen == asked and d.networks_of("one") == asked
     assert f"{'Setting' if asked else 'Unsetting'} attach-post-create" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb, domains", [("clear", []), ("remove", ["one.example.org"])])
+def test_who_goes_back_to_his_name_takes_it_from_nobody(root, named, verb, domains):
+    d.change_domains("one", "set", ["one.example.org"])
+    d.change_domains("two", "add", ["one.example.com"])
+    with pytest.raises(d.DokkuError, match="one.example.com belongs to two"):
+        d.change_domains("one", verb, domains)
+    assert d.named_domains("one") == ["one.example.org"]
+
+
+def test_without_global_domains_no_two_apps_listen_on_one_port(root, named):
+    for app in ("one", "two"):
+        d.write_lines(root / "apps" / app / "PORTS", ["http:8080:5000"])
+    with pytest.raises(d.DokkuError, match="8080 is used by"):
+        d.change_domains("--global", "clear")
+    assert d.read_lines(root / "VHOST") == ["example.com"]
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(root, monkeypatch):
+    done = []
+    monkeypatch.setattr(d, "run", lambda argv, **words: done.append((argv[0], d.app_exists("new"))))
+    d.copy_app("one", "new")
+    assert done == [("sync", False)] and d.app_exists("new")
+
+
+def test_an_app_that_holds_its_ports_itself_is_not_renamed_while_it_runs(root, named):
+    d.write_text(root / "apps/one/NO_PROXY", "")
+    d.write_lines(root / "apps/one/PORTS", ["http:8080:5000"])
+    d.write_release(d.Release("one", 1, image="x"), {})
+    d.write_current(d.Release("one", 1, image="x"))
+    with pytest.raises(d.DokkuError, match="one holds its ports while it runs"):
+        d.apps_rename(False, "one", "three")
+    assert not d.app_exists("three")
+
+
+def test_a_deploy_key_may_do_what_the_docs_list():
+    may = {row.name for row in d.commands().values() if row.access == "deploy"}
+    assert may == {"apps:lock", "apps:unlock", "git:sync", "git:from-archive", "git:from-image", "git:unlock", "ps:rebuild", "rebuild:force", "rollback",
+                   "builds:cancel", "builds:prune", "repo:purge-cache", "tag:add", "tag:rm", "git-receive-pack", "git-upload-pack"}

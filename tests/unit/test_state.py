@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 import unittest.mock
 from types import SimpleNamespace
@@ -409,12 +411,14 @@ def test_a_process_type_that_there_is_not_yet_is_told(live, monkeypatch, capsys)
 
 def test_checks_of_a_process_type_that_does_not_run(live, monkeypatch):
     asked = []
-    monkeypatch.setattr(d, "wait_until_healthy", lambda current, row: asked.append(row.dyno))
+    monkeypatch.setattr(d, "wait_until_healthy", lambda current, row, restarts: asked.append((row.dyno, restarts)))
+    monkeypatch.setattr(d, "inspect_container", lambda identity: {"RestartCount": 1} if identity == "id-web.1" else {})
     with pytest.raises(d.DokkuError, match="blog has no process clock"):
         d.checks_run("blog", ["clock"])
     d.checks_run("blog", ["worker"])
     d.checks_run("blog", [])
-    assert asked == ["worker.1", "worker.2", "web.1", "worker.1", "worker.2"]
+    workers = [("worker.1", 0), ("worker.2", 0)]
+    assert asked == [*workers, ("web.1", 1), *workers], "that it crashed once is no trouble"
 
 
 @pytest.mark.parametrize("error", ["NotFound", "APIError"])
@@ -481,7 +485,7 @@ def test_liveness_is_asked_when_it_is_due_and_has_no_memory(root, live, monkeypa
     monkeypatch.setattr(d, "wait_until_healthy", lambda own, row, restarts: asked.append((row.dyno,
                                                                                           [(check.path, check.kind, check.delay,
                                                                                             check.uptime) for check in own.checks], restarts)))
-    d.restart_unfit("blog")
+    d.ask_liveness(d.read_current("blog"))
     fast, slow = ("/fast", "startup", 0, 0), ("/slow", "startup", 0, 0)
     assert asked == [("web.1", [fast], 7), ("web.2", [slow, fast], 7)]
 
@@ -490,7 +494,7 @@ def test_liveness_is_asked_when_it_is_due_and_has_no_memory(root, live, monkeypa
         raise d.DokkuError("no answer")
     monkeypatch.setattr(d, "wait_until_healthy", unfit)
     monkeypatch.setattr(d, "restart_container", lambda identity, grace: restarted.append(identity))
-    d.restart_unfit("blog")
+    d.ask_liveness(d.read_current("blog"))
     assert restarted == ["id-web.1", "id-web.2"]
 
 
@@ -537,7 +541,7 @@ def switched(root, monkeypatch):
 
 
 @pytest.mark.parametrize("start, wanted", [(lambda: d.start_app("blog"), ("v4", 0, "2")), (lambda: d.restart("blog"), ("v4", 0, "2")),
-                                           (lambda: d.restart("blog", as_is=True), ("v3", 1, "1")), (lambda: d.restart("blog", "web"), ("v3", 1, "1"))])
+                                           (lambda: d.restart("blog", as_is=True), ("v3", 1, "1")), (lambda: d.restart("blog", "web"), ("v4", 0, "2"))])
 def test_a_config_that_changed_meanwhile_takes_a_release_of_its_own(switched, start, wanted):
     start()
     assert switched == [wanted]
@@ -577,7 +581,7 @@ def test_an_unfit_process_is_left_to_who_changes_the_app(root, live, monkeypatch
                 held.enter_context(d.locked("blog", "ps:scale"))
             raise d.DokkuError("no answer")
         monkeypatch.setattr(d, "wait_until_healthy", unfit)
-        d.restart_unfit("blog")
+        d.ask_liveness(d.read_current("blog"))
     assert restarted == (["id-web.1"] if beside == "nothing" else [])
 
 
@@ -901,3 +905,106 @@ def test_the_programs_are_utf_8_whatever_locale_the_client_sends():
                           input=b"\xff\n", capture_output=True, env={**os.environ, "LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"})
     assert done.stdout == b"\xff \xfe utf-8\n", done.stderr
     assert d.output_of(["cat"], stdin="a\udcff") == "a\udcff"
+
+
+def test_a_patient_liveness_check_keeps_nobody_waiting(root, live, monkeypatch):
+    detached = []
+    monkeypatch.setattr(d, "detach", detached.append)
+    monkeypatch.setattr(d, "wait_until_healthy", lambda *words: pytest.fail("tick waits for it"))
+    for checks, count in (((d.Check(path="/x"),), 0), ((d.Check(path="/x", kind="liveness", wait=10**6, attempts=3),), 1)):
+        d.write_release(release(checks=checks), {})
+        d.restart_unfit("blog")
+        assert len(detached) == count
+
+
+def test_liveness_checks_that_are_still_being_asked_are_not_asked_again(root, live, monkeypatch):
+    asked = []
+    d.write_release(release(checks=(d.Check(path="/x", kind="liveness"),)), {})
+    monkeypatch.setattr(d, "inspect_container", lambda identity: {"RestartCount": 0, "State": {"StartedAt": "2126-01-01T00:00:00.1Z"}})  # the clock was set back
+    monkeypatch.setattr(d, "wait_until_healthy", lambda own, row, restarts: (asked.append(row.dyno), d.ask_liveness(own)))
+    d.ask_liveness(d.read_current("blog"))
+    assert asked == ["web.1"]
+
+
+@pytest.mark.parametrize("check, wrong", [(d.Check(path="/events", timeout=1), ""), (d.Check(path="/events", timeout=1, content="ping"), ""),
+                                          (d.Check(path="/events", timeout=1, content="pong"), "the answer lacks")])
+def test_an_answer_that_never_ends_is_an_answer(check, wrong):
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        """Answer, and go on and on."""
+        client, _ = server.accept()
+        client.recv(1000)
+        with contextlib.suppress(OSError):
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+            for _ in range(200):
+                client.sendall(b": ping\n")
+                time.sleep(0.1)
+        ended.append(True)
+    ended, thread = [], threading.Thread(target=serve, daemon=True)
+    thread.start()
+    found = d.ask_path("127.0.0.1", server.getsockname()[1], check)
+    assert (wrong in found if wrong else found == "") and not ended, "it came back while the stream went on"
+
+
+@pytest.fixture
+def watched(root, monkeypatch):
+    """Release 4, which is good, and 5, which was switched to a moment ago; whatever is switched to has one process, that keeps crashing."""
+    rows = []
+    for name in ("start_missing", "install_vhost", "keep_last_words"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: [])
+    for name in ("render_crontab", "keep_images", "agree_networks", "push_release", "name_current", "detach", "tag_image", "import_ahead", "drop_images", "remove_container"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: None)
+    monkeypatch.setattr(d, "vhost_text", lambda *words: "")
+    monkeypatch.setattr(d, "containers_of", lambda app="", kind="deploy": rows)
+    monkeypatch.setattr(d, "inspect_container", lambda identity: {"RestartCount": 3})
+    monkeypatch.setattr(d, "inspect_image", lambda image: {"Id": image})
+    for number in (4, 5):
+        d.write_release(release(number=number, image=f"i{number}"), {})
+    d.write_current(release(number=4))
+    d.switch_to(release(number=5, image="i5"))
+
+    def crash():
+        """Have what runs now crash, and be judged."""
+        rows[:] = [container(incarnation=d.read_current("blog").incarnation)]
+        d.judge_probation("blog")
+        return d.read_current("blog").image, d.read_json(root / "apps/blog/PROBATION").get("previous")
+    return crash
+
+
+def test_an_automatic_rollback_ends_at_a_release_that_was_proven(watched):
+    d.apply_config("blog", {"A": "1"}, "me", "config:set A")  # v6, while v5 is still watched
+    assert watched() == ("i5", 4), "v5 was not proven either: it is watched again"
+    assert watched() == ("i4", None)
+
+
+def test_a_rollback_keeps_what_was_set_for_later(watched):
+    d.write_config("blog", {"LATER": "secret"})  # config:set --no-restart
+    assert watched() == ("i4", None)
+    assert d.read_config("blog") == {"LATER": "secret"} and d.release_config(d.read_current("blog")) == {}
+
+
+def test_a_record_that_goes_takes_the_name_of_its_image_along(root, monkeypatch):
+    untagged = []
+    monkeypatch.setattr(d, "untag_image", untagged.append)
+    for number in (1, 2, 3):
+        d.write_release(release(number=number, image="same"), {})
+    d.write_current(release(number=3, image="same"))
+    d.write_property("blog", "builds", "retention", "1")
+    d.keep_images("blog")
+    assert d.release_numbers("blog") == [3] and untagged == ["dokku/blog:v1", "dokku/blog:v2"]
+
+
+def test_a_key_that_is_over_opens_nothing_on_a_connection_that_is_still_open(root, monkeypatch):
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", "apps:list")
+    for until, fine in (("", True), (time.strftime("%Y-%m-%d"), True), ("2020-01-01", False)):
+        d.write_json(root / "keys" / "ann", d.Key("ann", "ssh-ed25519 AAAA", "SHA256:x", role="developer", until=until)._asdict())
+        with contextlib.nullcontext() if fine else pytest.raises(d.AccessDenied):
+            assert d.asked_by_ssh("ann")[0] == ["apps:list"]
+
+
+def test_what_is_made_can_be_read_by_others_whatever_the_umask(tmp_path):
+    script = (f"import os, sys, pathlib; os.umask(0o077); sys.path.insert(0, {os.path.dirname(d.__file__)!r}); import dokku_py as d\n"
+              f"d.main = lambda words: d.make_folder(pathlib.Path({str(tmp_path)!r}) / 'pages') and 0\nd.front_door([])")
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert stat.S_IMODE((tmp_path / "pages").stat().st_mode) == 0o755

@@ -1,5 +1,6 @@
 """Section 10 and the words of ports: pure parsers, and which ports an app is served on as its state says."""
 
+import contextlib
 import io
 import os
 import re
@@ -360,3 +361,60 @@ def test_the_folder_of_an_account_stays_inside(root, monkeypatch):
 def test_a_limit_of_requests_is_counted_under_a_name_of_its_own(root):
     d.write_property("blog", "nginx", "rate-limit", "5r/s")
     assert re.findall(r"zone=([^: ]+)", d.vhost_text("blog")) == ["rate-blog", "rate-blog"]
+
+
+DEFAULTS = {key: one.default for (noun, key), one in d.PROPERTIES.items() if noun == "nginx"}
+
+
+def test_what_a_client_forges_reaches_no_grpc_server():
+    text = d.render("vhost.conf.j2", **vhost(settings=DEFAULTS, listeners=(d.PortMap("grpc", 9000, 50051),), upstreams={50051: ("10.0.0.9:50051",)})._asdict())
+    for name in ("For", "Port", "Proto", "Host", "Prefix"):
+        assert f"grpc_set_header X-Forwarded-{name} " in text
+    assert 'grpc_set_header Forwarded "";' in text
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_a_name_without_an_app_is_refused_by_https(modern):
+    text = d.render("server.conf.j2", reject_handshake=modern, proxied="")
+    assert "listen 443 ssl http2 default_server;" in text and ("ssl_reject_handshake on;" in text) == modern and ("ssl_certificate $dokku_nothing;" in text) != modern
+
+
+@pytest.mark.parametrize("mine, theirs, fine", [("grpc", "http", False), ("https", "http", False), ("grpcs", "https", True), ("http", "http", True), ("grpc", "grpc", True)])
+def test_a_port_speaks_one_thing(root, monkeypatch, mine, theirs, fine):
+    monkeypatch.setattr(d, "certificate_of", lambda app: root / "CERTIFICATE")
+    for app, scheme in (("blog", mine), ("shop", theirs)):
+        d.write_lines(root / "apps" / app / "PORTS", [f"{scheme}:8080:5000"])
+    with contextlib.nullcontext() if fine else pytest.raises(d.DokkuError, match="8080 is used by shop"):
+        d.require_ports("blog", set())
+
+
+@pytest.fixture
+def served(root, monkeypatch):
+    """Nothing is served; what is to be done for every app is done."""
+    for name in ("render_vhost", "render_crontab", "remove_strays", "containers_of"):
+        monkeypatch.setattr(d, name, lambda *words, **facts: [])
+    monkeypatch.setattr(d, "each_app", lambda app, everything, work, *words, **facts: [work(name) for name in d.apps()])
+
+
+def test_the_server_s_port_is_none_of_a_program(root, served, monkeypatch):
+    monkeypatch.setattr(d, "listening_ports", lambda: {7070: 0})
+    with pytest.raises(d.DokkuError, match="7070 is used by another program"):
+        d.change_property("proxy", "--global", "proxy-port", "7070")
+    assert d.host_ports("blog") == {80}
+
+
+def test_a_server_s_certificate_that_nginx_refuses_is_not_kept(root, served, monkeypatch):
+    def refuse(name, text):
+        """Refuse, as nginx does with a key of 1,024 bits."""
+        raise d.DokkuError("nginx refuses")
+    d.write_text(root / "CERTIFICATE", "names: a\nold\n", secret=True)
+    monkeypatch.setattr(d, "test_candidate", refuse)
+    with pytest.raises(d.DokkuError, match="refuses"):
+        d.keep_certificate("--global", "names: a\nnew\n")
+    assert d.read_text(root / "CERTIFICATE") == "names: a\nold\n"
+
+
+def test_ports_on_which_an_app_is_served_no_more_are_told(root, served, capsys):
+    d.write_text(root / "CERTIFICATE", "names: *.example.com\n", secret=True)
+    d.change_domains("blog", "add", ["www.customer.org"])
+    assert "blog is no longer served on 443" in capsys.readouterr().err

@@ -4162,8 +4162,7 @@ def say_report(noun: str, app: str, flag: str, style: str) -> None:
     facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or of_server else None
     own, prefix = facts(app) if facts else {}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
     rows = {**own, **property_rows(app, noun)}
-    if flag and flag.removeprefix("--") not in rows:
-        raise DokkuError(f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
+    need(not flag or flag.removeprefix("--") in rows, f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
     if flag:
         return say(rows[flag.removeprefix("--")])
     if style == "json":
@@ -4174,8 +4173,7 @@ def say_report(noun: str, app: str, flag: str, style: str) -> None:
 
 def report(noun: str, app: str | None, caller: Caller, flags: Sequence[str] = (), style: str = "text") -> None:
     """Print the report of one app, of the server with --global, or of every app the caller may see; `report` itself those of all nouns."""
-    if len(flags) > 1:
-        raise UsageError(f"{noun}:report takes one flag, not {' '.join(flags)}")
+    need(len(flags) < 2, f"{noun}:report takes one flag, not {' '.join(flags)}", error=UsageError)
     if not (found := [app] if app else visible_apps(caller)):
         warn("You haven't deployed any applications yet")
     for name in found:
@@ -4270,8 +4268,7 @@ def apps_facts(app: str) -> dict[str, str]:
 
 def apps_create(new: str) -> None:
     """Make an app, before its first push."""
-    if app_exists(new):
-        raise DokkuError("Name is already taken", f"dokku apps:report {new}   shows what is there")
+    need(not app_exists(new), "Name is already taken", f"dokku apps:report {new}   shows what is there")
     create_app(new)
     step(f"Creating {new}... done")
 
@@ -4467,8 +4464,7 @@ def git_from_image(build_dir: str | None, app: str, image: str, name: str, email
         beside = [f"--directory={build_dir}", "."] if build_dir else []
         run(["tar", "--create", "--hard-dereference", f"--file={folder / 'archive'}", *beside, f"--directory={folder / 'own'}", "."])
         return commit_archive(app, folder / "archive", f"From {image}", (name, email), strip=False), ""
-    if build_dir and not caller.local:
-        raise UsageError("--build-dir is a folder of the server, and for root there")
+    need(caller.local or not build_dir, "--build-dir is a folder of the server, and for root there", error=UsageError)
     if load and (attend([docker_command(), "load"]) or not inspect_image(image)):
         raise DokkuError(f"No image {image} came", f"docker save {image} | ssh dokku@SERVER git:load-image {app} {image}")
     take_source(app, "git:from-image", caller, bring, image=image)
@@ -4522,8 +4518,7 @@ def ssh_install(app: str) -> None:
 def config_get(quoted: bool, app: str, key: str) -> None:
     """Print the value of one config var."""
     config = read_config(app)
-    if key not in config:
-        raise DokkuError(f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
+    need(key in config, f"{app} has no config var {key}", f"dokku config:keys {app}   lists them")
     say(shlex.quote(config[key]) if quoted else config[key])
 
 
@@ -4570,8 +4565,7 @@ def read_given(file: str | None, caller: Caller) -> str:
     """Read what a command was given: standard input, or a file of the server when root asks."""
     if file in (None, "-"):
         return sys.stdin.read()
-    if not caller.local:
-        raise UsageError("A file of the server can't be named from outside", "send it on standard input, and write - for the file")
+    need(caller.local, "A file of the server can't be named from outside", "send it on standard input, and write - for the file", UsageError)
     need(Path(str(file)).is_file(), f"There is no file {shown(str(file))}")
     return read_text(Path(str(file)))
 
@@ -4672,8 +4666,7 @@ def change_users(app: str, user: str, password: str | None = None, remove: str =
     with locked(app, "http-auth"):
         old = read_lines(users_file(app))
         kept = [line for line in old if line.partition(":")[0] != user]
-        if remove and kept == old:
-            raise DokkuError(f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
+        need(not remove or kept != old, f"{app} knows no {user}", f"dokku http-auth:report {app} --http-auth-users   lists whom it knows")
         write_lines(users_file(app), [*kept, *row])
 
 
@@ -4762,8 +4755,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
 
 def ports_list(app: str) -> None:
     """List an app's port maps: scheme, port of the host, port of the container."""
-    if not (rows := own_maps(app)):
-        raise DokkuError("No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
+    rows = need(own_maps(app), "No port mappings configured for app", f"dokku ports:report {app} --ports-map-detected   prints what it is served by")
     heading = [] if os.environ.get("DOKKU_QUIET_OUTPUT") else [["  ", "scheme", "host port", "container port"]]
     step(f"Port mappings for {app}") if heading else None
     say_table([*heading, *(["  ", row.scheme, str(row.host), str(row.container)] for row in rows)])
@@ -4805,14 +4797,13 @@ def nginx_operate(stop: str = "") -> None:
     """Have nginx read its configuration again, or start it; or stop it."""
     with server_lock("nginx"):
         said = output_of(as_root(["/usr/sbin/service", "nginx", "stop"]), check=False) if stop else serve_vhosts()
-        if stop and worker_processes():
-            raise DokkuError(f"nginx runs on: {said}", "stop it as root: service nginx stop")
+        need(not stop or not worker_processes(), f"nginx runs on: {said}", "stop it as root: service nginx stop")
 
 
 def nginx_logs(kind: str, tail: bool, app: str) -> int:
     """Print what nginx logged of an app last; -t goes on until you leave."""
-    if not Path(path := log_of(app, kind)).is_file():
-        raise DokkuError(f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
+    path = log_of(app, kind)
+    need(os.path.isfile(path), f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
     return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
 
 
@@ -4857,8 +4848,7 @@ def certs_add(app: str, crt: str | None, key: str | None, caller: Caller, update
     """Serve an app by https: two files of root's, or on standard input a tar of them, or certificate and key one after the other."""
     import io
     import tarfile
-    if update and not certificate_file(app).exists():
-        raise DokkuError(f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
+    need(not update or certificate_file(app).exists(), f"{app} has no certificate", f"dokku certs:add {app}   gives it one")
     if crt:
         text = read_given(crt, caller) + "\n" + read_given(key, caller)
     else:
@@ -5003,8 +4993,7 @@ def letsencrypt_list() -> list[str]:
 
 def letsencrypt_cron_job(add: bool, off: bool) -> None:
     """Have cron renew certificates once a day, or not; it does from the first on."""
-    if add == off:
-        raise UsageError("Say --add or --remove")
+    need(add != off, "Say --add or --remove", error=UsageError)
     remove(ROOT / "acme" / "NO_CRON") if add else write_text(ROOT / "acme" / "NO_CRON", "")
     render_crontab()
 
@@ -5050,8 +5039,7 @@ def change_processes(app: str, purpose: str, path: Path, change: Callable[[list[
 
 def each_app(app: str | None, everything: bool, work: Callable[[str], Any], parallel: int = 1, purpose: str = "") -> None:
     """Do work for one app, or for all with --all, under its lock for a purpose; one app's failure does not keep it from the others."""
-    if bool(app) == everything:
-        raise UsageError("Name one app, or give --all")
+    need(bool(app) != everything, "Name one app, or give --all", error=UsageError)
     work = functools.partial(under_lock, purpose, work) if purpose else work
     if app:
         return work(require_app(app))
@@ -5183,8 +5171,7 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
         remove_strays(app)
         current = read_current(app)
         earlier = [other for other in release_numbers(app) if current and other < current.number and release_status(app, other, current) == "replaced"]
-        if number is None and not earlier:
-            raise DokkuError(f"{app} has no earlier release", f"dokku releases {app}   lists them")
+        need(earlier or number is not None, f"{app} has no earlier release", f"dokku releases {app}   lists them")
         rollback(app, earlier[-1] if number is None else number, caller.name)
 
 
@@ -5194,8 +5181,8 @@ def builds_output(app: str, word: str | None) -> int:
     """Print the log of a release, by default the last; `current` follows the one that is being made until it ends."""
     numbers = need(release_numbers(app), f"{app} was never deployed", f"git push dokku@SERVER:{app} main   deploys it")
     number = numbers[-1] if word in (None, "current") else parse_release_name(word)
-    if not (log := release_folder(app, number) / "build.log").exists():
-        raise DokkuError(f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
+    log = release_folder(app, number) / "build.log"
+    need(log.exists(), f"{app} has no log of v{number}", f"dokku releases {app}   lists what there is")
     pid = lock_holder(app) if word == "current" else 0
     return attend(["tail", "--lines=+1", "--follow", f"--pid={pid}", str(log)]) if pid else say(read_text(log).rstrip("\n")) or 0
 
@@ -5378,8 +5365,7 @@ def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: C
     if any("/" in row.source for row in rows) and not may(caller, "admin"):
         raise AccessDenied
     known = read_entry(name, caller) if storage_folder(f"{name}.entry").exists() else rows
-    if folders and known != rows:
-        raise DokkuError(f"{name} is there already, with other folders", f"dokku storage:info {name}   shows it")
+    need(not folders or known == rows, f"{name} is there already, with other folders", f"dokku storage:info {name}   shows it")
     for folder in [storage_folder(row.source) for row in known]:
         step(f"Ensuring {folder} exists")
         if folder.parent == storage_folder():
@@ -5511,8 +5497,7 @@ def found_service(kind: Engine, name: str, given: Mapping[str, Any], caller: Cal
     guard_networks(" ".join(given[key.replace("-", "_")] or "" for key in SERVICE_NETWORKS).split(), caller)
     changes = chosen_image(kind, given)
     with service_lock(kind.name, name, "create") as known:
-        if known:
-            raise DokkuError(f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
+        need(not known, f"{kind.name} service {name} already exists", f"dokku {kind.name}:info {name}   shows it")
         new = Service(kind.name, name, **{"image": "", "data": f"data.{time.time_ns() // 1000}", "created": now(), **changes})
         with put_back(lambda: (remove(new.folder / "service.json"), drop_dead(new.folder))):
             for file, key in (("PASSWORD", "password"), ("ROOTPASSWORD", "root")):
@@ -5566,8 +5551,7 @@ def service_list(noun: str, app: str | None, style: str | None = None) -> list[s
 
 def service_linked(service: Service, app: str) -> None:
     """Say by the exit code whether an app is linked to a service."""
-    if app not in linked_apps(service):
-        raise DokkuError(f"Service {service.name} is not linked to {app}", f"dokku {service.engine}:links {service.name}   lists who is")
+    need(app in linked_apps(service), f"Service {service.name} is not linked to {app}", f"dokku {service.engine}:links {service.name}   lists who is")
 
 
 def service_info(flags: list[str], style: str, service: Service) -> None:
@@ -5639,8 +5623,7 @@ def service_promote(service: Service, app: str, caller: Caller, purpose: str) ->
     def promoted(config: dict[str, str]) -> dict[str, str]:
         """Put the address first."""
         old, spare = config.get(main, ""), next(name for color in COLORS if (name := f"DOKKU_{service.engine.upper()}_{color}_URL") not in config)
-        if is_url_of(service, old):
-            raise DokkuError(f"{service.name} is already the one that {main} names")
+        need(not is_url_of(service, old), f"{service.name} is already the one that {main} names")
         known = next((value for value in config.values() if is_url_of(service, value)), url_of(service))
         kept = {spare: old} if old and old not in [value for key, value in config.items() if key != main] else {}
         return {**config, **kept, main: known}
@@ -5705,8 +5688,7 @@ def service_import(service: Service) -> None:
 
 def service_clone(service: Service, new: str, caller: Caller, **given: Any) -> None:
     """Make a second service with what the first holds; flags as for create."""
-    if read_service(service.engine, new):
-        raise DokkuError(f"{service.engine} service {new} already exists", f"dokku {service.engine}:info {new}   shows it")
+    need(not read_service(service.engine, new), f"{service.engine} service {new} already exists", f"dokku {service.engine}:info {new}   shows it")
     with holding(service, "clone") as held:
         if not given["image"] and not given["version"]:  # no other image is fetched or made for it
             given["image"], _, given["version"] = held.image.rpartition(":")
@@ -5809,8 +5791,7 @@ def mend_services() -> None:
 
 def network_create(name: str) -> None:
     """Make a network that network:set puts apps in."""
-    if name in [row["Name"] for row in engine().networks()]:
-        raise DokkuError(f"Network {name} exists already")
+    need(name not in [row["Name"] for row in engine().networks()], f"Network {name} exists already")
     write_text(ROOT / "networks" / name, "")
     require_network(name)
 
@@ -5865,8 +5846,7 @@ def tag_add(app: str, tag: str) -> None:
 
 def tag_rm(app: str, tag: str) -> None:
     """Take a name from an image of the app."""
-    if tag not in {*read_tags(app), *tags_of(app)}:  # killed, tag:add leaves one in Docker alone
-        raise DokkuError(f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")
+    need(tag in {*read_tags(app), *tags_of(app)}, f"{app} has no tag {tag}", f"dokku tag:list {app}   lists them")  # killed, tag:add leaves one in Docker alone
     with locked(app, "tag:rm"):
         write_lines(app_folder(app) / "TAGS", [f"{name} {number}" for name, number in read_tags(app).items() if name != tag])
         untag_image(f"dokku/{app}:{tag}")
@@ -6001,12 +5981,9 @@ def one_offs(app: str = "") -> list[Container]:
 
 def find_one_offs(app: str | None, name: str | None, caller: Caller) -> list[Container]:
     """Find the one-offs of an app, or the one that is named. Raises DokkuError."""
-    if bool(app) == bool(name):
-        raise UsageError("Name an app, or give --container")
+    need(bool(app) != bool(name), "Name an app, or give --container", error=UsageError)
     found = [row for row in one_offs(app or "") if (not name or name in (row.name, row.id[:12], row.id)) and may(caller, "operate", row.app)]
-    if not found:
-        raise DokkuError(f"There is no one-off {shown(name)}" if name else f"{require_app(str(app))} has no one-off", "dokku run:list   lists them")
-    return found
+    return need(found, f"There is no one-off {shown(name)}" if name else f"{app} has no one-off", "dokku run:list   lists them")
 
 
 def run_list(app: str | None, caller: Caller) -> list[dict[str, str]]:
@@ -6044,8 +6021,7 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
         container, words = "".join(words[1:2]), words[2:]
     if container and process and not [row for row in containers_of(app) if process in (row.process_type, row.dyno)]:  # it begins the command
         words, process = [process, *words], None
-    if purpose == "exec" and not words:
-        raise UsageError("Name the command to run", f"for example  dokku exec {app} ls -la")
+    need(words or purpose != "exec", "Name the command to run", f"for example  dokku exec {app} ls -la", UsageError)
     chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
     need(chosen, f"{app} has no running process {shown(container or process or 'web')}", f"dokku ps:report {app}   shows what runs")
     best = min(chosen, key=lambda row: (row.process_type != "web", row.dyno))
@@ -6143,8 +6119,7 @@ def key_list(app: str, role: str) -> list[str]:
 def key_revoke(app: str, name: str) -> None:
     """Take one app from a key; a key without an app left is shut out."""
     key = find_key(name)
-    if app not in key.apps:
-        raise DokkuError(f"{key.name} is not a deploy key of {app}, nor a developer's", f"dokku acl:list {app}   lists who may what")
+    need(app in key.apps, f"{key.name} is not a deploy key of {app}, nor a developer's", f"dokku acl:list {app}   lists who may what")
     left = tuple(other for other in key.apps if other != app)
     write_key(key._replace(apps=left), key) if left else drop_key(key.name)
 

@@ -509,8 +509,7 @@ def matching(pattern: str | re.Pattern[str], complaint: str, hint: str = "", giv
     """Give a parser that accepts the words that a pattern describes; `give` makes of them what is kept, within the range `among`."""
     def parse_word(text: str) -> Any:
         """Accept such a word."""
-        if not re.fullmatch(pattern, text) or (among and give(text) not in among):
-            raise UsageError(f"{shown(text)} {complaint}", hint)
+        need(re.fullmatch(pattern, text) and (not among or give(text) in among), f"{shown(text)} {complaint}", hint, UsageError)
         return give(text)
     return parse_word
 
@@ -684,8 +683,7 @@ def parse_procfile(text: str) -> dict[str, str]:
         process_type, _, command = (word.strip() for word in line.partition(":"))
         if not PROCESS_TYPE.fullmatch(process_type) or not command:
             raise DokkuError(f"Procfile line {number} is not `type: command`: {shown(line)}", "for example  web: ./server --port $PORT")
-        if process_type in processes:
-            raise DokkuError(f"Procfile line {number} names {process_type} a second time")
+        need(process_type not in processes, f"Procfile line {number} names {process_type} a second time")
         processes[process_type] = command
     return processes
 
@@ -719,28 +717,24 @@ def parse_healthchecks(app_json: Mapping[str, Any]) -> tuple[Check, ...]:
 
 def parse_healthcheck(process_type: str, row: Any) -> Check:
     """Read one check of app.json; the members are those dokku documents."""
-    if not isinstance(row, dict):
-        raise DokkuError(f"app.json: healthchecks of {process_type} must be a list of objects")
+    need(isinstance(row, dict), f"app.json: healthchecks of {process_type} must be a list of objects")
     what = "app.json healthchecks"
 
     def number(key: str, default: float, most: float = 10**6) -> float:
         """Read a number that can be waited for, or counted."""
         found = member(row, key, (int, float), what, default)
-        if found != default and not 0 <= found <= most:
-            raise DokkuError(f"app.json: {key} of a healthcheck must be 0 to {most:g}, not {found}")
+        need(found == default or 0 <= found <= most, f"app.json: {key} of a healthcheck must be 0 to {most:g}, not {found}")
         return found
     path, kind, scheme = (member(row, key, str, what, default) for key, default in (("path", ""), ("type", "startup"), ("scheme", "http")))
     if kind not in ("startup", "readiness", "liveness") or scheme.lower() not in ("http", "https"):
         raise DokkuError(f"app.json: a healthcheck can't be of the type {shown(kind)} with the scheme {shown(scheme)}",
                          "types: startup, readiness, liveness; schemes: http, https")
-    if path and not re.fullmatch(r"/[!-~]*", path):
-        raise DokkuError(f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
+    need(not path or re.fullmatch(r"/[!-~]*", path), f"app.json: the path {shown(path)} of a healthcheck must begin with / and hold no blanks")
     headers = tuple((one.get("name"), one.get("value")) for one in member(row, "httpHeaders", list, what, []) if isinstance(one, dict))
     if bad := next((pair for pair in headers if not all(isinstance(word, str) and re.fullmatch("[ -~]*", word) for word in pair) or not re.fullmatch(HEADER, pair[0])), None):
         raise DokkuError(f"app.json: {shown(str(bad))} is not the name and value of a header")
     command = tuple(str(word) for word in member(row, "command", list, what, []))
-    if not all(map(is_text, command)):
-        raise DokkuError(f"app.json: {shown(str(command))} is not the command of a healthcheck")
+    need(all(map(is_text, command)), f"app.json: {shown(str(command))} is not the command of a healthcheck")
     return Check(process=process_type, path=path, kind=kind, scheme=scheme.lower(), headers=headers, command=command,
                  content=member(row, "content", str, what, ""), uptime=float(number("uptime", 0)), attempts=int(number("attempts", UNSET)),
                  timeout=float(number("timeout", UNSET)) or UNSET, wait=float(number("wait", UNSET)),
@@ -1756,10 +1750,9 @@ def fetch_submodules(app: str, tree: Path, listing: str) -> None:
     for path, commit in wanted.items():
         url, folder = urls.get(path, ""), tree / path
         if not url or url.startswith(("-", ".", "/")):
-            raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}",
-                             "give .gitmodules a full https or ssh address")
-        if not folder.resolve().is_relative_to(tree.resolve()):  # a tree that git did not make may hold a link of the same name
-            raise DokkuError(f"The submodule {shown(path)} lies outside of its repository")
+            raise DokkuError(f"The submodule {shown(path)} has no address that can be fetched: {shown(url)}", "give .gitmodules a full https or ssh address")
+        # a tree that git did not make may hold a link of the same name
+        need(folder.resolve().is_relative_to(tree.resolve()), f"The submodule {shown(path)} lies outside of its repository")
         detail(f"Fetching submodule {path}")
         fetch(app, url, ["git", "clone", "--quiet", "--no-checkout", "--", url, str(folder)])
         run(["git", "-C", str(folder), "checkout", "--quiet", commit], env=environment)
@@ -1803,8 +1796,7 @@ def download(app: str, url: str, path: Path, bound: Sequence[str]) -> None:
                                "--write-out", "%{redirect_url}", "--", url])
         if not url:
             return
-        if allowed == "https" and not url.startswith("https:"):
-            raise DokkuError(f"It leads from https to {url}")
+        need(allowed != "https" or url.startswith("https:"), f"It leads from https to {url}")
     raise DokkuError("It leads from one address to the next without an end")
 
 
@@ -2137,8 +2129,7 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
         finally:
             remove_container(identity)
     plain, wanted = made
-    if wanted["Config"]["Image"] != EMPTY_IMAGE:
-        raise UsageError(f"{' '.join(options)} is more than options", "write a value with blanks in quotes")
+    need(wanted["Config"]["Image"] == EMPTY_IMAGE, f"{' '.join(options)} is more than options", "write a value with blanks in quotes", UsageError)
     config, host = ({key: value for key, value in wanted[part].items() if value != plain[part].get(key)} for part in ("Config", "HostConfig"))
     return config, host
 
@@ -2295,8 +2286,7 @@ def require_ports(app: str, had: set[int]) -> None:
         holder = next((other for other in others if not (is_by_name(app) and is_by_name(other)) or spoken_on(port, other) != spoken_on(port, app)), "")
         if not others and port not in had | {80, 443} and (user := listening_ports().get(port)) is not None:
             holder = f"a program of the user {next((row.pw_name for row in pwd.getpwall() if row.pw_uid == user), user)}"
-        if holder:
-            raise DokkuError(f"{port} is used by {holder}", f"choose another port: dokku ports:set {app} http:PORT:PORT")
+        need(not holder, f"{port} is used by {holder}", f"choose another port: dokku ports:set {app} http:PORT:PORT")
 
 
 def published_ports(release: Release) -> list[str]:
@@ -2377,8 +2367,7 @@ def reload_nginx() -> list[Worker]:
     run(as_root(["/usr/sbin/nginx", "-s", "reload"]))
     deadline = time.monotonic() + RELOAD_SECONDS
     while any(map(worker_accepts, old)):  # the reload is asynchronous: they accept until the master has told them to shut down
-        if time.monotonic() > deadline:
-            raise DokkuError("nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
+        need(time.monotonic() <= deadline, "nginx has not taken the new configuration", f"see {NGINX_LOGS / 'error.log'}")
         time.sleep(0.01)
     return old
 
@@ -2884,13 +2873,11 @@ def run_task(release: Release, name: str, commands: Mapping[str, str]) -> None:
     identity = create_container(release, f"{name}.1", config=release_config(release), command=shell_command(release.app, commands[name]), kind="release")
     try:
         start_container(identity)
-        for line in engine().logs(identity, stream=True, follow=True):
-            detail(line.decode(errors="replace").rstrip("\r\n"))
+        say_lines("       " + line.decode(errors="replace").rstrip("\r\n") for line in engine().logs(identity, stream=True, follow=True))
         code = engine().wait(identity)["StatusCode"]
     finally:
         remove_container(identity)
-    if code:
-        raise DokkuError(f"The {name} command ended with exit code {code}")
+    need(code == 0, f"The {name} command ended with exit code {code}")
 
 
 def run_predeploy(release: Release) -> Release:
@@ -3047,8 +3034,7 @@ def throw_away(release: Release) -> None:
         remove_container(container.id)
     free_addresses(release.app, lambda incarnation, dyno: incarnation != release.incarnation)
     with contextlib.suppress(OSError):  # who asked may have left
-        for line in words:
-            detail(line)
+        say_lines(f"       {line}" for line in words)
 
 
 def retire(release: Release, workers: Sequence[Worker]) -> None:
@@ -6488,11 +6474,9 @@ def main(words: list[str]) -> int:
         return 141
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("docker", "requests", "urllib3"):
-            return complain(DokkuError(f"Docker went away or refused: {error}",
-                                       "see whether it runs: sudo service docker status; then try again"))
+            return complain(DokkuError(f"Docker went away or refused: {error}", "see whether it runs: sudo service docker status; then try again"))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE):
-            return complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}",
-                                       "make room (df -h), then do it again; nothing was lost"))
+            return complain(DokkuError(f"{error.strerror}: {error.filename or ROOT}", "make room (df -h), then do it again; nothing was lost"))
         import tempfile
         import traceback
         with tempfile.NamedTemporaryFile("w", prefix="dokku-crash-", suffix=".log", delete=False) as log:

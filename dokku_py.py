@@ -178,11 +178,11 @@ class ToolFailed(DokkuError):
         self.code, self.output = (code if 0 < code < 126 else 1), output
 
 
-def need(found: Any, message: str, hint: str = "", error: type[DokkuError] = DokkuError) -> Any:
-    """Give what was looked for when it was found. Raises such an error when it is nothing."""
+def need(found: Any, message: str = "", hint: str = "", error: Callable[..., DokkuError] = DokkuError) -> Any:
+    """Give what was looked for when it was found. Raises such an error when it is nothing; one that has words of its own needs none."""
     if found:
         return found
-    raise error(message, hint)
+    raise error(message, hint) if message else error()
 
 
 @contextlib.contextmanager
@@ -838,9 +838,9 @@ def decode_value(key: str, text: str) -> str:
         raise UsageError(f"The value of {key} is not base64", "leave --encoded out, or encode it with: base64 -w0") from None
 
 
-def shown(text: str, limit: int = 60) -> str:
+def shown(text: str) -> str:
     """Show a user's own word in a message: printable, short, quoted."""
-    return repr(text if len(text) <= limit else text[:limit] + "...")
+    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def digest_of(text: str) -> str:
@@ -4186,8 +4186,7 @@ def guard_networks(names: Iterable[str], caller: Caller) -> None:
     """Let only administrators name a network that we did not make, and nobody else one that only apps of others are in."""
     for name in names:
         users = ["", *(other for other in apps() if name in networks_of(other))]
-        if not any(may(caller, "configure", user) for user in users) or not (name in shared_networks() or may(caller, "admin")):
-            raise AccessDenied
+        need(any(may(caller, "configure", user) for user in users) and (name in shared_networks() or may(caller, "admin")), error=AccessDenied)
         require_network(name)
 
 
@@ -4733,8 +4732,7 @@ def change_ports(app: str, verb: str, caller: Caller, maps: Sequence[PortMap] = 
         for row in set(maps) - set(own):
             if row.scheme in ("https", "grpcs") and not certificate_of(app):
                 raise DokkuError(f"{row} can't be served: {app} has no certificate", f"dokku certs:add {app} < certificate-and-key.tar")
-            if row.host < 1024 and row.host not in (80, 443) and not may(caller, "admin"):
-                raise AccessDenied
+            need(row.host >= 1024 or row.host in (80, 443) or may(caller, "admin"), error=AccessDenied)
         with served_with(app, app_folder(app) / "PORTS"):
             write_lines(app_folder(app) / "PORTS", map(str, {row.host: row for row in maps}.values()))
 
@@ -5114,8 +5112,7 @@ def status(app: str | None, caller: Caller) -> list[dict[str, str]]:
 
 def top(app: str, words: list[str], caller: Caller) -> None:
     """Print the processes inside an app's containers, as ps on the host sees them; further words go to ps."""
-    if words and not may(caller, "secrets", app):
-        raise AccessDenied  # ps can print the environment of a process
+    need(not words or may(caller, "secrets", app), error=AccessDenied)  # ps can print the environment of a process
     for container in [row for row in require_processes(app, None) if row.running]:
         milestone(container.dyno)
         say(output_of([docker_command(), "top", container.id, *words]))
@@ -5340,16 +5337,15 @@ def users_of(name: str) -> list[str]:
 def read_entry(name: str, caller: Caller, capability: str = "configure") -> list[Mount]:
     """Give the folders of an entry to a caller who may use it; paths elsewhere on the host are for administrators. Raises AccessDenied, then DokkuError."""
     rows = [Mount(name, name)] if "/" in name else read_mounts(storage_folder(f"{name}.entry"))
-    if not any(may(caller, capability, app) for app in ["", *users_of(name)]) or (any("/" in row.source for row in rows) and not may(caller, "admin")):
-        raise AccessDenied
+    need(any(may(caller, capability, app) for app in ["", *users_of(name)]), error=AccessDenied)
+    need(may(caller, "admin") or not any("/" in row.source for row in rows), error=AccessDenied)
     return need(rows, f"There is no storage {name}", "dokku storage:list-entries   lists what there is")
 
 
 def storage_create(owner: str, name: str, folders: list[Mount] | None, caller: Caller) -> None:
     """Make storage that apps can mount: a folder of data/storage or, for administrators, a path of the host. One that is there is kept."""
     rows = [Mount(name, row.source or f"{name}.{number}".removesuffix(".0"), row.target) for number, row in enumerate(folders or [Mount("", "")])]
-    if any("/" in row.source for row in rows) and not may(caller, "admin"):
-        raise AccessDenied
+    need(may(caller, "admin") or not any("/" in row.source for row in rows), error=AccessDenied)
     known = read_entry(name, caller) if storage_folder(f"{name}.entry").exists() else rows
     need(not folders or known == rows, f"{name} is there already, with other folders", f"dokku storage:info {name}   shows it")
     for folder in [storage_folder(row.source) for row in known]:
@@ -5809,8 +5805,7 @@ def network_list(style: str, managed: bool) -> None:
 
 def change_login(app: str | None, server: str, caller: Caller, username: str = "", password: str | None = None, piped: bool = False, off: str = "") -> None:
     """Have docker keep a login of an app, or of the server, which is for administrators, in a file that only this server reads; or forget it."""
-    if app in (None, "--global") and not may(caller, "admin"):
-        raise AccessDenied
+    need(app not in (None, "--global") or may(caller, "admin"), error=AccessDenied)
     folder = make_folder(ROOT / ".docker" if app in (None, "--global") else app_folder(require_app(app)) / "docker", 0o700)
     secret = sys.stdin.readline().rstrip("\n") if piped else secret_word(password) if password else None
     words = ["logout"] if off else ["login", f"--username={username}", "--password-stdin"]
@@ -6276,9 +6271,8 @@ def server_disagreements() -> Iterator[Disagreement]:
 def doctor(fix: bool, style: str, app: str | None, caller: Caller) -> int:
     """List what differs from the record, for the server and its apps; --fix mends it. The exit code is 1 while something is left."""
     rows = list(server_disagreements()) if not app and may(caller, "admin") else []
-    if fix and not app and not may(caller, "operate"):
-        raise AccessDenied
     if fix:
+        need(app or may(caller, "operate"), error=AccessDenied)
         each_apart([*(row.mend for row in rows), lambda: each_app(app, not app, converge, CONVERGE_AT_ONCE)])
         return doctor(False, style, app, caller)
     for name in [require_app(app)] if app else visible_apps(caller):
@@ -6323,8 +6317,7 @@ def git_receive_pack(new: str, caller: Caller) -> int:
     """Receive a push; the app is made by its first one."""
     app = new
     if not app_exists(app):
-        if not may(caller, "create", app):
-            raise AccessDenied
+        need(may(caller, "create", app), error=AccessDenied)
         if property_of("--global", "apps", "disable-autocreation") == "true":
             raise NoSuchApp(app)
         create_app(app)

@@ -2773,10 +2773,7 @@ def process_trouble(container: Container, restarts: int = 0) -> str:
 
 
 def wait_until_healthy(release: Release, container: Container, restarts: int = 0) -> None:
-    """Wait until a process passes its own checks, else listens (web) or stays up (rest): polls fast, gives up early. Raises DokkuError.
-
-    That Docker has started it so many `restarts` again is no trouble.
-    """
+    """Wait until a process passes its own checks, else listens (web) or stays up (rest): polls fast, gives up early. Raises DokkuError."""
     port, unfit = port_of(release), f"{container.dyno} of {release.name} is not healthy"
     settings = {key: property_of(release.app, "checks", key) for key in ("attempts", "timeout", "wait", "default-wait")}
     checks = [check.settled(settings) for check in release.checks if check.process == container.process_type and check.kind != "liveness"]
@@ -2788,7 +2785,7 @@ def wait_until_healthy(release: Release, container: Container, restarts: int = 0
         patience = max(START_SECONDS, check.attempts * (check.wait + check.timeout))
         while True:
             time.sleep(check.uptime)
-            if trouble := process_trouble(container, restarts):
+            if trouble := process_trouble(container, restarts):  # that Docker has started it so many `restarts` again is none
                 raise DokkuError(f"{unfit}: {trouble}", likely_cause("\n".join(logs_of(container.id, FAILURE_LINES))))
             wrong, answered = ask_once(container, port, check)
             if not wrong:
@@ -2806,10 +2803,8 @@ def wait_until_healthy(release: Release, container: Container, restarts: int = 0
 # ---------------------------------------------------------------------------------------------------------------------
 
 def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = False) -> None:
-    """Make a pushed commit the running release, or leave everything as it was.
-
-    Until switch_to points nginx at it nothing the world can see has changed; its record is the commit point; what follows is tidying.
-    """
+    """Make a pushed commit the running release, or leave everything as it was."""
+    # Until switch_to points nginx at it nothing the world can see has changed; its record is the commit point; what follows is tidying.
     if (note := app_folder(app) / "LOCKED").exists():  # who keeps deploys out, since when
         raise DokkuError(f"{app} is locked by {read_text(note).strip()}: no deploys", f"dokku apps:unlock {app}   lets them in again")
     tell_of_rollback(app)
@@ -3425,27 +3420,23 @@ def restart(app: str, process: str = "", as_is: bool = False) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 class Engine(NamedTuple):
-    """A kind of server, as templates/services/NAME/engine.json says it; the scripts beside that file are what it can be asked.
+    """A kind of server, as templates/services/NAME/engine.json says it; the scripts beside that file are what it can be asked."""
 
-    `image` is a row of IMAGES or a name on Docker Hub, `environment` what the image is given, `files` what it reads in the container (path: content);
-    words in braces are those of `service_words`. A dump `begins` with one of these; `seed` is the file of an empty data folder that it becomes, for
-    an engine without a script that loads. `unproven` says why nobody has seen it run.
-    """
-
+    # words in braces are those of `service_words`
     name: str
-    image: str
+    image: str  # a row of IMAGES or a name on Docker Hub
     version: str
     port: int
     url: str
     variable: str = "DATABASE_URL"
     user: str = "{engine}"
     data: str = ""
-    environment: Mapping[str, str] = {}
-    files: Mapping[str, str] = {}
+    environment: Mapping[str, str] = {}  # what the image is given
+    files: Mapping[str, str] = {}  # what it reads in the container: path -> content
     command: Sequence[str] = ()
-    begins: Sequence[str] = ()
-    seed: str = ""
-    unproven: str = ""
+    begins: Sequence[str] = ()  # a dump begins with one of these
+    seed: str = ""  # the file of an empty data folder that a dump becomes, for an engine without a script that loads
+    unproven: str = ""  # why nobody has seen it run
 
     def has(self, script: str) -> bool:
         """Say whether it can be asked that; for a dump to load, a seed will do."""
@@ -3651,10 +3642,8 @@ def dump_service(service: Service, target: Path) -> None:
 
 @contextlib.contextmanager
 def filled(service: Service, dump: Path) -> Iterator[tuple[Service, str]]:
-    """Load a dump into a new data folder with a scratch server of its own; give that service as it would be, and the server's container.
-
-    The service itself is not touched. The folder goes when it has not become the service's own; the server ends in any case.
-    """
+    """Load a dump into a new data folder with a scratch server of its own; give that service as it would be, and the server's container."""
+    # The service itself is not touched. The folder goes when it has not become the service's own; the server ends in any case.
     row, fresh = engine_of(service), service._replace(data=f"data.{time.time_ns() // 1000}")
     with dump.open("rb") as file:
         if not file.read(64).decode("latin-1").startswith(tuple(row.begins)):
@@ -3804,14 +3793,11 @@ def snapshots_of(service: Service) -> list[dict[str, Any]]:
 
 
 def back_up(service: Service) -> str:
-    """Dump a service into a new backup, drop those that are too old, and give its name.
-
-    The rows are counted before and after: a table that nobody wrote to meanwhile must have as many when the backup is verified.
-    """
+    """Dump a service into a new backup, drop those that are too old, and give its name."""
     agree_service(service)
     server, folder = running_server(service), make_folder(service.folder / "backup", 0o700)
     try:
-        before = count_rows(service, server)
+        before = count_rows(service, server)  # and after: a table that nobody wrote to meanwhile must have as many when the backup is verified
         dump_service(service, folder / "dump")
         after = count_rows(service, server)
         write_json(folder / "rows.json", {table: count for table, count in before.items() if after.get(table) == count})
@@ -4317,10 +4303,7 @@ def remove_app(app: str) -> None:
 
 
 def duplicate_app(old: str, new: str, skip_deploy: bool, leave_out: Sequence[str] = ()) -> None:
-    """Make a second app of one, or leave no trace of it: its repository, config, settings, releases, images; running unless told not to.
-
-    Only under the first one's lock.
-    """
+    """Make a second app of one, or leave no trace: repository, config, settings, releases, images; it runs unless told not to. Only under the first's lock."""
     copy_app(old, new, leave_out, skip_deploy)
     with put_back(lambda: destroy_app(new) if app_exists(new) else None), locked(new, "apps:clone"):
         refuse_claimed(new, [] if read_lines(app_folder(new) / "DOMAINS") else named_domains(new))  # again: it is a record now
@@ -4751,10 +4734,8 @@ def proxy_facts(app: str) -> dict[str, str]:
 
 
 def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str | None = None, parallel: int = 1, **words: str) -> None:
-    """Do some work for one app, or for all, with its lock held unless the row has `purpose=`; what else the table fixes goes to the work.
-
-    Without an --all it is done for all when none is named.
-    """
+    """Do some work for one app, or for all, with its lock held unless the row has `purpose=`; what else the table fixes goes to the work."""
+    # without an --all it is done for all when none is named
     each_app(app, not app if everything is None else bool(everything), functools.partial(globals()[work], **words), parallel, purpose)
 
 
@@ -5495,10 +5476,7 @@ def bring_up(service: Service) -> None:
 
 
 def service_create(noun: str, new: str, caller: Caller, **given: Any) -> None:
-    """Make a service, with a server, a network and a password of its own, and wait until it answers.
-
-    --custom-env is 'A=1;B=2', --config-options goes to the server, --memory and --shm-size are in MiB; a --password or --root-password of - comes from standard input.
-    """
+    """Make a service, with a server, a network and a password of its own, and wait until it answers."""
     kind = engine_named(noun)
     warn(f"{kind.name}: {kind.unproven}") if kind.unproven else None
     step(f"Creating the {kind.name} service {new}")
@@ -5565,10 +5543,7 @@ def change_links(app: str, links: Iterable[tuple[str, str]], config: Mapping[str
 
 
 def service_link(no_restart: bool, service: Service, app: str, caller: Caller, alias: str | None, query: str | None) -> None:
-    """Give an app the address of a service as a config var, and its network; it is restarted without dropping a request.
-
-    The var is DATABASE_URL or its like, or when that is taken a name of its own, which --alias chooses.
-    """
+    """Give an app the address of a service as a config var, and its network; it is restarted without dropping a request."""
     kind, engine_name = engine_of(service), service.engine.upper()
     with holding(service, "link") as service, locked(app, f"{service.engine}:link {service.name}"):  # held to the end: it can't be destroyed meanwhile
         agree_service(service)
@@ -5688,10 +5663,7 @@ def service_clone(service: Service, new: str, caller: Caller, **given: Any) -> N
 
 
 def service_upgrade(service: Service, confirm: bool, anew: bool, **given: Any) -> None:
-    """Have a service run another version: dumped, loaded into a new server, compared row by row count, and only then switched to.
-
-    Its apps can't reach it meanwhile. The old data is kept until  upgrade --confirm  is given.
-    """
+    """Have a service run another version: dumped, loaded into a new server, compared row by row count, and only then switched to."""
     with holding(service, "upgrade") as held:
         if confirm:
             write_service(held._replace(kept=""))

@@ -519,12 +519,19 @@ def one_of(*words: str) -> Callable[[str], str]:
     return matching("|".join(map(re.escape, words)), "is not possible here", f"one of: {', '.join(words)}")
 
 
+def separated(parse: Callable[[str], str]) -> Callable[[str], list[str]]:
+    """Give a parser that accepts such words, separated by commas."""
+    return lambda text: [parse(word) for word in text.split(",")]
+
+
 # Parsers of words that need no more than a pattern, and are asked for by name here; the others stand in templates/words.tsv.
 OWNERS = {"app": "10001", "heroku": "1000", "herokuish": "32767", "packeto": "2000", "paketo": "2000", "root": "0"}
 parse_app, parse_app_or_global = (
     matching(pattern, "can't be the name of an app", "use lower-case letters, digits and single . _ - between them, at most 63")
     for pattern in (APP_NAME, f"--global|{APP_NAME.pattern}"))
 parse_process_type = matching(PROCESS_TYPE, "can't be a process type", "use letters, digits, _ and -, a letter first, at most 32")
+parse_process_types = separated(parse_process_type)
+parse_phases = separated(matching("|".join(PHASES), "is not a phase", f"one or more of: {','.join(PHASES)}"))
 parse_config_key = matching(CONFIG_KEY, "can't be the name of a config var", "use letters, digits and _, no digit first")
 parse_domain = matching(DOMAIN, "is not a domain", "give a name such as blog.example.com or *.example.com", lambda text: text.lower().rstrip("."))
 parse_switch = matching("(?ai)on|true|yes|off|false|no", "is neither true nor false",
@@ -637,16 +644,6 @@ def parse_upstream(text: str) -> str:
     address, _, port = text.rpartition(":")
     address = parse_ip(address)
     return f"[{address}]:{parse_port(port)}" if ":" in address else f"{address}:{parse_port(port)}"
-
-
-def parse_process_types(text: str) -> list[str]:
-    """Accept process types, separated by commas."""
-    return [parse_process_type(kind) for kind in text.split(",")]
-
-
-def parse_phases(text: str) -> list[str]:
-    """Accept phases, separated by commas: build, deploy, run."""
-    return [matching("|".join(PHASES), "is not a phase", f"one or more of: {','.join(PHASES)}")(phase) for phase in text.split(",")]
 
 
 def bytes_of(amount: str) -> int:
@@ -2904,7 +2901,8 @@ def switch_to(release: Release) -> None:
         release = release._replace(restart=release.restart + 1, kept={})  # scaled down a moment ago, and up again
     ended: list[Container] = []
     with put_back(turn_back, release, ended):
-        for container in what_runs_alone(release):
+        for container in [row for row in containers_of(release.app) if row.running and not release.has(row)
+                          and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]:
             detail(f"Stopping the old {container.dyno} first: two can't run at once, so there is a gap until the new one is healthy")
             ended.append(container)
             stop_container(container.id, int(property_of(release.app, "ps", "stop-timeout-seconds")))
@@ -2964,12 +2962,6 @@ def push_release(release: Release) -> None:
             complain(DokkuError(f"{error.message}; the release is live all the same", error.hint))
         finally:
             untag_image(name) if not known else None
-
-
-def what_runs_alone(release: Release) -> list[Container]:
-    """List the old processes that can't run beside new ones: their checks are disabled, or they hold a published port."""
-    return [row for row in containers_of(release.app) if row.running and not release.has(row)
-            and (row.holds_ports or check_mode(release.app, row.process_type) == "disabled")]
 
 
 def jobs_of(app: str) -> dict[str, Job]:
@@ -5054,9 +5046,8 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
 
 def require_processes(app: str, process: str | None) -> list[Container]:
     """List the app's containers of a process type, of one process, or all. Raises DokkuError when there is none."""
-    if found := select_processes(app, process):
-        return sorted(found, key=lambda row: row.dyno)
-    raise DokkuError(f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
+    found = need(select_processes(app, process), f"{app} has no process {process or ''}".rstrip(), f"dokku ps:report {app}   shows what runs")
+    return sorted(found, key=lambda row: row.dyno)
 
 
 def stop_or_start(everything: bool, parallel: int, app: str | None, process: str | None, purpose: str, stop: str = "") -> None:
@@ -5598,9 +5589,8 @@ def service_run(service: Service, script: str = "", words: Sequence[str] = ()) -
 
 def service_logs(tail: bool, service: Service, lines: int) -> int:
     """Print the last lines of a service's log; -t follows it."""
-    if row := service_container(service):
-        return attend([docker_command(), "logs", "--tail", str(lines), *(["--follow"] if tail else []), row.id])
-    raise DokkuError(f"{service.name} has no container, and no log", f"dokku {service.engine}:start {service.name}   makes one")
+    row = need(service_container(service), f"{service.name} has no container, and no log", f"dokku {service.engine}:start {service.name}   makes one")
+    return attend([docker_command(), "logs", "--tail", str(lines), *(["--follow"] if tail else []), row.id])
 
 
 def service_operate(noun: str, service: Service | None, verb: str) -> None:
@@ -5729,11 +5719,6 @@ def keep_passphrase(service: Service, passphrase: str) -> None:
     if (backup_home(service) / "passphrase").exists():
         raise DokkuError("There is a passphrase, and the backups made with it open with no other", f"dokku {service.engine}:backup-unset-encryption {service.name}   forgets it")
     write_text(backup_home(service) / "passphrase", secret_word(passphrase) + "\n", secret=True)
-
-
-def drop_backup_secret(service: Service, file: str) -> None:
-    """Forget what opens a service's repository."""
-    remove(backup_home(service) / file)
 
 
 def mend_services() -> None:
@@ -5972,7 +5957,7 @@ def enter(app: str, words: list[str], purpose: str, container: str | None = None
     if words and words[0].partition("=")[0] == "--container-id":  # behind the app
         words = [*words[0].split("=", 1), *words[1:]]
         container, words = "".join(words[1:2]), words[2:]
-    if container and process and not [row for row in containers_of(app) if process in (row.process_type, row.dyno)]:  # it begins the command
+    if container and process and not select_processes(app, process):  # it begins the command
         words, process = [process, *words], None
     need(words or purpose != "exec", "Name the command to run", f"for example  dokku exec {app} ls -la", UsageError)
     chosen = [row for row in select_processes(app, process) if row.running and (not container or row.id.startswith(container) or row.name == container)]
@@ -6123,9 +6108,9 @@ def events_list() -> list[str]:
     return sorted({row.name for row in commands().values() if row.access.removesuffix("+") not in QUIET_ACCESS})
 
 
-def mark(file: str, app: str = "", off: str = "") -> None:
-    """Note something of an app, or of the server, by a file that is there; `off` takes such a note back."""
-    path = (app_folder(app) if app else ROOT) / file
+def mark(file: str, app: str = "", service: Service | None = None, off: str = "") -> None:
+    """Note something of an app, of a service's backups or of the server by a file that is there; `off` takes such a note, or what opens them, back."""
+    path = (backup_home(service) if service else app_folder(app) if app else ROOT) / file
     remove(path) if off else write_text(path, now() + "\n")
 
 

@@ -3955,8 +3955,7 @@ def nouns_named(word: str) -> list[str]:
     if not word.isupper():
         return [word]
     with_properties = {noun for noun, _ in PROPERTIES}
-    facts = {name.removesuffix("_facts").replace("_", "-") for name in globals() if name.endswith("_facts")}
-    return {"PROPERTY": sorted(with_properties), "REPORT": sorted(with_properties | facts)}[word]
+    return {"PROPERTY": sorted(with_properties), "REPORT": sorted({*with_properties, *FACTS})}[word]
 
 
 @functools.cache
@@ -4121,9 +4120,9 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 # ---------------------------------------------------------------------------------------------------------------------
 
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
-    """Print what NOUN_facts says of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
+    """Print what FACTS say of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
     of_server = noun in ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
-    facts = globals().get(f"{noun.replace('-', '_')}_facts") if app != "--global" or of_server else None
+    facts = FACTS.get(noun) if app != "--global" or of_server else None
     own, prefix = facts(app) if facts else {}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
     rows = {**own, **property_rows(app, noun)}
     need(not flag or flag.removeprefix("--") in rows, f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
@@ -4614,12 +4613,6 @@ def redirect_list(app: str) -> list[str]:
     return [" ".join(row) for row in redirects_of(app).items()]
 
 
-def http_auth_facts(app: str) -> dict[str, str]:
-    """Say who must give a password."""
-    return {"http-auth-enabled": str((app_folder(app) / "HTTP_AUTH").exists()).lower(), "http-auth-allowed-ips": " ".join(read_lines(app_folder(app) / "ALLOWED_IPS")),
-            "http-auth-users": " ".join(line.partition(":")[0] for line in read_lines(users_file(app)))}
-
-
 def change_users(app: str, user: str, password: str | None = None, remove: str = "") -> None:
     """Let somebody in by a password, from standard input unless it is given and kept as SHA-512 crypt (crypt(5)), or in no more."""
     row = [] if remove else [f"{user}:{openssl('passwd', '-6', '-stdin', stdin=secret_word(password or ''))}"]
@@ -4635,11 +4628,6 @@ def change_guests(app: str, address: str, verb: str) -> None:
     path = app_folder(app) / "ALLOWED_IPS"
     with locked(app, "http-auth"), served_with(app, path):
         write_lines(path, dict.fromkeys(changed(read_lines(path), verb, address.split())))
-
-
-def maintenance_facts(app: str) -> dict[str, str]:
-    """Say whether a page answers instead of the app."""
-    return {"maintenance-enabled": str((app_folder(app) / "MAINTENANCE").exists()).lower(), "maintenance-custom-page": str(pages_of(app).is_dir()).lower()}
 
 
 def custom_page(app: str, off: str = "") -> None:
@@ -4685,12 +4673,6 @@ def serve_by(app: str, file: str, off: str = "", user: str | None = None, passwo
 
 # --- ports, proxy, nginx ---
 
-def ports_facts(app: str) -> dict[str, str]:
-    """Say which port maps an app has, and which one it has without any."""
-    current = read_current(app)
-    return {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": " ".join(map(str, detected_maps(app, port_of(current) if current else DEFAULT_PORT)))}
-
-
 def parse_port_word(text: str) -> PortMap:
     """Accept a port map, or a port of the host that stands for the map it has."""
     return parse_port_map(text) if ":" in text else PortMap("", parse_port(text), 0)
@@ -4718,11 +4700,6 @@ def ports_list(app: str) -> None:
     heading = [] if os.environ.get("DOKKU_QUIET_OUTPUT") else [["  ", "scheme", "host port", "container port"]]
     step(f"Port mappings for {app}") if heading else None
     say_table([*heading, *(["  ", row.scheme, str(row.host), str(row.container)] for row in rows)])
-
-
-def proxy_facts(app: str) -> dict[str, str]:
-    """Say whether nginx stands in front of an app."""
-    return {"proxy-enabled": str(is_proxied(app)).lower()}
 
 
 def work_on(work: str, purpose: str, app: str | None = None, everything: bool | str | None = None, parallel: int = 1, **words: str) -> None:
@@ -4966,12 +4943,6 @@ def ps_facts(app: str) -> dict[str, str]:
             "restore": property_of(app, "ps", "restore"), **{f"status-{row.dyno.replace('.', '-')}": f"{row.state} (CID: {row.id[:11]})" for row in live}}
 
 
-def git_facts(app: str) -> dict[str, str]:
-    """Say which commit an app runs."""
-    current = read_current(app)
-    return {"git-status": git(app, "log", "-1", "--format=%h %s", check=False), "git-sha": current.commit if current else "", "git-last-updated-at": current.at if current else ""}
-
-
 def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, int]]) -> None:
     """Print how many of each process type run, or set it; --skip-deploy only writes it down."""
     current = read_current(app)
@@ -5187,11 +5158,6 @@ def repo_purge_cache(app: str) -> None:
 
 # --- cron ---
 
-def cron_facts(app: str) -> dict[str, str]:
-    """Say how many cron jobs an app has."""
-    return {"cron-task-count": str(len(jobs_of(app)))}
-
-
 def require_job(app: str, identity: str) -> Job:
     """Find a cron job of the release that runs."""
     return need(jobs_of(require_app(app)).get(identity), f"{app} has no cron job {shown(identity)}", f"dokku cron:list {app}   lists them")
@@ -5231,12 +5197,6 @@ def change_suspended(app: str, id: str, verb: str) -> None:
 
 # --- checks ---
 
-def checks_facts(app: str) -> dict[str, str]:
-    """Say for which process types checks are off."""
-    modes = read_check_modes(app)
-    return {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none" for mode in ("disabled", "skipped")}
-
-
 def change_check_modes(app: str, types: list[str], mode: str) -> None:
     """Keep whether the checks of some process types, or of all, are on, skipped or off."""
     with locked(app, "checks"):
@@ -5273,13 +5233,6 @@ def change_resources(kind: str, app: str, process: str | None, clear: str = "", 
         kept = {key: amount for key, amount in read_resources(app).items() if not clear or key[0] != kind or process not in (None, key[1])}
         write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted({**kept, **new}.items())])
     return step(f"Kept; dokku ps:restart {app}   makes it take effect now")
-
-
-def resource_facts(app: str) -> dict[str, str]:
-    """Say what every process type may use."""
-    rows = read_resources(app)
-    kinds = sorted({process for _, process, _ in rows} | {"_default_"})
-    return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
 
 
 # --- storage: folders that outlive releases and apps, and that several apps may share ---
@@ -5877,11 +5830,27 @@ def docker_options_list(app: str, process: str | None, phase: list[str]) -> list
     return [option for name, option in read_docker_options(app) if name in wanted]
 
 
-def docker_options_facts(app: str) -> dict[str, str]:
-    """Say which options of Docker an app has, by phase."""
-    rows = read_docker_options(app)
-    names = dict.fromkeys([*PHASES, *(name for name, _ in rows)])
-    return {f"docker-options-{name.replace('.', '-')}": " ".join(option for other, option in rows if other == name) for name in names}
+# What NOUN:report says of an app beside the properties of the noun.
+FACTS: dict[str, Callable[[str], dict[str, str]]] = {
+    "apps": apps_facts, "certs": certs_facts, "domains": domains_facts, "ps": ps_facts, "storage": storage_facts,
+    "checks": lambda app: {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none"
+                           for modes in [read_check_modes(app)] for mode in ("disabled", "skipped")},  # the process types for which they are off
+    "cron": lambda app: {"cron-task-count": str(len(jobs_of(app)))},
+    "docker-options": lambda app: {f"docker-options-{name.replace('.', '-')}": " ".join(option for other, option in rows if other == name)
+                                   for rows in [read_docker_options(app)] for name in dict.fromkeys([*PHASES, *(name for name, _ in rows)])},
+    "git": lambda app: {"git-status": git(app, "log", "-1", "--format=%h %s", check=False), "git-sha": current.commit if (current := read_current(app)) else "",
+                        "git-last-updated-at": current.at if current else ""},  # the commit that it runs
+    "http-auth": lambda app: {"http-auth-enabled": str((app_folder(app) / "HTTP_AUTH").exists()).lower(),
+                              "http-auth-allowed-ips": " ".join(read_lines(app_folder(app) / "ALLOWED_IPS")),
+                              "http-auth-users": " ".join(line.partition(":")[0] for line in read_lines(users_file(app)))},
+    "maintenance": lambda app: {"maintenance-enabled": str((app_folder(app) / "MAINTENANCE").exists()).lower(),
+                                "maintenance-custom-page": str(pages_of(app).is_dir()).lower()},
+    "ports": lambda app: {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": " ".join(
+        map(str, detected_maps(app, port_of(current) if (current := read_current(app)) else DEFAULT_PORT)))},  # what it has without any of its own
+    "proxy": lambda app: {"proxy-enabled": str(is_proxied(app)).lower()},
+    "resource": lambda app: {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for rows in [read_resources(app)]
+                             for process in sorted({process for _, process, _ in rows} | {"_default_"}) for kind in ("limit", "reserve") for name in RESOURCES},
+}
 
 
 # --- one-offs ---

@@ -236,7 +236,7 @@ def test_a_name_of_no_commit_is_never_deployed(root, monkeypatch):
 def test_what_git_knows_of_an_app_that_was_never_deployed(root, capsys):
     d.make_folder(d.app_folder("blog"))
     d.ensure_repository("blog")
-    assert d.git_facts("blog") == {"git-status": "", "git-sha": "", "git-last-updated-at": ""}
+    assert d.FACTS["git"]("blog") == {"git-status": "", "git-sha": "", "git-last-updated-at": ""}
     d.say_report("git", "blog", "--git-sha", "text")
     assert capsys.readouterr().out == "\n"
 

@@ -269,7 +269,7 @@ def test_an_option_without_its_value_that_is_on_record_can_be_taken_away(tmp_pat
                                                 ("apps", {"app-dir": "/x"}, {"dir": "/x", "disable-autocreation": "", "global-disable-autocreation": "false"})])
 def test_a_report_in_json_has_keys_without_the_noun_and_its_facts_win(tmp_path, monkeypatch, capsys, noun, facts, found):
     monkeypatch.setattr(d, "ROOT", tmp_path)
-    monkeypatch.setattr(d, f"{noun}_facts", lambda app: facts)
+    monkeypatch.setitem(d.FACTS, noun, lambda app: facts)
     d.say_report(noun, "blog", "", "json")
     said = d.json.loads(capsys.readouterr().out)
     assert {key: said.get(key) for key in found} == found

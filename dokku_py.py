@@ -4734,11 +4734,11 @@ def nginx_operate(stop: str = "") -> None:
         need(not stop or not worker_processes(), f"nginx runs on: {said}", "stop it as root: service nginx stop")
 
 
-def nginx_logs(kind: str, tail: bool, app: str) -> int:
-    """Print what nginx logged of an app last; -t goes on until you leave."""
-    path = log_of(app, kind)
-    need(os.path.isfile(path), f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
-    return attend(["tail", "-n", "100", *(["-F"] if tail else []), path])
+def show_log(tail: bool, kind: str = "", app: str = "", lines: int = 100) -> int:
+    """Print what nginx logged of an app last, or the events; -t goes on until you leave."""
+    path = log_of(app, kind) if app else str(ROOT / "events.log")
+    need(not app or os.path.isfile(path), f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
+    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), path])
 
 
 # --- certificates ---
@@ -6066,11 +6066,6 @@ def acl_allowed(user: str) -> list[str]:
 
 
 # --- events ---
-
-def events_command(tail: bool, lines: int) -> int:
-    """Print who did what, from where, with what result and how long it took, a JSON object a line; -t follows."""
-    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), str(ROOT / "events.log")])
-
 
 def events_list() -> list[str]:
     """List the commands that are noted in the events: those that change something, and every refusal."""

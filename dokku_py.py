@@ -541,7 +541,9 @@ parse_port = matching("[0-9]{1,5}", "is not a port", "give a number of 1 to 6553
 parse_parallel = matching("-1|[0-9]{1,9}", "is not a whole number",  # -1: one per processor
                           give=lambda text: max(1, int(text)) if text != "-1" else os.cpu_count() or 1)
 parse_release_name = matching("v?[0-9]{1,9}", "is not a release", "releases are named v1, v2, ...; dokku releases APP   lists them", lambda text: int(text.removeprefix("v")))
-parse_folder = matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads")
+parse_folder, parse_new_folder = (  # the second is a path of the host that becomes storage
+    matching(r"(?!.*/\.{0,2}(?:/|$))/[A-Za-z0-9._/@+-]{1,255}", "is not a folder", "write its whole path, for example  /app/uploads", give)
+    for give in (str, lambda text: Mount("", text)))
 parse_owner = matching(rf"[0-9]{{1,9}}|false|{'|'.join(OWNERS)}", "is not an owner", f"the number of a user, false for none, or one of: {', '.join(OWNERS)}")
 parse_schedule = matching(SCHEDULE, "is not a schedule", "write for example  '0 3 * * *'  or  @daily")
 
@@ -5247,11 +5249,6 @@ def parse_mount(text: str) -> Mount:
         return Mount("", "", parse_folder(host))
     source = parser_named("folder" if host.startswith("/") else "entry")(host)
     return Mount(source, source, parse_folder(target) if colon else "-", mode=one_of("ro", "rw")(mode or "rw"))
-
-
-def parse_new_folder(text: str) -> Mount:
-    """Accept a path of the host that becomes storage."""
-    return Mount("", parse_folder(text))
 
 
 def users_of(name: str) -> list[str]:

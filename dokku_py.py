@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1 Settings: everything read from the environment, and every limit
-# ---------------------------------------------------------------------------------------------------------------------
 
 VERSION = "0.1.0"
 DIALECT_VERSION = "0.38.22"  # the level of dokku whose clients we serve; printed by `version`
@@ -123,7 +122,6 @@ def docker_command() -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 2 Voice: what a user reads, and the errors
-# ---------------------------------------------------------------------------------------------------------------------
 
 TRANSCRIPT: contextvars.ContextVar[Any] = contextvars.ContextVar("transcript", default=None)
 STEP_BEGAN: contextvars.ContextVar[float] = contextvars.ContextVar("step_began", default=0.0)
@@ -284,7 +282,6 @@ def say_table(rows: Sequence[Sequence[str]]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 3 Nouns: what is talked about, and one parser per word. Nothing here has an effect
-# ---------------------------------------------------------------------------------------------------------------------
 
 APP_NAME = re.compile(r"(?!(?:tls|ssl)$)(?!.*\.git$)(?=.{1,63}$)[a-z0-9]+(?:(?:[._]|-+)[a-z0-9]+)*")  # not tls nor ssl, not *.git
 PROCESS_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
@@ -860,7 +857,6 @@ def uptime() -> float:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 4 Processes: the only place that starts other programs; argv lists only, no shell
-# ---------------------------------------------------------------------------------------------------------------------
 
 def run(argv: Sequence[str], *, stdin: str | bytes | IO[bytes] | None = None, stdout: IO[bytes] | None = None, check: bool = True,
         env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -1057,7 +1053,6 @@ def become_owner(path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 5 State: facts in files. The only place that writes files or takes locks
-# ---------------------------------------------------------------------------------------------------------------------
 
 def place_in(folder: str, name: str = "") -> Path:
     """Locate what a folder of the state tree holds for an app, or under another name; the folder itself without one."""
@@ -1583,7 +1578,6 @@ def require_disk() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 6 Properties: every setting a user may change, one row each
-# ---------------------------------------------------------------------------------------------------------------------
 
 class Property(NamedTuple):
     """A setting: its default, the parser that accepts a value, the capability that sets it, what it does."""
@@ -1677,7 +1671,6 @@ def write_property(app: str, noun: str, key: str, value: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 7 Events: who did what, with what result; never values, only names
-# ---------------------------------------------------------------------------------------------------------------------
 
 def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0, seconds: float = 0.0, note: str = "") -> None:
     """Add a line of JSON to events.log."""
@@ -1690,7 +1683,6 @@ def record_event(caller: Caller, command: str, *, app: str = "", result: int = 0
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 8 Git: one bare repository per app, and a commit's tree in a folder
-# ---------------------------------------------------------------------------------------------------------------------
 
 def git_environment(*, quarantine: bool = False) -> dict[str, str]:
     """Give git the environment it would have outside a hook."""
@@ -1824,7 +1816,6 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 9 Docker: images, containers, the network. `docker` is imported on first use (80 ms)
-# ---------------------------------------------------------------------------------------------------------------------
 
 OURS = {"com.dokku.managed-by": "dokku_py"}
 EMPTY_IMAGE = "dokku/empty:latest"
@@ -2135,7 +2126,6 @@ def translate_options(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[st
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 10 Certificates: one file for an app or the server: the names it is for, the key, the certificate and its chain
-# ---------------------------------------------------------------------------------------------------------------------
 
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s.+?-----END CERTIFICATE-----", re.DOTALL)
 PRIVATE_KEY = re.compile(r"-----BEGIN (?:EC |RSA )?PRIVATE KEY-----\s(?!\s*Proc-Type).+?-----END (?:EC |RSA )?PRIVATE KEY-----", re.DOTALL)
@@ -2203,7 +2193,6 @@ def self_signed(names: Sequence[str]) -> tuple[str, str]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 11 Nginx: render, test, switch, and see the new configuration served
-# ---------------------------------------------------------------------------------------------------------------------
 
 SERVER_CONF = "server/_server.conf"  # no app's name begins with _
 Worker = tuple[int, str]  # process id and start time: an id alone may be given to another process
@@ -2442,7 +2431,6 @@ def quarantine_vhosts(app: str = "*", clean: bool = True) -> int:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 12 Schedulers: the processes of a release
-# ---------------------------------------------------------------------------------------------------------------------
 
 def start_process(release: Release, dyno: str, subnet: str, ended: Container | None) -> Container:
     """Start a process: its container when that has ended, else a new one; web has an address that it keeps over restarts and reboots."""
@@ -2481,7 +2469,6 @@ def start_missing(release: Release) -> list[Container]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 13 Builders: a tree becomes an image
-# ---------------------------------------------------------------------------------------------------------------------
 
 class Language(NamedTuple):
     """A language, as templates/build/languages.tsv says it."""
@@ -2716,7 +2703,6 @@ def in_folder(folder: Path, words: Sequence[str], *options: str) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 14 Health: is a process fit to serve? Says what was asked and what came back
-# ---------------------------------------------------------------------------------------------------------------------
 
 def ask_path(address: str, port: int, check: Check) -> str:
     """Ask a path once; give what is wrong, or nothing."""
@@ -2799,7 +2785,6 @@ def wait_until_healthy(release: Release, container: Container, restarts: int = 0
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 15 Releases: deploy, bring up, retire, converge
-# ---------------------------------------------------------------------------------------------------------------------
 
 def deploy(app: str, commit: str, by: str, reason: str = "push", anew: bool = False) -> None:
     """Make a pushed commit the running release, or leave everything as it was."""
@@ -3411,7 +3396,6 @@ def restart(app: str, process: str = "", as_is: bool = False) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 16 Services: databases and their like. A row for each kind; what is asked of its server stands in templates/services
-# ---------------------------------------------------------------------------------------------------------------------
 
 class Engine(NamedTuple):
     """A kind of server, as templates/services/NAME/engine.json says it; the scripts beside that file are what it can be asked."""
@@ -3820,7 +3804,6 @@ def fetched(service: Service, name: str) -> Iterator[tuple[Path, dict[str, str]]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 17 Access: keys, roles, and who may do what
-# ---------------------------------------------------------------------------------------------------------------------
 
 ROLES = {role: frozenset(capabilities) for role, *capabilities in read_table("roles.tsv")}
 QUIET_ACCESS = ("view", "anyone", "local", "hook")  # what needs no more than this changes nothing, and is not in the events
@@ -3890,7 +3873,6 @@ def reaches(patterns: Sequence[str], app: str) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 18 Declaring: what a command is, read from its row of templates/commands.tsv
-# ---------------------------------------------------------------------------------------------------------------------
 
 class Arg(NamedTuple):
     """One argument of a command."""
@@ -4119,7 +4101,6 @@ def require_allowed(row: Command, caller: Caller, chosen: Mapping[str, Any], hoo
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 19 Commands
-# ---------------------------------------------------------------------------------------------------------------------
 
 def say_report(noun: str, app: str, flag: str, style: str) -> None:
     """Print what FACTS say of the app, and its properties: as text, one bare value for a flag, or JSON whose keys lack the noun."""
@@ -6299,7 +6280,6 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 20 Front door: who asks for what, and with which exit code it ends
-# ---------------------------------------------------------------------------------------------------------------------
 
 def asked_by_ssh(name: str) -> tuple[list[str], Caller]:
     """Split what an ssh client asked for into words, quotes honoured, nothing expanded; and find the caller by a key's name."""

@@ -630,11 +630,9 @@ def parse_sources(text: str) -> str:
 
 def parse_addresses(text: str) -> str:
     """Accept IP addresses and networks, with blanks between."""
-    try:
+    with contextlib.suppress(ValueError):
         if [ipaddress.ip_network(word, strict=False) for word in text.split()] and not re.search(r"%|/\d*[.:]", text):  # a mask is a number to nginx
             return " ".join(text.lower().split())
-    except ValueError:
-        pass
     raise UsageError(f"{shown(text)} is not an address or a network", "write for example  192.0.2.7 or 10.0.0.0/8")
 
 
@@ -1643,17 +1641,6 @@ def networks_of(app: str, keys: Sequence[str] = NETWORK_KEYS) -> list[str]:
 def users_of_network(name: str) -> list[str]:
     """List the apps and services that are in a network, but for the service whose own it is."""
     return [*(app for app in apps() if name in networks_of(app)), *(service.name for service in services() if name in service.networks.split())]
-
-
-def property_rows(app: str, noun: str) -> dict[str, str]:
-    """Give the rows that a noun's properties add to its report: the app's own value, the one in effect, the server's."""
-    rows = {}
-    for key in (key for owner, key in PROPERTIES if owner == noun):
-        if app != "--global":
-            rows[f"{noun}-{key}"] = read_text(property_file(app, noun, key)).strip()
-            rows[f"{noun}-computed-{key}"] = property_of(app, noun, key)
-        rows[f"{noun}-global-{key}"] = property_of("--global", noun, key)
-    return rows
 
 
 def parse_property(noun: str, key: str, value: str) -> list[Any]:
@@ -4107,7 +4094,12 @@ def say_report(noun: str, app: str, flag: str, style: str) -> None:
     of_server = noun in ("certs", "checks", "domains", "resource", "storage")  # whose facts are those of the server, too
     facts = FACTS.get(noun) if app != "--global" or of_server else None
     own, prefix = facts(app) if facts else {}, {"apps": "app", "certs": "ssl"}.get(noun, noun)
-    rows = {**own, **property_rows(app, noun)}
+    rows = dict(own)
+    for key in (key for owner, key in PROPERTIES if owner == noun):  # the app's own value, the one in effect, the server's
+        if app != "--global":
+            rows[f"{noun}-{key}"] = read_text(property_file(app, noun, key)).strip()
+            rows[f"{noun}-computed-{key}"] = property_of(app, noun, key)
+        rows[f"{noun}-global-{key}"] = property_of("--global", noun, key)
     need(not flag or flag.removeprefix("--") in rows, f"Invalid flag passed, valid flags: {', '.join(f'--{name}' for name in sorted(rows))}")
     if flag:
         return say(rows[flag.removeprefix("--")])
@@ -5709,8 +5701,7 @@ def tag_add(app: str, tag: str) -> None:
     with locked(app, "tag:add"):
         current = require_current(app)
         tag_as(current.image, f"dokku/{app}:{tag}")
-        names = {**read_tags(app), tag: current.number}
-        write_lines(app_folder(app) / "TAGS", [f"{name} {number}" for name, number in sorted(names.items())])
+        write_lines(app_folder(app) / "TAGS", [f"{name} {number}" for name, number in sorted({**read_tags(app), tag: current.number}.items())])
 
 
 def tag_rm(app: str, tag: str) -> None:

@@ -577,8 +577,7 @@ def parse_scale(text: str) -> tuple[str, int]:
 
 def parse_line(text: str) -> str:
     """Accept one line of printable text."""
-    if not text.isprintable() or len(text) > 1000:
-        raise UsageError(f"{shown(text)} is not a single line of text")
+    need(text.isprintable() and len(text) <= 1000, f"{shown(text)} is not a single line of text", error=UsageError)
     return text
 
 
@@ -688,10 +687,8 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DokkuError(f"{what} is not JSON: {error}", f"check it with: python3 -m json.tool {what}") from None
-    if not isinstance(value, dict):
-        raise DokkuError(f"{what} must hold one JSON object", 'for example  {"scripts": {}}')
-    if not is_text(json.dumps(value, ensure_ascii=False)):
-        raise DokkuError(f"{what} holds half of a surrogate pair", "\\ud800 to \\udfff stand in pairs only")
+    need(isinstance(value, dict), f"{what} must hold one JSON object", 'for example  {"scripts": {}}')
+    need(is_text(json.dumps(value, ensure_ascii=False)), f"{what} holds half of a surrogate pair", "\\ud800 to \\udfff stand in pairs only")
     return value
 
 
@@ -4235,8 +4232,7 @@ def apps_destroy(app: str, force: bool) -> None:
     kept, linked = mounts_of(app), links_of(app)
     if not force:
         warn(f"This removes {app}, its releases, config and repository. Type its name to go on:")
-        if sys.stdin.readline().strip() != app:
-            raise DokkuError("That is not the name; nothing was removed")
+        need(sys.stdin.readline().strip() == app, "That is not the name; nothing was removed")
     destroy_app(app)
     step(f"Destroyed {app}; its logs stay in {NGINX_LOGS}")
     say_lines(f"       The data in {folder} is kept" for folder in dict.fromkeys(storage_folder(row.source) for row in kept))
@@ -4571,14 +4567,12 @@ def change_redirects(app: str, verb: str, source: str = "", target: str = "", co
     """Have nginx send a domain's requests to another, or nowhere any more, or those for these domains and no others to the app's first."""
     with locked(app, "redirect"), server_lock("domains"), served_with(app, app_folder(app) / "REDIRECTS"):
         old, own = redirects_of(app), domains_of(app)
-        if verb == "unset" and source not in old:
-            raise DokkuError(f"{app} has no redirect for {source}", f"dokku redirect {app}   lists its redirects")
+        need(verb != "unset" or source in old, f"{app} has no redirect for {source}", f"dokku redirect {app}   lists its redirects")
         rows = {"set": {**old, source: f"{target} {code}"}, "unset": {domain: old[domain] for domain in old if domain != source},
                 "only": dict.fromkeys(domains, f"{''.join(own[:1])} 301")}[verb]
         if verb == "set" and re.split("[:/]", target.rpartition("://")[2])[0] in {**old, source: ""}:
             raise DokkuError(f"{target} is itself redirected", f"dokku redirect {app}   lists what is")
-        if rows and not own:
-            raise DokkuError(f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
+        need(own or not rows, f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
         write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
         refuse_claimed(app, [*named_domains(app), *redirects_of(app)])
 
@@ -4981,11 +4975,9 @@ def ps_restart(everything: bool, parallel: int, app: str | None, process: str | 
     """Replace an app's processes, or its web ones, by new ones; of another type, restart the containers themselves, one after the other."""
     if process in (None, "web"):
         return each_app(app, everything, functools.partial(restart, process=process or ""), parallel, "ps:restart")
-    if everything:
-        raise UsageError("A process type can be restarted for one app only", "leave --all out")
+    need(not everything, "A process type can be restarted for one app only", "leave --all out", UsageError)
     with locked(str(app), "ps:restart"):  # an app stands before its process type
-        if is_stopped(str(app)):
-            raise DokkuError(f"{app} is stopped; a single process type can't be started", f"dokku ps:start {app}   starts it")
+        need(not is_stopped(str(app)), f"{app} is stopped; a single process type can't be started", f"dokku ps:start {app}   starts it")
         for container in [row for row in require_processes(str(app), process) if row.id not in retiring(str(app))]:
             restart_container(container.id, int(property_of(container.app, "ps", "stop-timeout-seconds")))
 
@@ -5003,8 +4995,7 @@ def stop_or_start(everything: bool, parallel: int, app: str | None, process: str
     app = str(app)  # it stands before the process type
     if process not in (known := scale_of(app, read_current(app) or Release(app, 0))):
         raise DokkuError(f"{app} has no process type {process}", f"it has: {', '.join(sorted(known))}")
-    if not stop and is_stopped(app):
-        raise DokkuError(f"{app} is stopped; a single process type can't be started", f"dokku ps:start {app}   starts it")
+    need(stop or not is_stopped(app), f"{app} is stopped; a single process type can't be started", f"dokku ps:start {app}   starts it")
     return change_processes(app, purpose, app_folder(app) / "STOPPED_TYPES",
                             lambda kinds: [*(kind for kind in kinds if kind != process), *([process] if stop else [])])
 
@@ -5015,8 +5006,7 @@ def rebuild(caller: Caller, app: str | None = None, everything: bool | str = Fal
         """Deploy what the ref names; without one, the deploy branch."""
         branch = property_of(name, "git", "deploy-branch")
         commit = ref_of(name, f"{ref or (branch and f'refs/heads/{branch}') or 'HEAD'}^{{commit}}")
-        if commit == ZERO:
-            raise DokkuError(f"{name} has no commit {ref or branch}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
+        need(commit != ZERO, f"{name} has no commit {ref or branch}".rstrip() + " yet", f"git push dokku@SERVER:{name} main   sends one")
         deploy(name, commit, caller.name, "rebuild", bool(anew))
     each_app(app, bool(everything), rebuild_one, parallel, "ps:rebuild")
 
@@ -5408,8 +5398,7 @@ def service_destroy(force: bool, service: Service) -> None:
             raise DokkuError(f"The network of {service.name} is that of {', '.join(users)}, too", "take it from their network:set, or ENGINE:set, first")
         if not force:
             warn(f"This removes the {service.engine} service {service.name} and all its data. Type its name to go on:")
-            if sys.stdin.readline().strip() != service.name:
-                raise DokkuError("That is not the name; nothing was removed")
+            need(sys.stdin.readline().strip() == service.name, "That is not the name; nothing was removed")
         remove(service.folder / "service.json")
         drop_dead(service.folder)
     set_backups(service, schedule="") if backup_settings(service)["schedule"] else None
@@ -5942,8 +5931,7 @@ def access_check(name: str, words: list[str]) -> None:
     key, row = find_key(name), find_command(words[0]) if words else None
     need(row, "Name a command with its words", f"for example  dokku access:check {name} ps:restart blog", UsageError)
     caller = Caller(key.name, key.role, key.apps)
-    if is_over(key):
-        raise DokkuError(f"{key.name} may not: the key was for the time until {key.until}", f"dokku access:set {key.name} --until DAY   lets it in again")
+    need(not is_over(key), f"{key.name} may not: the key was for the time until {key.until}", f"dokku access:set {key.name} --until DAY   lets it in again")
     if not is_allowed(row, caller, read_words(row, words[1:], caller)):
         lacks = row.access.removesuffix("+") not in ROLES[key.role]
         raise DokkuError(f"{key.name} may not: {row.name} needs {row.access.removesuffix('+')}" + (f", which the role {key.role} lacks" if lacks else f"; the key is for {' '.join(key.apps) or 'apps'}"))
@@ -6256,8 +6244,7 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
         return
     if not deploys:
         return warn(f"{branch} is not the deploy branch ({wanted or 'main or master'}): stored, not deployed")
-    if new == ZERO:
-        raise DokkuError(f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
+    need(new != ZERO, f"{branch} is the deploy branch and can't be deleted", f"dokku apps:destroy {app}   removes the app")
     # git looks at these after the hook: what it would refuse then must not be live by then
     need(git(app, "cat-file", "-t", new, quarantine=True) == "commit", f"{branch} can't stand on a tag",
          f"push the commit that it names: git push dokku@SERVER:{app} 'TAG^{{}}:{ref}'")

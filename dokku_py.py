@@ -5162,6 +5162,12 @@ def change_suspended(app: str, id: str, verb: str) -> None:
 
 # --- checks ---
 
+def checks_facts(app: str) -> dict[str, str]:
+    """Say for which process types checks are off."""
+    modes = read_check_modes(app)
+    return {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none" for mode in ("disabled", "skipped")}
+
+
 def change_check_modes(app: str, types: list[str], mode: str) -> None:
     """Keep whether the checks of some process types, or of all, are on, skipped or off."""
     with locked(app, "checks"):
@@ -5198,6 +5204,13 @@ def change_resources(kind: str, app: str, process: str | None, clear: str = "", 
         kept = {key: amount for key, amount in read_resources(app).items() if not clear or key[0] != kind or process not in (None, key[1])}
         write_lines(app_folder(app) / "RESOURCES", [" ".join([*key, amount]) for key, amount in sorted({**kept, **new}.items())])
     return step(f"Kept; dokku ps:restart {app}   makes it take effect now")
+
+
+def resource_facts(app: str) -> dict[str, str]:
+    """Say what every process type may use."""
+    rows = read_resources(app)
+    kinds = sorted({process for _, process, _ in rows} | {"_default_"})
+    return {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for process in kinds for kind in ("limit", "reserve") for name in RESOURCES}
 
 
 # --- storage: folders that outlive releases and apps, and that several apps may share ---
@@ -5788,14 +5801,18 @@ def docker_options_list(app: str, process: str | None, phase: list[str]) -> list
     return [option for name, option in read_docker_options(app) if name in wanted]
 
 
+def docker_options_facts(app: str) -> dict[str, str]:
+    """Say which options of Docker an app has, by phase."""
+    rows = read_docker_options(app)
+    names = dict.fromkeys([*PHASES, *(name for name, _ in rows)])
+    return {f"docker-options-{name.replace('.', '-')}": " ".join(option for other, option in rows if other == name) for name in names}
+
+
 # What NOUN:report says of an app beside the properties of the noun.
 FACTS: dict[str, Callable[[str], dict[str, str]]] = {
-    "apps": apps_facts, "certs": certs_facts, "domains": domains_facts, "ps": ps_facts, "storage": storage_facts,
-    "checks": lambda app: {f"checks-{mode}-list": ",".join(kind for kind, other in modes.items() if other == mode) or "none"
-                           for modes in [read_check_modes(app)] for mode in ("disabled", "skipped")},  # the process types for which they are off
+    "apps": apps_facts, "certs": certs_facts, "checks": checks_facts, "docker-options": docker_options_facts, "domains": domains_facts, "ps": ps_facts,
+    "resource": resource_facts, "storage": storage_facts,
     "cron": lambda app: {"cron-task-count": str(len(jobs_of(app)))},
-    "docker-options": lambda app: {f"docker-options-{name.replace('.', '-')}": " ".join(option for other, option in rows if other == name)
-                                   for rows in [read_docker_options(app)] for name in dict.fromkeys([*PHASES, *(name for name, _ in rows)])},
     "git": lambda app: {"git-status": git(app, "log", "-1", "--format=%h %s", check=False), "git-sha": current.commit if (current := read_current(app)) else "",
                         "git-last-updated-at": current.at if current else ""},  # the commit that it runs
     "http-auth": lambda app: {"http-auth-enabled": str((app_folder(app) / "HTTP_AUTH").exists()).lower(),
@@ -5806,8 +5823,6 @@ FACTS: dict[str, Callable[[str], dict[str, str]]] = {
     "ports": lambda app: {"ports-map": " ".join(map(str, own_maps(app))), "ports-map-detected": " ".join(
         map(str, detected_maps(app, port_of(current) if (current := read_current(app)) else DEFAULT_PORT)))},  # what it has without any of its own
     "proxy": lambda app: {"proxy-enabled": str(is_proxied(app)).lower()},
-    "resource": lambda app: {f"resource-{process}.{kind}.{name}": rows.get((kind, process, name), "") for rows in [read_resources(app)]
-                             for process in sorted({process for _, process, _ in rows} | {"_default_"}) for kind in ("limit", "reserve") for name in RESOURCES},
 }
 
 

@@ -198,7 +198,7 @@ def test_a_key_that_is_known_keeps_its_limits_when_it_is_added_again(keys, monke
 
 def test_a_key_whose_time_is_up_may_nothing(keys, monkeypatch, capsys):
     words = ["ps:restart", "blog"]
-    monkeypatch.setattr(d, "now", lambda: "2026-03-04T00:00:00Z")
+    monkeypatch.setattr(d.time, "strftime", lambda form, *when: "2026-03-04")
     for until, allowed in (("2026-03-03", False), ("2026-03-04", True), ("2027-01-01", True), ("", True)):
         d.write_key(keys._replace(until=until))
         if allowed:

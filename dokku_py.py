@@ -89,6 +89,7 @@ BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGRO
 UNSET = -1  # a check's number that its author left open
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
+CRON_RUNS_KEPT = 10  # ended containers of a cron job, for their logs
 PUSH_SECONDS = 1800.0  # an image must have reached its registry within this
 START_SECONDS = 60.0  # a web process without checks of its own listens within this
 STAY_UP_SECONDS = 2.0  # a process without a port must stay up this long
@@ -1802,7 +1803,7 @@ def commit_archive(app: str, path: Path, message: str, author: Sequence[str], st
 # 9 Docker: images, containers, the network. `docker` is imported on first use (80 ms)
 
 OURS = {"com.dokku.managed-by": "dokku_py"}
-EMPTY_IMAGE = "dokku/empty:latest"
+EMPTY_IMAGE = "dokku-images/empty:latest"
 
 
 @functools.cache
@@ -1938,7 +1939,8 @@ def create_container(release: Release, dyno: str, *, config: Mapping[str, str] |
     client, phase, process_type = engine(), "run" if kind in ("run", "cron") else "deploy", dyno.rpartition(".")[0]
     words = [*docker_options_of(release.app, phase, process_type), *(f"--publish={port}" for port in published)]
     chosen, reach = translate_options(tuple(words)) if words else ({}, {})
-    log = {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": property_of(release.app, "logs", "max-size")}}
+    size = property_of(release.app, "logs", "max-size")
+    log = {"type": "json-file", "config": {**LOG_OPTIONS, "max-size": size} if size != "unlimited" else {}}
     host_config = client.create_host_config(init=property_of(release.app, "scheduler-docker-local", "init-process") == "true",
                                             log_config=log, **resource_limits(release.app, process_type), **host) | reach
     bound = [{"Type": "bind", "Source": str(storage_folder(row.source)), "Target": row.target, "ReadOnly": row.mode == "ro"}
@@ -2926,6 +2928,7 @@ def push_release(release: Release) -> None:
         step(f"Pushing {name}")
         known = inspect_image(name)
         try:
+            need(known.get("Id", release.image) == release.image, f"{name} is the name of another image on this server")
             tag_as(release.image, name)
             with logins_of(release.app) as environment:
                 run([docker_command(), "push", "--quiet", name], env=environment, timeout=PUSH_SECONDS)
@@ -5103,10 +5106,10 @@ def builds_cancel(app: str) -> None:
 
 def clean_up(app: str) -> None:
     """Remove the old images of an app, its one-offs that ended, and what killed commands left."""
-    keep_images(app)
-    drop_images(app, 0)
     for container in [row for row in one_offs(app) if row.state in ("exited", "dead")]:  # one that is just made does not run yet
         remove_container(container.id)
+    keep_images(app)  # only now: an image that a container uses keeps its name
+    drop_images(app, 0)
 
 
 def repo_gc(app: str) -> None:
@@ -5139,9 +5142,12 @@ def cron_list(style: str, app: str) -> None:
 
 
 def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
-    """Run a cron job of an app now; cron itself calls this. The container stays until its time is up, for run:logs."""
+    """Run a cron job of an app now; cron itself calls this. The last containers stay until their time is up, for run:logs."""
     job = require_job(app, id)
-    going = [row for row in containers_of(app, "cron") if row.running and row.dyno == f"cron.{id}"]
+    runs = sorted((row for row in containers_of(app, "cron") if row.dyno == f"cron.{id}"), key=lambda row: row.created)
+    for container in [row for row in runs if row.state == "exited"][:-CRON_RUNS_KEPT]:
+        remove_container(container.id)
+    going = [row for row in runs if row.running]
     if going and job.concurrency == "forbid":
         raise DokkuError(f"{going[0].name} still runs, and the job's concurrency policy is forbid",
                          f"dokku run:stop --container {going[0].name}   ends it", os.EX_TEMPFAIL)
@@ -5720,8 +5726,7 @@ def logs(tail: bool, quiet: bool, lines: int, process: str | None, app: str) -> 
     """Print the last lines of an app's processes in the order they came; -t goes on, over deploys, until you leave."""
     if tail:
         return follow_logs(app, process, lines, quiet)
-    if not (found := select_processes(app, process)):
-        raise DokkuError(f"{app} has no process {process or ''} to read from".replace("  ", " "), f"dokku ps:report {app}   shows what runs")
+    found = require_processes(app, process)
     rows: list[tuple[str, str, str]] = []
     for row in found:
         try:
@@ -5776,7 +5781,7 @@ def follow_logs(app: str, process: str | None, lines: int, quiet: bool) -> None:
 def change_docker_options(app: str, verb: str, processes: list[str] | None, caller: Caller, phases: list[str] | None = None,
                           words: list[str] | None = None) -> None:
     """Add an option of docker build or docker run to phases of an app, of some process types or all, or take one away; without words, every one."""
-    option = parse_docker_option(" ".join(words)) if words is not None else ""
+    option = "" if words is None else parse_docker_option(words[0] if len(words) == 1 else shlex.join(words))
     if verb == "add" and re.fullmatch(r"(?:-e|--env|--build-arg)(?:[ =][^=]*)?", option):  # docker would take what whoever deploys has in his environment
         raise UsageError(f"{shown(option)} gives no value", "write for example  -e LEVEL=debug")
     with locked(app, "docker-options"):
@@ -5849,7 +5854,7 @@ def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds
     number = time.time_ns() // 1000 % 10**9
     name = f"{app}.{kind}.{number}"
     create_container(current, dyno or f"run.{number}", config={**release_config(current), **extra}, kind=kind, name=name,
-                     command=["/bin/sh", "-c", single] if single else words, labels={"com.dokku.expires": str(int(uptime()) + seconds)},
+                     command=shell_command(app, single) if single else words, labels={"com.dokku.expires": str(int(uptime()) + seconds)},
                      options=terminal)
     return name
 
@@ -6131,7 +6136,8 @@ def prepare_as_root() -> None:
 
 def orphans() -> list[Container]:
     """List the containers of apps that are no more: something was killed while the app was destroyed."""
-    return [row for kind in ("deploy", "run", "release", "cron") for row in containers_of("", kind) if not app_exists(row.app)]
+    kinds = ("deploy", "run", "release", "cron") if (ROOT / "apps").is_dir() else ()  # a state tree that is away says nothing of any
+    return [row for kind in kinds for row in containers_of("", kind) if not app_exists(row.app)]
 
 
 def server_disagreements() -> Iterator[Disagreement]:

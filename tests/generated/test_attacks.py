@@ -215,7 +215,7 @@ def test_class_12_no_label_of_an_option_takes_the_place_of_ours(watched, monkeyp
                               "mine": "1"}
 
 
-@pytest.mark.parametrize("words", ["storage:mount blog /:/data", "storage:mount blog /etc/shadow:/x", "storage:mount blog ../../etc:/x", "storage:create x /etc", "ports:set blog http:22:5000", "ports:add blog https:999:1",
+@pytest.mark.parametrize("words", ["registry:set blog image-repo library/debian", "storage:mount blog /:/data", "storage:mount blog /etc/shadow:/x", "storage:mount blog ../../etc:/x", "storage:create x /etc", "ports:set blog http:22:5000", "ports:add blog https:999:1",
                                    "network:set blog attach-post-create host", "network:set blog bind-all-interfaces true", "network:create x", "nginx:set blog bind-address-ipv4 0.0.0.0",
                                    "nginx:set blog access-log-path /etc/passwd", "nginx:set blog trusted-proxies 0.0.0.0/0", "cron:set blog mailto root", "letsencrypt:set blog dns-provider exec"])
 def test_class_12_nor_are_places_of_the_host(watched, monkeypatch, words):

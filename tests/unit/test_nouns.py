@@ -300,3 +300,20 @@ def test_where_a_key_comes_from_is_said_as_sshd_reads_it(text, fine):
 def test_usage_says_what_to_type():
     assert d.short_usage(d.commands()["config:set"]).endswith("app|--global KEY=VALUE [KEY=VALUE ...]")
     assert "TYPE=COUNT" in d.short_usage(d.commands()["ps:scale"]) and "SCHEME:HOST-PORT:CONTAINER-PORT" in d.short_usage(d.commands()["ports:add"])
+
+
+@pytest.mark.parametrize("words", [["-e", 'J={"a":1}'], ["-e", "M=hello world"], ["-e M='hello world'"], ["--label", 'x="y"']])
+def test_an_option_keeps_its_words(tmp_path, monkeypatch, words):
+    monkeypatch.setattr(d, "ROOT", tmp_path)
+    d.make_folder(d.app_folder("blog"))
+    monkeypatch.setattr(d, "translate_options", lambda words: ({}, {}))
+    d.change_docker_options("blog", "add", None, d.Caller("root", local=True), ["deploy"], words)
+    [(phase, option)] = d.read_docker_options("blog")
+    assert d.shlex.split(option) == (words if len(words) > 1 else d.shlex.split(words[0]))
+
+
+def test_a_log_has_a_size_that_docker_takes():
+    assert [d.parser_named("log-size")(text) for text in ("20m", "1G", "unlimited")] == ["20m", "1g", "unlimited"]
+    for text in ("0", "20", "0m", "m"):
+        with pytest.raises(d.UsageError):
+            d.parser_named("log-size")(text)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 
 import dokku_py as d
 import pytest
@@ -560,3 +561,15 @@ def test_a_deploy_key_may_do_what_the_docs_list():
     may = {row.name for row in d.commands().values() if row.access == "deploy"}
     assert may == {"apps:lock", "apps:unlock", "git:sync", "git:from-archive", "git:from-image", "git:unlock", "ps:rebuild", "rebuild:force", "rollback",
                    "builds:cancel", "builds:prune", "repo:purge-cache", "tag:add", "tag:rm", "git-receive-pack", "git-upload-pack"}
+
+
+def test_a_push_takes_no_name_of_another_image(root, monkeypatch, capsys):
+    tagged = []
+    for key, value in (("push-on-release", "true"), ("image-repo", "library/debian"), ("push-extra-tags", "bookworm")):
+        d.write_property("one", "registry", key, value)
+    monkeypatch.setattr(d, "inspect_image", lambda name: {"Id": "sha256:other"} if name.endswith(":bookworm") else {})
+    monkeypatch.setattr(d, "run", lambda argv, **words: subprocess.CompletedProcess(argv, 0, b"", b""))
+    monkeypatch.setattr(d, "tag_as", lambda image, name: tagged.append(name))
+    monkeypatch.setattr(d, "untag_image", tagged.remove)
+    d.push_release(d.Release("one", 1, image="sha256:mine"))
+    assert tagged == [] and "docker.io/library/debian:bookworm is the name of another image" in capsys.readouterr().err

@@ -1008,3 +1008,48 @@ def test_what_is_made_can_be_read_by_others_whatever_the_umask(tmp_path):
               f"d.main = lambda words: d.make_folder(pathlib.Path({str(tmp_path)!r}) / 'pages') and 0\nd.front_door([])")
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
     assert stat.S_IMODE((tmp_path / "pages").stat().st_mode) == 0o755
+
+
+def test_a_clean_up_removes_containers_before_images(root, monkeypatch):
+    done = []
+    monkeypatch.setattr(d, "one_offs", lambda app: [container(state="exited")])
+    for name in ("keep_images", "drop_images", "remove_container"):
+        monkeypatch.setattr(d, name, lambda *words, name=name: done.append(name))
+    d.clean_up("blog")
+    assert done == ["remove_container", "keep_images", "drop_images"], "an image that a container uses keeps its name"
+
+
+def test_the_last_runs_of_a_cron_job_are_kept(root, live, monkeypatch):
+    removed = []
+    job = d.Job("@daily", "x")
+    d.write_current(release(jobs=(job,)))
+    d.write_release(release(jobs=(job,)), {})
+    rows = [container(f"cron.{job.id}", id=f"id-{number}", created=number, state="exited", running=False) for number in range(15)]
+    monkeypatch.setattr(d, "containers_of", lambda app="", kind="deploy": rows[::-1])
+    monkeypatch.setattr(d, "remove_container", removed.append)
+    monkeypatch.setattr(d, "create_one_off", lambda *words, **facts: "name")
+    monkeypatch.setattr(d, "attend", lambda argv: 0)
+    assert d.cron_run(False, 60, "blog", job.id) == 0
+    assert removed == [f"id-{number}" for number in range(5)]
+
+
+def test_a_state_tree_that_is_away_makes_no_orphans(root, monkeypatch):
+    d.make_folder(d.app_folder("other"))
+    monkeypatch.setattr(d, "containers_of", lambda app="", kind="deploy": [container()] if kind == "deploy" else [])
+    assert [row.app for row in d.orphans()] == ["blog"]
+    os.rename(root / "apps", root / "away")
+    assert d.orphans() == []
+
+
+def test_the_image_that_options_are_compared_in_is_no_app_s():
+    assert not d.EMPTY_IMAGE.startswith("dokku/")
+
+
+def test_an_entry_of_the_procfile_is_run_by_the_shell_of_the_app(root, live, monkeypatch):
+    seen = []
+    d.write_release(release(procfile={"migrate": "[[ a == a ]]"}), {})
+    d.write_property("blog", "scheduler", "shell", "/bin/bash")
+    monkeypatch.setattr(d, "ensure_network", lambda: None)
+    monkeypatch.setattr(d, "create_container", lambda *words, command, **facts: seen.append(command))
+    d.create_one_off("blog", {}, ["migrate"], 10)
+    assert seen[0][0] == "/bin/bash" and "[[ a == a ]]" in seen[0][-1]

@@ -1286,7 +1286,7 @@ def is_locked(path: Path) -> bool:
 
 def dead_pushes(app: str) -> list[Path]:
     """Find git's quarantine and locks in the repository of an app: killed pushes left them, when no push lives, arriving or waiting."""
-    return [path for pattern in ("objects/tmp_objdir-*", "*.lock", "refs/**/*.lock") for path in repository_of(app).glob(pattern)]
+    return [path for pattern in ("objects/tmp_objdir-*", "shallow_*", "*.lock", "refs/**/*.lock") for path in repository_of(app).glob(pattern)]
 
 
 def remove_dead_pushes(app: str) -> None:
@@ -1356,6 +1356,8 @@ def write_release(release: Release, config: Mapping[str, str], own: Mapping[str,
     if own is not None:
         write_text(brought_config(release), render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
+    if links := read_lines(app_folder(release.app) / "LINKS"):
+        write_lines(folder / "LINKS", links)
     write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0, "kept": {}})
 
 
@@ -2886,13 +2888,13 @@ def switch_to(release: Release) -> None:
         step("Switching to the new processes")
         on_leaving(signal.SIG_IGN)  # from here it is quicker to end well than to turn back
         workers = install_vhost(f"{release.app}.conf", vhost_text(release.app, release))
-    previous = read_current(release.app)
+    previous, watched = read_current(release.app), read_json(app_folder(release.app) / "PROBATION")  # a minder forgets it once another release is current
     write_current(release)
     keep_config(release)
     remove(app_folder(release.app) / "STOPPED")
     try:
         if previous and previous.number != release.number and property_of(release.app, "ps", "auto-rollback") == "true":
-            watched = read_json(app_folder(release.app) / "PROBATION")  # what is still watched itself is nothing to end at
+            # what is still watched itself is nothing to end at
             then = [watched["previous"], *watched.get("then", ())] if watched.get("release") == previous.number and watched["until"] > uptime() else []
             write_probation(release, [previous.number, *then])
         retire(release, workers)
@@ -3145,7 +3147,7 @@ def judge_probation(app: str) -> None:
             result = 0
         finally:  # each is tried once, and on record in events whatever comes of it
             remove(file)
-            if record.get("then") and not result:
+            if record.get("then"):  # where the first can't come up, what stays is watched for the next
                 write_probation(require_current(app), record["then"])
             record_event(Caller("dokku_py"), "rollback", app=app, result=result, seconds=time.monotonic() - began, note=f"{current.name}: {why}")
 
@@ -3313,17 +3315,19 @@ def rollback(app: str, number: int, by: str) -> None:
         raise DokkuError(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
     config, server, ran = release_config(old), read_config("--global"), release_config(require_current(app))
     later = {key: value for key, value in read_config(app).items() if ran.get(key) != value}  # set by --no-restart: on record nowhere else
-    own = {key: value for key, value in config.items() if server.get(key) != value} | later
-    with linked_again(app, own):
+    gone = {key for key in ran if key not in read_config(app) and server.get(key) != ran[key]}  # unset so
+    own = {key: value for key, value in config.items() if server.get(key) != value and key not in gone} | later
+    with linked_again(old, own):
         run_again(old, config, own, by, f"rollback to v{number}")
 
 
 @contextlib.contextmanager
-def linked_again(app: str, config: Mapping[str, str]) -> Iterator[None]:
-    """Bring back, with a config of before, the links that it was made with: who has a service's password was linked to it."""
+def linked_again(old: Release, config: Mapping[str, str]) -> Iterator[None]:
+    """Bring back, with an old release's config, the links that it was made with, while the services have the passwords that stand in it."""
+    app, had = old.app, [tuple(line.split()) for line in read_lines(release_folder(old.app, old.number) / "LINKS")]
     file, links = app_folder(app) / "LINKS", links_of(app)
     held = {(row.engine, row.name): f":{secret}@{row.container.replace('.', '-')}:" for row in services() if (secret := read_text(row.folder / "PASSWORD").strip())}
-    if lost := [row for row, address in held.items() if row not in links and any(address in value for value in config.values())]:
+    if lost := [row for row in had if row in held and row not in links and any(held[row] in value for value in config.values())]:
         write_lines(file, map(" ".join, [*links, *lost]))
     with put_back(lambda: write_lines(file, map(" ".join, links)) if lost and read_config(app) != config else None):
         yield
@@ -4541,7 +4545,7 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
                     raise DokkuError(f"{name}.{clash} belongs to {owners[f'{name}.{clash}']}", f"dokku domains:set {name} NAME   gives {name} another")
             with put_back(write_lines, ROOT / "VHOST", old):
                 write_lines(ROOT / "VHOST", wanted)
-                for name in [name for name in apps() if own_maps(name) and not is_by_name(name)]:  # what was shared by name is not any more
+                for name in [name for name in apps() if not is_by_name(name) and (own_maps(name) or property_of(name, "proxy", "proxy-port"))]:  # what was shared by name is not any more
                     require_ports(name, host_ports(name))
         return each_app(None, True, render_vhost, purpose="domains")
     with locked(app, "domains"), server_lock("domains"):
@@ -5610,7 +5614,7 @@ def service_backup(service: Service, where: str | None) -> None:
     with holding(service, "backup") as held:
         old = backup_settings(held)
         set_backups(held, where=where)
-        with put_back(set_backups, held, where=old["where"]):  # a place that never worked is not where the next one goes
+        with put_back(lambda: set_backups(held, where=old["where"]) if where else None):  # a place that never worked is not where the next one goes
             step(f"Backed up as {back_up(held)}")
 
 
@@ -6068,8 +6072,8 @@ def list_nouns() -> None:
     known = [name for name, row in sorted(commands().items()) if row.access not in ("hook", "local")]
     say(f"dokku_py {VERSION}: ssh dokku@SERVER NOUN:VERB ...   help NOUN, help NOUN:VERB and help --all say more\n")
     for noun in sorted({name.partition(":")[0] for name in known}):
-        verbs = " ".join(name.partition(":")[2] for name in commands_of(noun) if ":" in name and name in known)
-        say(textwrap.fill(verbs or commands()[noun].doc[0], 118, initial_indent=f"    {noun:22} ", subsequent_indent=" " * 27, break_on_hyphens=False))
+        words = [*([commands()[noun].doc[0]] if noun in known else []), *(name.partition(":")[2] for name in commands_of(noun) if ":" in name and name in known)]
+        say(textwrap.fill(" ".join(words), 118, initial_indent=f"    {noun:22} ", subsequent_indent=" " * 27, break_on_hyphens=False))
 
 
 def help_command(word: str | None, every: bool) -> None:
@@ -6207,7 +6211,7 @@ def boot() -> None:
         quarantine_vhosts()
     setup()
     mend_services()
-    each_app(None, True, lambda app: converge(app) if property_of(app, "ps", "restore") == "true" else None, CONVERGE_AT_ONCE)
+    each_app(None, True, lambda app: converge(app) if property_of(app, "ps", "restore") == "true" else under_lock("boot", render_vhost, app), CONVERGE_AT_ONCE)
 
 
 # --- internal: git ---
@@ -6269,7 +6273,9 @@ def receive_ref(app: str, new: str, ref: str, by: str) -> None:
     # git looks at these after the hook: what it would refuse then must not be live by then
     need(git(app, "cat-file", "-t", new, quarantine=True) == "commit", f"{branch} can't stand on a tag",
          f"push the commit that it names: git push dokku@SERVER:{app} 'TAG^{{}}:{ref}'")
-    need(git(app, "rev-list", "--count", new, "--not", "--all", quarantine=True, check=False), "That comes from a shallow clone, whose history git does not take",
+    ends = {line for path in repository_of(app).glob("shallow_*") for line in read_lines(path)}  # of the history that a push brings, while git works on it
+    coming = run(["git", f"--git-dir={repository_of(app)}", "rev-list", new, "--not", "--all"], env=git_environment(quarantine=True), check=False)
+    need(not coming.returncode and ends.isdisjoint(coming.stdout.decode().split()), "That comes from a shallow clone, whose history git does not take",
          "git fetch --unshallow   (GitHub Actions: fetch-depth: 0), then push again")
     deploy(app, new, by)
     write_property(app, "git", "deploy-branch", branch) if not wanted else None

@@ -94,6 +94,11 @@ def test_what_git_refuses_after_the_hook_never_goes_live(switch, tmp_path):
     assert done.returncode and "That comes from a shallow clone" in done.stderr, done.stderr
     assert len(switch.ok("releases").splitlines()) == 1
     assert switch.person.push(switch.work, switch.name, "main").returncode == 0
+    switch.write(more="3")  # what it stands on is on the server, as with most CI
+    assert sh("git", "clone", "-q", "--depth", "1", f"file://{switch.work}", tmp_path / "ci").returncode == 0
+    before, done = switch.ok("releases"), switch.person.push(tmp_path / "ci", switch.name, "main", "--force")
+    assert done.returncode and "That comes from a shallow clone" in done.stderr and switch.ok("releases") == before, done.stderr
+    assert switch.person.push(switch.work, switch.name, "main").returncode == 0
 
 
 def test_two_branches_in_one_push(switch):

@@ -268,3 +268,24 @@ def test_how_many_backups_are_kept_stays_with_another_schedule(service, monkeypa
     for words in (["0 3 * * *", "--keep", "30", "/srv/x"], ["0 4 * * *", "local"]):
         d.run_command(["postgres:backup-schedule", "db", *words], ROOT_CALLER)
     assert d.backup_settings(service) == {"schedule": "0 4 * * *", "where": "", "keep": "30"}
+
+
+def test_who_knows_a_password_is_not_linked_by_a_rollback(service, linkable):
+    for config in ({"X": ":secretpw@dokku-postgres-db:"}, {}):  # v2, v3
+        d.apply_config("blog", config, "dev", "config:set")
+    d.rollback("blog", 2, "dev")
+    assert d.links_of("blog") == []
+
+
+def test_a_backup_that_fails_leaves_where_somebody_sent_the_next(service, monkeypatch):
+    d.set_backups(service, where="s3:broken/x")
+
+    def back_up(held):
+        """Fail, after somebody named another place."""
+        d.set_backups(service, where="/mnt/good")
+        raise d.DokkuError("broken")
+    monkeypatch.setattr(d, "back_up", back_up)
+    for where, left in ((None, "/mnt/good"), ("/mnt/bad", "/mnt/good")):
+        with pytest.raises(d.DokkuError):
+            d.service_backup(service, where)
+        assert d.backup_settings(service)["where"] == left

@@ -532,9 +532,10 @@ def test_who_goes_back_to_his_name_takes_it_from_nobody(root, named, verb, domai
     assert d.named_domains("one") == ["one.example.org"]
 
 
-def test_without_global_domains_no_two_apps_listen_on_one_port(root, named):
+@pytest.mark.parametrize("how", ["maps", "proxy-port"])
+def test_without_global_domains_no_two_apps_listen_on_one_port(root, named, how):
     for app in ("one", "two"):
-        d.write_lines(root / "apps" / app / "PORTS", ["http:8080:5000"])
+        d.write_lines(root / "apps" / app / "PORTS", ["http:8080:5000"]) if how == "maps" else d.write_property(app, "proxy", how, "8080")
     with pytest.raises(d.DokkuError, match="8080 is used by"):
         d.change_domains("--global", "clear")
     assert d.read_lines(root / "VHOST") == ["example.com"]

@@ -143,7 +143,8 @@ def test_too_little_disk_is_refused(monkeypatch):
         d.require_disk()
 
 
-def test_the_live_release_stays_on_record_however_many_failed_since(root):
+def test_the_live_release_stays_on_record_however_many_failed_since(root, monkeypatch):
+    monkeypatch.setattr(d, "untag_image", lambda name: None)
     for number in (1, 2, 3, 4):
         d.write_release(release(number=number, image=""), {})
         d.mark_release("blog", number, "failed") if number > 2 else None
@@ -187,6 +188,7 @@ def test_an_image_of_several_releases_counts_once_and_one_that_served_too_long_a
 
 
 def test_the_release_that_a_probation_would_go_back_to_stays_on_record(root, monkeypatch):
+    monkeypatch.setattr(d, "untag_image", lambda name: None)
     for number in (1, 2, 3, 4, 5):
         d.write_release(release(number=number, image=""), {})
     d.write_current(release(number=5, image=""))
@@ -1053,3 +1055,45 @@ def test_an_entry_of_the_procfile_is_run_by_the_shell_of_the_app(root, live, mon
     monkeypatch.setattr(d, "create_container", lambda *words, command, **facts: seen.append(command))
     d.create_one_off("blog", {}, ["migrate"], 10)
     assert seen[0][0] == "/bin/bash" and "[[ a == a ]]" in seen[0][-1]
+
+
+def test_a_way_back_that_fails_is_not_the_last(watched, monkeypatch):
+    d.apply_config("blog", {"A": "1"}, "me", "config:set A")
+    real = d.rollback
+
+    def rollback(app, number, by):
+        """Go back, but not to 5."""
+        if number == 5:
+            raise d.DokkuError("v5 is not healthy")
+        real(app, number, by)
+    monkeypatch.setattr(d, "rollback", rollback)
+    with pytest.raises(d.DokkuError):
+        watched()
+    assert watched()[0] == "i4"
+
+
+def test_a_minder_that_looks_during_the_switch_takes_no_way_back(watched, monkeypatch):
+    real = d.keep_config
+    monkeypatch.setattr(d, "keep_config", lambda release: (real(release), d.judge_probation("blog")))
+    d.apply_config("blog", {"A": "1"}, "me", "config:set A")
+    monkeypatch.setattr(d, "keep_config", real)
+    assert watched() == ("i5", 4)
+
+
+def test_a_rollback_keeps_what_was_unset_for_later(watched):
+    for config in ({"SECRET": "1", "A": "1"}, {"SECRET": "1", "A": "2"}):
+        d.apply_config("blog", config, "me", "config:set")
+    d.write_config("blog", {"A": "2"})  # config:unset --no-restart SECRET
+    d.rollback("blog", 6, "me")
+    assert d.read_config("blog") == {"A": "1"}
+
+
+def test_boot_renders_the_vhost_of_an_app_that_it_does_not_start(root, monkeypatch):
+    for name in ("prepare_as_root", "setup", "mend_services", "quarantine_vhosts", "remove_strays"):
+        monkeypatch.setattr(d, name, lambda *words: None)
+    for app, restore in (("one", "true"), ("two", "false")):
+        d.write_property(app, "ps", "restore", restore)
+    for name in ("converge", "render_vhost"):  # in processes of their own
+        monkeypatch.setattr(d, name, lambda app, name=name: (root / f"{name}.{app}").touch())
+    d.boot()
+    assert {path.name for path in root.glob("*.*")} == {"converge.one", "render_vhost.two"}

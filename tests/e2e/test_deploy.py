@@ -158,7 +158,7 @@ def test_config_reaches_the_app_without_a_build_and_a_bad_one_is_not_kept(app):
     assert sh(*DOCKER, "inspect", "-f", "{{.Image}}", f"{app.name}.web.1").stdout == image
     assert app.ok("config:get", "GREETING") == 'it is "so"\n'
     done = app.person.ssh("config:set", app.name, "PATH=/nowhere")
-    assert done.returncode == 1 and "not fit" in done.stderr
+    assert done.returncode == 1 and "not healthy" in done.stderr
     done = app.person.ssh("config:set", app.name, "PORT=abc")
     assert done.returncode == 1 and "which is not a port" in done.stderr
     assert app.ok("config:keys").split() == ["EMPTY", "GREETING"]

@@ -142,17 +142,17 @@ def test_a_network_that_cannot_be_joined_rejects_the_push(switch, admin):
     switch.assert_untouched()
 
 
-def test_a_hundred_networks(admin):
+def test_more_networks_than_docker_has_pools(admin):
     """Docker's own address pools end at about thirty."""
     prefix = f"t{uuid.uuid4().hex[:6]}-"
-    names = [f"{prefix}{number}" for number in range(100)]
+    names = [f"{prefix}{number}" for number in range(45)]
     try:
         for name in names:
             done = sh("dokku", "network:create", name)
             assert done.returncode == 0, done.stderr
         assert {name for name in admin.ok("--quiet", "network:list").split() if name.startswith(prefix)} == set(names)
         pools = json.loads("[" + ",".join(docker("network", "inspect", "--format", "{{json .IPAM.Config}}", *names).splitlines()) + "]")
-        assert len({pool[0]["Subnet"] for pool in pools}) == 100
+        assert len({pool[0]["Subnet"] for pool in pools}) == len(names)
     finally:
         for name in names:
             sh("dokku", "network:destroy", name)

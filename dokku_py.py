@@ -87,6 +87,8 @@ TICK_SECONDS = 300  # tick runs each minute; after this many seconds without it 
 CGROUPS = Path("/sys/fs/cgroup")  # version 1 of them has a folder for memory
 BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGROUPS / "memory").is_dir() else "docker/buildkit/memory.max")
 UNSET = -1  # a check's number that its author left open
+ASK_AGAIN_SECONDS = 3600  # a registry that gave no image is asked for it again after this
+NOT_FOR_BUILDS = ("CPATH", "GIT_DIR", "HOME", "LD_PRELOAD", "LIBRARY_PATH", "PATH")  # config vars that would keep a build from its own tools
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
 CRON_RUNS_KEPT = 10  # ended containers of a cron job, for their logs
@@ -2625,6 +2627,7 @@ def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Rele
                            static=web == "exec serve-static" and not own, collects="DISABLE_COLLECTSTATIC" not in merged_config(app),
                            apt=[word for line in peek(tree, "Aptfile").splitlines() if not line.lstrip().startswith(("#", ":"))
                                 for word in line.partition(" #")[0].split() if re.fullmatch(r"[a-z0-9][a-z0-9+.-]*(=[A-Za-z0-9+.~:_-]+)?", word)],
+                           changed="-".join(str(path.stat().st_mtime_ns) for path in map(config_file, ("--global", app)) if path.exists()),
                            cache=f"{app}-{read_text(app_folder(app) / 'CREATED').strip()}-{read_text(app_folder(app) / 'CACHE').strip()}")
 
 
@@ -2640,6 +2643,9 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
         if language:
             release, text = plan_build(release, tree, language, mark)
             write_text(beside / "Dockerfile", text)
+            config = {key: value for key, value in merged_config(release.app).items() if key not in NOT_FOR_BUILDS}  # read after its time: never older
+            write_text(beside / "config", CONFIG_STYLES["exports"](config) + "\n", secret=True)
+            options.append(f"--secret=id=config,src={beside / 'config'}")
         else:
             step(f"Building {release.app} {release.name} from its Dockerfile")
             named = re.findall(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)", read_tree_file(tree, mark), re.MULTILINE | re.IGNORECASE)

@@ -78,6 +78,41 @@ def test_django_migrates_in_release_and_collects_its_static_files(new_app, admin
         admin.ok("storage:destroy", app.name, "--destroy-host-dir", "--force")
 
 
+def test_a_build_has_the_config_and_runs_anew_after_a_change_of_it(new_app):
+    """What the app's code bakes is the app's; we ourselves put no value into a layer."""
+    app = new_app(APPS / "vite")
+    change(app, "main.js", '"Hello from Vite"', "import.meta.env.VITE_WORD")
+    app.ok("apps:create")
+    app.ok("config:set", "--no-restart", "VITE_WORD=baked-first")
+    app.deploy()
+    for word in ("baked-first", "baked-then"):
+        if word == "baked-then":
+            app.ok("config:set", "--no-restart", f"VITE_WORD={word}")
+            again = ran(app.ok("rebuild"))
+            assert "npm run build" in again and "npm ci" not in again
+        script, = re.findall(r'src="(/assets/[^"]+[.]js)"', app.get()[1])
+        assert word in app.get(script)[1]
+        assert "baked-" not in docker("history", "--no-trunc", f"dokku/{app.name}:latest")
+    assert "npm run build" not in ran(app.ok("rebuild"))
+
+
+def test_collectstatic_runs_with_the_config(new_app):
+    app = new_app(APPS / "django")
+    change(app, "blog/settings.py", 'os.environ.get("SECRET_KEY", "only for the build")', 'os.environ["SECRET_KEY"]')
+    app.ok("apps:create")
+    app.ok("config:set", "--no-restart", "SECRET_KEY=known-to-the-app", "DATABASE=/tmp/db")
+    assert "1 static file copied" in app.deploy()
+    assert "known-to-the-app" not in docker("history", "--no-trunc", f"dokku/{app.name}:latest")
+
+
+def test_the_build_of_a_node_app_has_what_its_installing_has(new_app):
+    package = {"name": "x", "scripts": {"build": "test -s /run/secrets/ca && test $NODE_ENV = production"}}
+    server = "require('http').createServer((_, answer) => answer.end('built')).listen(process.env.PORT)\n"
+    app = only(new_app(APPS / "static"), **{"package.json": json.dumps(package), "server.js": server})
+    app.deploy()
+    assert app.get() == (200, "built")
+
+
 class Proxy(http.server.BaseHTTPRequestHandler):
     """Carries bytes to the host that a CONNECT names, and notes its name."""
 

@@ -309,8 +309,8 @@ def test_what_a_list_refers_to_in_the_tree_is_there_when_it_is_installed(tmp_pat
 
 
 @pytest.mark.parametrize("files, words", [
-    ({"package.json": NODE % (', "build": "tsc", "heroku-postbuild": "y"', ""), "package-lock.json": "{}"}, "npm run heroku-postbuild\n"),
-    ({"package.json": NODE % (', "build": "tsc"', ""), "package-lock.json": "{}"}, "npm run build\n"),
+    ({"package.json": NODE % (', "build": "tsc", "heroku-postbuild": "y"', ""), "package-lock.json": "{}"}, 'NODE_ENV="${NODE_ENV:-production}" npm run heroku-postbuild\n'),
+    ({"package.json": NODE % (', "build": "tsc"', ""), "package-lock.json": "{}"}, 'NODE_ENV="${NODE_ENV:-production}" npm run build\n'),
     ({"package.json": NODE % ("", ', "packageManager": "pnpm@10.1.0"'), "pnpm-lock.yaml": PNPM}, "pnpm@10\n"),
     ({"package.json": NODE % ("", ', "packageManager": "pnpm@11.0.0"'), "pnpm-lock.yaml": PNPM}, "pnpm@10\n"),
     ({"package.json": NODE % ("", ""), "pnpm-lock.yaml": PNPM, "pnpm-workspace.yaml": "onlyBuiltDependencies:\n"}, "pnpm@10\n"),

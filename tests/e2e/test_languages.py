@@ -250,6 +250,20 @@ def test_static_files_have_clean_names_a_page_for_what_is_missing_and_keep_what_
     assert app.get("/app.json")[0] == app.get("/.env")[0] == 404
 
 
+LARAVEL = "location / {\n    try_files $uri $uri/ /index.php?$query_string;\n}\n"  # as Heroku's own pages show them
+SYMFONY = """location / {
+    try_files $uri @rewriteapp;
+}
+location @rewriteapp {
+    rewrite ^(.*)$ /index.php/$1 last;
+}
+location ~ ^/index\\.php(/|$) {
+    try_files @heroku-fcgi @heroku-fcgi;
+    internal;
+}
+"""
+
+
 def test_php_has_rewriting_or_nginx_as_the_procfile_says(new_app):
     app = new_app(APPS / "php")
     app.deploy()
@@ -258,6 +272,11 @@ def test_php_has_rewriting_or_nginx_as_the_procfile_says(new_app):
     app.deploy(Procfile="web: vendor/bin/heroku-php-nginx public/\n")
     assert app.get("/some/page?x=1") == (200, "Hello from PHP, memory 77M, path /some/page")
     assert "php-fpm" in docker("top", f"{app.name}.web.1")
+    app.ok("config:set", "WEB_CONCURRENCY=1")
+    assert app.get("/some/page")[0] == 200, "php-fpm starts with one process too"
+    for rules in (LARAVEL, SYMFONY):
+        app.deploy(Procfile="web: vendor/bin/heroku-php-nginx -C rules.conf public/\n", **{"rules.conf": rules})
+        assert app.get("/some/page?x=1") == (200, "Hello from PHP, memory 77M, path /some/page")
 
 
 FAILURES = {

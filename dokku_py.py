@@ -2533,9 +2533,14 @@ def image_for(name: str, version: str) -> str:
     if name == "debian":
         return make_image(name)
     wanted, source = IMAGES[name][0].format(version), property_of("--global", "images", "source")
-    own = own_image(name) if source == "auto" and not inspect_image(wanted) else ""  # so that a registry is asked once, not by each push
-    if source != "debian" and not own and (inspect_image(wanted) or pull_image(wanted)):
-        return wanted
+    own = own_image(name) if source == "auto" and not inspect_image(wanted) else ""
+    fits, asked = f"{own.rpartition(':')[2]}.".startswith(f"{version}."), ROOT / "images" / f"asked-{wanted.replace('/', '_')}"
+    if not fits and not (asked.exists() and time.time() - asked.stat().st_mtime < ASK_AGAIN_SECONDS):
+        own = ""  # a registry is asked once an hour, not by each push
+    if source != "debian" and not own:
+        if inspect_image(wanted) or pull_image(wanted):
+            return wanted
+        write_text(asked, "")
     if source == "hub":
         raise DokkuError(f"{wanted} is not on this server and can't be pulled", "is there such a version? dokku images:set source auto   lets this host's packages stand in")
     own = own or make_image(name)
@@ -2569,7 +2574,9 @@ def look_up(tree: Path, name: str, pattern: str) -> str:
 
 def version_of(language: Language, tree: Path) -> tuple[str, str]:
     """Give the version that a tree asks for and the file that says so; where it sets a bound only, the usual one when that is higher."""
-    for name, pattern in language.versions:
+    for name, pattern, *exact in language.versions:
+        if exact and (found := re.match(r"['\"]?(?:ruby-|=? *v?)(\d{1,4}(?:\.\d{1,4}){1,2})(?:\.x)?(?=['\") ]|$)", look_up(tree, name, pattern).strip())):
+            return found[1], name
         usual = [int(part) for part in language.version.split(".")]
         bounds = [(sign if number.count(".") < len(usual) else sign.replace("<", "<="), [int(part) for part in number.split(".")[:len(usual)]])
                   for sign, number in re.findall(r"([<>]?=?)[=^~ ]*v?(\d{1,4}(?:\.\d{1,4})*)", re.sub(r"~>(?=\s*\d+\.\d+\.\d)", "", look_up(tree, name, pattern)))]
@@ -2609,7 +2616,7 @@ def plan_build(release: Release, tree: Path, name: str, mark: str) -> tuple[Rele
                            if (said := look_up(tree, file, says)) or not says), ("", ""))
     step(f"Building {app} {release.name}: {language.title} ({mark}); another way: a Dockerfile, or dokku builder:set {app} selected {'|'.join(languages())}")
     if language.versions:
-        detail(f"version {version}{f' of {where}' if where else ''}; another: {' '.join(dict.fromkeys(file for file, _ in language.versions))}")
+        detail(f"version {version}{f' of {where}' if where else ''}; another: {' '.join(dict.fromkeys(file for file, *_ in language.versions))}")
     own = release.procfile.get("web") or property_of(app, "ps", "start-cmd")
     if not own and not web and scale_of(app, release)["web"]:
         raise DokkuError(f"There is no web process: no Procfile names one, and nothing that starts one was found for {language.title}",

@@ -21,9 +21,9 @@ APPS_OF = {
              ("src/server.ts", "Hello from", "Changed in"), "Changed in Express, compiler here: false"),
     "site": ("vite", "<main></main>", ["Node (package-lock.json", "web: exec serve-static   (a site that is built, package.json)"], ("index.html", "A site", "Changed"), "<title>Changed</title>"),
     "php": ("php", "Hello from PHP, memory 77M, path /", ["PHP (composer.json", "web: exec heroku-php-apache2 public/"], ("src/Greeting.php", "Hello from", "Changed in"), "Changed in PHP"),
-    "ruby": ("ruby", "Hello from Ruby", ["Ruby (Gemfile"], ("server.rb", "Hello from", "Changed in"), "Changed in Ruby"),
+    "ruby": ("ruby", "Hello from Ruby, UTF-8", ["Ruby (Gemfile"], ("server.rb", "Hello from", "Changed in"), "Changed in Ruby"),
     "go": ("go", "Hello from Go", ["Go (go.mod)", "version 1.19 of go.mod", "web: exec bin/web"], ("main.go", "Hello from", "Changed in"), "Changed in Go"),
-    "java": ("java", "Hello from Java", ["Java (pom.xml)", "version 17 of pom.xml", "-jar app.jar"], ("src/main/java/Hello.java", "Hello from", "Changed in"), "Changed in Java"),
+    "java": ("java", "Hello from Java, UTF-8", ["Java (pom.xml)", "version 17 of pom.xml", "-jar app.jar"], ("src/main/java/Hello.java", "Hello from", "Changed in"), "Changed in Java"),
     "static": ("static", "<h1>Hello, static</h1>", ["static files (index.html)"], ("index.html", "Hello", "Changed"), "<h1>Changed, static</h1>"),
 }
 
@@ -204,17 +204,29 @@ LOCKED = {  # the tool: the files that its app has, under which names, and the s
 }
 
 
+def locked(tool):
+    """Give the files of the app that a tool has."""
+    index, storage = PyPI.simple_url.rstrip("/"), f"https://{PyPI.file_storage_domain}"
+    return {name: (APPS / "locked" / file).read_text().replace("{INDEX}", index).replace("{FILES}", storage) for name, file in LOCKED[tool][0].items()}
+
+
 @pytest.mark.parametrize("tool", LOCKED)
 def test_a_lock_file_is_installed_by_its_tool_once(new_app, tool):
     files, install, answer = LOCKED[tool]
-    index, storage = PyPI.simple_url.rstrip("/"), f"https://{PyPI.file_storage_domain}"
-    texts = {name: (APPS / "locked" / file).read_text().replace("{INDEX}", index).replace("{FILES}", storage) for name, file in files.items()}
-    app = only(new_app(APPS / "static"), **texts)
+    app = only(new_app(APPS / "static"), **locked(tool))
     assert install in ran(app.deploy())
     assert app.get() == (200, answer)
     change(app, list(files)[-1], '"Hello"', '"Changed"')
     assert install not in ran(app.deploy())
     assert app.get() == (200, answer.replace("Hello", "Changed"))
+
+
+def test_uv_takes_the_python_of_the_image_whatever_the_tree_is_pinned_to(new_app):
+    texts = locked("uv")
+    scripts = '\n[project.scripts]\nx = "app:main"\n'  # so that the whole tree is there when it is installed
+    app = only(new_app(APPS / "static"), **{**texts, "pyproject.toml": texts["pyproject.toml"] + scripts, ".python-version": "3.11.99\n"})
+    app.deploy()
+    assert app.get() == (200, "Hello python")
 
 
 def test_a_procfile_alone_builds_and_a_dockerfile_wins_unless_the_builder_is_selected(new_app):
@@ -413,4 +425,4 @@ def test_rebuild_takes_cached_layers_and_rebuild_force_does_not(new_app):
     app.ok("repo:purge-cache")
     assert "bundle install" in ran(app.ok("rebuild"))
     assert "bundle install" not in ran(app.ok("rebuild"))
-    assert app.get() == (200, "Hello from Ruby")
+    assert app.get() == (200, "Hello from Ruby, UTF-8")

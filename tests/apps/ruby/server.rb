@@ -2,12 +2,13 @@
 require "socket"
 
 GREETING = "Hello from Ruby"
+answer = "#{GREETING}, #{Encoding.default_external}"
 $stdout.sync = true
 server = TCPServer.new("0.0.0.0", ENV.fetch("PORT").to_i)
 loop do
   Thread.new(server.accept) do |client|
     line = client.gets until line == "\r\n" || client.eof?
-    client.write "HTTP/1.1 200 OK\r\nContent-Length: #{GREETING.length + 1}\r\nConnection: close\r\n\r\n#{GREETING}\n"
+    client.write "HTTP/1.1 200 OK\r\nContent-Length: #{answer.length + 1}\r\nConnection: close\r\n\r\n#{answer}\n"
     client.close
   end
 end

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import tarfile
+import time
 
 import pytest
 
@@ -315,10 +316,109 @@ def test_what_a_list_refers_to_in_the_tree_is_there_when_it_is_installed(tmp_pat
     ({"package.json": NODE % ("", ', "packageManager": "pnpm@11.0.0"'), "pnpm-lock.yaml": PNPM}, "pnpm@10\n"),
     ({"package.json": NODE % ("", ""), "pnpm-lock.yaml": PNPM, "pnpm-workspace.yaml": "onlyBuiltDependencies:\n"}, "pnpm@10\n"),
     ({"package.json": NODE % ("", ""), "pnpm-lock.yaml": PNPM, "pnpm-workspace.yaml": "packages:\n"}, "pnpm@9\n"),
+    ({"Gemfile": "gem 'b'\n", "Procfile": "web: x"}, "COPY --chown=10001:10001 . .\nCOPY --from=dependencies --chown=10001:10001 /app/Gemfile.loc[k] ./\n"),
+    ({"Gemfile": "gem 'b'\n", "Procfile": "web: x"}, " BUNDLE_GLOBAL_GEM_CACHE=true\nWORKDIR"), ({"Gemfile": "gem 'b'\n", "Procfile": "web: x"}, "ENV HOME=/app LANG=C.UTF-8\n"),
+    *(({"Gemfile": f"gem 'rails'\ngem '{name}'\n", "Gemfile.lock": "x"}, "rails assets:precompile") for name in ("sass-rails", "sassc-rails", "importmap-rails", "propshaft")),
+    *(({"Procfile": "web: x", **files}, "--no-install-recommends git &&") for files in (
+        {"requirements.txt": "b @ git+https://example.com/b\n"}, {"requirements.txt": "-r requirements/a.txt\n", "requirements/a.txt": "git+https://example.com/b\n"},
+        {"pyproject.toml": 'dependencies = ["b @ git+https://example.com/b"]\n'}, {"uv.lock": 'source = { git = "https://example.com/b" }\n'},
+        {"poetry.lock": 'type = "git"\n'}, {"Pipfile": 'b = {git = "https://example.com/b"}\n'})),
+    ({"composer.json": "{}", "Procfile": "web: heroku-php-nginx"}, "docker-php-ext-install -j2 bcmath exif gd intl "), ({"gradlew": "x", "Procfile": "web: x"}, "--no-daemon build -x check &&"),
+    ({"package.json": NODE % (', "build": "next build"', ', "dependencies": {"next": "15"}'), "package-lock.json": "{}"}, "/next,target=/app/.next/cache "),
+    ({"uv.lock": "x", "Procfile": "web: x"}, " UV_PYTHON=/opt/venv/bin/python "),
     ({"go.mod": "module a\n"}, "/etc/ssl/certs/ca-certificates.crt"), ({"bin/x": "x"}, "--no-install-recommends ca-certificates")])
 def test_what_a_dockerfile_of_a_language_says(tmp_path, monkeypatch, files, words):
     d.write_property("blog", "builder", "selected", "" if len(files) > 1 or "go.mod" in files else "procfile")
     assert words in dockerfile_of(tmp_path / "tree", monkeypatch, files)
+
+
+@pytest.mark.parametrize("files", [{"uv.lock": "x"}, {"requirements.txt": "flask\n"}, {"Gemfile": "gem 'b'\n", "Gemfile.lock": "x"}])
+def test_what_only_some_need_is_not_installed_for_all(tmp_path, monkeypatch, files):
+    text = dockerfile_of(tmp_path / "tree", monkeypatch, files)
+    assert "recommends git &&" not in text and "Gemfile.loc[k] ./\nUSER" not in text and "/next" not in text
+
+
+BUILT = [{"package.json": NODE % (', "build": "x"', ""), "package-lock.json": "{}"}, {"package.json": NODE % (', "postinstall": "x"', ""), "package-lock.json": "{}"},
+         {"gradlew": "x"}, {"pom.xml": "x"}, {"go.mod": "module a\n"}, {"requirements.txt": "", "manage.py": "django", "a/settings.py": "STATIC_ROOT = 1"},
+         {"Gemfile": "gem 'rails'\ngem 'propshaft'\n", "Gemfile.lock": "x"}]
+
+
+@pytest.mark.parametrize("files", BUILT)
+def test_a_step_that_runs_code_of_the_app_has_its_config_and_runs_anew_after_a_change_of_it(tmp_path, monkeypatch, files):
+    config = d.config_file("blog")
+    texts = []
+    for word in ("first", "second"):
+        d.write_config("blog", {"WORD": word})
+        os.utime(config, ns=(0, len(texts)))
+        texts.append(dockerfile_of(tmp_path / "tree", monkeypatch, files))
+    before, after = re.split("CONFIG_CHANGED=0\n", texts[0], maxsplit=1)
+    assert "RUN --mount" in after.split("\nFROM ", 1)[0] and "--mount=type=secret,id=config,uid=10001 . /run/secrets/config && " in after
+    assert texts[1].startswith(before) and texts[1] == texts[0].replace("CONFIG_CHANGED=0", "CONFIG_CHANGED=1") and "first" not in texts[0]
+
+
+def test_a_step_that_installs_from_lists_has_the_config_and_does_not_run_anew(tmp_path, monkeypatch):
+    text = dockerfile_of(tmp_path / "tree", monkeypatch, {"requirements.txt": "flask\n"})
+    assert re.search("id=config,uid=10001 . /run/secrets/config && pip install", text) and "CONFIG_CHANGED" not in text
+
+
+def test_the_config_of_a_build_is_quoted_and_holds_nothing_that_would_lead_it_to_other_tools(tmp_path, monkeypatch):
+    """It is a file of ours alone, gone after the build; no value stands on a command line."""
+    seen, config = {}, {"WORD": "it's $(touch x) `y`\n\"\\", "EMPTY": "", "PATH": "/nowhere", "LD_PRELOAD": "x.so"}
+
+    def stream(argv, env):
+        path = d.Path(next(word for word in argv if word.startswith("--secret=id=config,")).partition("src=")[2])
+        shell = ["env", "-i", "sh", "-c", '. "$0" && printf "%s" "$WORD" && printf "/%s/%s" "${EMPTY-none}" "${LD_PRELOAD-none}"', path]
+        seen.update(path=path, mode=path.stat().st_mode & 0o777, argv=" ".join(argv), word=subprocess.run(shell, capture_output=True, text=True, check=True).stdout)
+        d.write_text(d.Path(next(word for word in argv if word.startswith("--iidfile=")).partition("=")[2]), "sha256:1")
+    d.write_text(tmp_path / "tree/index.html", "x")
+    d.make_folder(d.app_folder("blog"))
+    d.write_config("blog", config)
+    for name, given in (("stream", stream), ("lent_settings", lambda secrets: []), ("logins_of", lambda app: contextlib.nullcontext({})),
+                        ("inspect_image", lambda image: {"Config": {}}), ("image_for", lambda name, version: name)):
+        monkeypatch.setattr(d, name, given)
+    d.build_image(d.Release("blog", 1), tmp_path / "tree")
+    assert seen["word"] == config["WORD"] + "//none" and seen["mode"] == 0o600 and "touch" not in seen["argv"] and not seen["path"].exists()
+
+
+@pytest.mark.parametrize("name, line", [("build.gradle", "languageVersion = JavaLanguageVersion.of(17)"), ("build.gradle.kts", "languageVersion.set(JavaLanguageVersion.of(17))"),
+                                        ("build.gradle.kts", "jvmToolchain(17)"), ("build.gradle", "languageVersion = JavaLanguageVersion.of( '17' )")])
+def test_the_version_that_gradle_names(tmp_path, name, line):
+    (tmp_path / name).write_text(f"java {{ toolchain {{ {line} }} }}\n")
+    assert d.version_of(d.languages()["java"], tmp_path) == ("17", name)
+
+
+@pytest.mark.parametrize("jars", [{"build/libs/x.jar": 10, "build/libs/x-all.jar": 99}, {"api/target/api-1.jar": 10, "web/target/web 1.jar": 99}])
+def test_of_several_jars_the_largest_is_started(tmp_path, monkeypatch, jars):
+    step = dockerfile_of(tmp_path / "tree", monkeypatch, {"gradlew": "x"}).partition("build -x check && \\\n")[2].partition("\nFROM ")[0]
+    for name, size in jars.items():
+        d.write_text(tmp_path / "app" / name, "x" * size)
+    subprocess.run(["sh", "-c", step], cwd=tmp_path / "app", check=True)
+    assert jars[str((tmp_path / "app/app.jar").readlink())] == 99
+
+
+def test_a_registry_that_gave_no_image_is_asked_again_after_an_hour(monkeypatch):
+    """Until then an image of this host's packages stands in, unless it is of the version that is wanted: then it always does."""
+    asked, here, own = [], set(), []
+
+    def pull(name):
+        asked.append(name)
+        here.update([name] if reached else [])
+        return reached
+
+    def make(name):
+        own.append(f"dokku-images/{name}:3.11.2")
+        return own[0]
+    for name, given in (("pull_image", pull), ("inspect_image", lambda name: {"Id": "x"} if name in here else {}), ("own_image", lambda name: "".join(own[:1])), ("make_image", make)):
+        monkeypatch.setattr(d, name, given)
+    reached = False
+    assert [d.image_for("python", "3.13") for _ in range(3)] == ["dokku-images/python:3.11.2"] * 3
+    assert asked == ["python:3.13-slim"] and len(own) == 1
+    reached = True
+    assert d.image_for("python", "3.13") == d.image_for("python", "3.11") == own[0] and d.image_for("python", "3.12") == "python:3.12-slim"
+    now = time.time()
+    monkeypatch.setattr(d.time, "time", lambda: now + 3601)
+    assert d.image_for("python", "3.11") == own[0] and d.image_for("python", "3.13") == "python:3.13-slim"
+    assert asked == ["python:3.13-slim", "python:3.12-slim", "python:3.13-slim"]
 
 
 @pytest.mark.parametrize("line, told", [("getaddrinfo EAI_AGAIN registry.yarnpkg.com", False), ("error TS2304: Cannot find name", False),

@@ -335,6 +335,7 @@ class Job(NamedTuple):
     schedule: str
     command: str
     concurrency: str = "allow"
+    maintenance: bool = False  # cron leaves it alone
 
     @property
     def id(self) -> str:
@@ -750,7 +751,8 @@ def parse_app_json(app_json: Mapping[str, Any]) -> tuple[dict[str, int], dict[st
                                      for key, default in (("schedule", ""), ("command", ""), ("concurrency_policy", "allow")))
         if not SCHEDULE.fullmatch(schedule) or not command or "\n" in command:
             raise DokkuError(f"app.json: {shown(schedule)} {shown(command)} is not a cron job", 'for example  {"schedule": "0 3 * * *", "command": "./clean"}')
-        jobs.append(Job(schedule, command, one_of("allow", "forbid", "replace")(policy.lower())))
+        paused = isinstance(row, dict) and row.get("maintenance") is True
+        jobs.append(Job(schedule, command, one_of("allow", "forbid", "replace")(policy.lower()), paused))
     return formation, {key: command for key, command in found.items() if command}, tuple(jobs)
 
 
@@ -2663,8 +2665,9 @@ def build_image(release: Release, tree: Path, anew: bool = False) -> Release:
             with logins_of(release.app) as environment:
                 stream([docker_command(), "build", f"--iidfile={beside / 'id'}", *options, "--", str(tree)], env=environment)
         except ToolFailed as error:  # its last lines say most
-            lines = re.findall(r"^#\d+ [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
-            said = "\n".join(["The build failed. Its last lines:", *(line[:300] for line in lines[-12:])])
+            number, why = (re.findall(r"^#(\d+) ERROR: (.*)", error.output, re.M) or [(r"\d+", "")])[-1]  # of the step that failed
+            lines = re.findall(rf"^#{number} [\d.]+ (.*\S)", error.output, re.M) or error.output.splitlines()
+            said = "\n".join(["The build failed. Its last lines:", *(line[:300] for line in [*lines[-12:], *filter(None, [why])])])
             raise DokkuError(said, likely_cause(error.output)) from None
         image = read_text(beside / "id").strip()
     remove(purged) if read_text(purged) == asked else None  # else it was asked for again meanwhile
@@ -2685,6 +2688,8 @@ def read_tree(release: Release, whole: Path) -> tuple[Release, Path]:
     named = property_of(release.app, "builder", "build-dir")
     if not (whole / named).is_dir() or not (tree := (whole / named).resolve()).is_relative_to(whole.resolve()):
         raise DokkuError(f"There is no folder {named} in the tree", f"dokku builder:set {release.app} build-dir   sets it back")
+    for name in [name for name in ("nginx.conf.sigil", ".buildpacks", "project.toml") if (tree / name).is_file()]:
+        warn(f"{name} is dokku's, and not used here: see docs/server.md")
     app_json = parse_json_object(read_tree_file(tree, property_of(release.app, "app-json", "appjson-path")) or "{}", "app.json")
     formation, scripts, jobs = parse_app_json(app_json)
     lines = [] if formation else map(str.strip, read_tree_file(tree, "DOKKU_SCALE").splitlines())  # `type=count` a line
@@ -2885,8 +2890,9 @@ def run_predeploy(release: Release) -> Release:
 def switch_to(release: Release) -> None:
     """Start a release, check it, point nginx at it, record it, retire the old; or throw its processes away."""
     wanted, known = wanted_dynos(release), retiring(release.app)
-    if any(row.id in known and release.has(row) and row.dyno in wanted for row in containers_of(release.app)):
-        release = release._replace(restart=release.restart + 1, kept={})  # scaled down a moment ago, and up again
+    if anew := {row.process_type for row in containers_of(release.app) if row.id in known and release.has(row) and row.dyno in wanted}:
+        kept = {kind: release.incarnation_of(f"{kind}.1") for kind in scale_of(release.app, release) if kind not in anew}
+        release = release._replace(restart=release.restart + 1, kept=kept)  # scaled down a moment ago, and up again
     ended: list[Container] = []
     with put_back(turn_back, release, ended):
         for container in [row for row in containers_of(release.app) if row.running and not release.has(row)
@@ -2963,7 +2969,7 @@ def render_crontab() -> None:
     with server_lock("cron"):
         jobs = [{"app": app, "schedule": job.schedule, "id": job.id, **{key: property_of(app, "cron", key) for key in ("mailto", "mailfrom")}}
                 for app in apps() if not is_stopped(app) and property_of(app, "cron", "maintenance") == "false"
-                for job in jobs_of(app).values() if SCHEDULE.fullmatch(job.schedule) and job.id not in read_lines(app_folder(app) / "CRON_SUSPENDED")]
+                for job in jobs_of(app).values() if SCHEDULE.fullmatch(job.schedule) and not job.maintenance and job.id not in read_lines(app_folder(app) / "CRON_SUSPENDED")]
         minute = int(digest_of(os.uname().nodename)[:8], 16) % 1440  # each server at another time of the day
         renews = any((ROOT / "acme" / "apps").glob("*")) and not (ROOT / "acme" / "NO_CRON").exists()
         backups = [(service, schedule) for service in services() if SCHEDULE.fullmatch(schedule := backup_settings(service)["schedule"])]
@@ -3324,7 +3330,8 @@ def run_again(old: Release, config: Mapping[str, str], own: Mapping[str, str], b
 
 def rollback(app: str, number: int, by: str) -> None:
     """Make a new release with an old one's image and config."""
-    if not (old := read_release(app, number)) or not old.image or not inspect_image(old.image):
+    need(old := read_release(app, number), f"{app} has no release v{number}", f"dokku releases {app}   lists them")
+    if not old.image or not inspect_image(old.image):
         raise DokkuError(f"{app} has no image of v{number} any more", f"dokku releases {app}   lists what can be rolled back to")
     config, server, ran = release_config(old), read_config("--global"), release_config(require_current(app))
     later = {key: value for key, value in read_config(app).items() if ran.get(key) != value}  # set by --no-restart: on record nowhere else
@@ -3377,6 +3384,8 @@ def stop_processes(app: str) -> None:
 def start_app(app: str) -> None:
     """Start a stopped app: its processes are checked before nginx forwards to them."""
     current = require_current(app)
+    for kind in read_lines(app_folder(app) / "STOPPED_TYPES"):
+        warn(f"{kind} stays stopped; dokku ps:start {app} {kind}   starts it")
     if is_stopped(app) and merged_config(app) != release_config(current):
         return restart(app)  # it was changed meanwhile
     with put_back(lambda: stop_processes(app) if is_stopped(app) else None):
@@ -3749,13 +3758,18 @@ def drop_dead(folder: Path) -> None:
 # Backups: a restic repository for each service, with its settings beside it; both outlive the service.
 
 
+def require_passphrase(service: Service, where: str) -> None:
+    """Refuse a place for backups beside this server while no passphrase is set."""
+    need(not where or (backup_home(service) / "passphrase").exists(), "No passphrase is set, and nothing leaves this server unencrypted",
+         f"dokku {service.engine}:backup-set-encryption {service.name}   reads one from standard input")
+
+
 def restic(service: Service, *words: str, check: bool = True, target: Path | None = None) -> Any:
     """Run restic on a service's repository; passphrase and keys come from 0600 files. What it prints may go to a file."""
     home, where = make_folder(backup_home(service), 0o700), backup_settings(service)["where"]
     keys = parse_environment(read_text(home / "bucket"))
     secret = home / ("passphrase" if where else "key")  # what stays on this server is encrypted by a key of its own
-    if not secret.exists() and where:
-        raise DokkuError("No passphrase is set, and nothing leaves this server unencrypted", f"dokku {service.engine}:backup-set-encryption {service.name}   reads one from standard input")
+    require_passphrase(service, where)
     if not secret.exists():
         write_text(secret, os.urandom(16).hex() + "\n", secret=True)
     repository = where if ":" in where or where.startswith("/") else f"s3:{keys.get('ENDPOINT', 's3.amazonaws.com')}/{where}" if where else str(home / "repository")
@@ -4051,7 +4065,8 @@ def find_command(word: str) -> Command | None:
     if instead := next((hint for refused, hint in read_table("refused.tsv") if refused == noun or (refused == verb and "-" in verb)), ""):
         raise DokkuError(f"{word} is not part of this product", instead)
     import difflib
-    close = difflib.get_close_matches(word, commands(), 1)
+    harmless = [name for name in commands() if not re.search(":(destroy|delete|remove|clear|purge)", name) or name.endswith(f":{verb}")]
+    close = difflib.get_close_matches(word, [name for name in harmless if name.startswith(f"{noun}:")], 1) or difflib.get_close_matches(word, harmless, 1, 0.8)
     raise UsageError(f"{shown(word)} is not a dokku command", f"did you mean {close[0]}?" if close else "dokku help   lists all")
 
 
@@ -4308,6 +4323,7 @@ def apps_clone(skip_deploy: bool, ignore: bool, app: str, new: str) -> None:
         duplicate_app(app, new, skip_deploy, ["DOMAINS", "REDIRECTS", *([] if shares else ["PORTS", "proxy.proxy-port"]), "ssh_key", "docker", "CERTIFICATE", "letsencrypt.dns"])
     step(f"Cloned {app} to {new}")
     say_lines(f"       Both see the data in {storage_folder(row.source)}" for row in mounts_of(new))
+    say_lines(f"       Both use the {engine_name} service {name}" for engine_name, name in links_of(new))
     for file, command in (("ssh_key", "ssh:install"), ("docker", "registry:login")):
         detail(f"What {command} gave {app} stays there; dokku {command} {new}   gives the clone its own") if (app_folder(app) / file).exists() else None
 
@@ -4528,6 +4544,7 @@ def change_config(app: str, change: Callable[[dict[str, str]], dict[str, str]], 
     with locked(app, reason):
         remove_strays(app)
         config = change(read_config(app))
+        step(f"{reason} on {app}")
         return write_config(app, config) if no_restart or config == read_config(app) else apply_config(app, config, caller.name, reason)
 
 
@@ -4562,12 +4579,15 @@ def change_domains(app: str, verb: str, domains: Sequence[str] = ()) -> None:
                     require_ports(name, host_ports(name))
         return each_app(None, True, render_vhost, purpose="domains")
     with locked(app, "domains"), server_lock("domains"):
+        for domain in set(domains) - set(named_domains(app)) if verb == "remove" else ():
+            warn(f"{app} has no domain {domain}")
         domains = changed(named_domains(app), verb, domains)
         refuse_claimed(app, [*(domains or [f"{app}.{domain}" for domain in read_lines(ROOT / "VHOST")]), *redirects_of(app)])
         if verb == "remove" and not domains and is_by_name(app) and read_lines(ROOT / "VHOST") and not read_lines(app_folder(app) / "DOMAINS"):
             raise DokkuError(f"{app} has no domains other than its name under each global one", f"dokku domains:set {app} NAME   gives it another, domains:disable {app} none")
         with served_with(app, app_folder(app) / "DOMAINS"):
-            return write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
+            write_lines(app_folder(app) / "DOMAINS", dict.fromkeys(domains))
+        step(f"{app} answers as {' '.join(domains_of(app)) or 'nothing but its port'}")
 
 
 def refuse_claimed(app: str, domains: Sequence[str]) -> None:
@@ -4593,6 +4613,8 @@ def change_redirects(app: str, verb: str, source: str = "", target: str = "", co
         if verb == "set" and re.split("[:/]", target.rpartition("://")[2])[0] in {**old, source: ""}:
             raise DokkuError(f"{target} is itself redirected", f"dokku redirect {app}   lists what is")
         need(own or not rows, f"{app} has no domain", f"dokku domains:add {app} NAME   gives it one")
+        if both := set(rows) & set(named_domains(app)):
+            raise DokkuError(f"{min(both)} is a domain of {app}", f"dokku domains:remove {app} {min(both)}   first: then it can be redirected")
         write_lines(app_folder(app) / "REDIRECTS", [" ".join(row) for row in rows.items()])
         refuse_claimed(app, [*named_domains(app), *redirects_of(app)])
 
@@ -4936,8 +4958,9 @@ def ps_scale(skip_deploy: bool, style: str, app: str, counts: list[tuple[str, in
     """Print how many of each process type run, or set it; --skip-deploy only writes it down."""
     current = read_current(app)
     if not counts:
-        wanted = scale_of(app, current) if current else read_scale(app)
-        return say_json(wanted) if style == "json" else say_table([[f"{kind}:", str(count)] for kind, count in sorted(wanted.items())] or [[""]])
+        wanted, stopped = scale_of(app, current) if current else read_scale(app), read_lines(app_folder(app) / "STOPPED_TYPES")
+        rows = [[f"{kind}:", str(count), "(stopped)" if kind in stopped else ""] for kind, count in sorted(wanted.items())]
+        return say_json(wanted) if style == "json" else say_table(rows or [[""]])
     for kind in [kind for kind, count in counts if count and current and kind not in scale_of(app, current)]:
         warn(f"{app} has no process type {kind} yet; a Procfile may name it")
     return change_processes(app, "ps:scale", app_folder(app) / "SCALE", lambda lines: [
@@ -5083,7 +5106,9 @@ def rollback_command(app: str, word: str | None, caller: Caller) -> None:
         current = read_current(app)
         earlier = [other for other in release_numbers(app) if current and other < current.number and release_status(app, other, current) == "replaced"]
         need(earlier or number is not None, f"{app} has no earlier release", f"dokku releases {app}   lists them")
-        rollback(app, earlier[-1] if number is None else number, caller.name)
+        target = earlier[-1] if number is None else number
+        rollback(app, target, caller.name)
+        milestone(f"Rolled back to v{target}, as {require_current(app).name}")
 
 
 # --- builds ---
@@ -5151,7 +5176,7 @@ def require_job(app: str, identity: str) -> Job:
 def cron_list(style: str, app: str) -> None:
     """List the cron jobs of an app."""
     suspended = read_lines(app_folder(app) / "CRON_SUSPENDED")
-    rows = [{"id": job.id, "schedule": job.schedule, "command": job.command, "concurrency": job.concurrency, "suspended": str(job.id in suspended).lower(),
+    rows = [{"id": job.id, "schedule": job.schedule, "command": job.command, "concurrency": job.concurrency, "suspended": str(job.maintenance or job.id in suspended).lower(),
              "last-run": read_text(app_folder(app) / "cron" / job.id).strip()} for job in jobs_of(app).values()]
     if style == "json":
         return say_json(rows)
@@ -5618,6 +5643,7 @@ def service_upgrade(service: Service, confirm: bool, anew: bool, **given: Any) -
 def set_backups(service: Service, **changes: Any) -> None:
     """Keep how a service is backed up: schedule, where, keep. The place `local` is the repository on this server."""
     changes |= {"where": ""} if changes.get("where") == "local" else {}
+    require_passphrase(service, changes.get("where") or "")
     write_json(backup_home(service) / "settings.json", {**backup_settings(service), **{key: str(value) for key, value in changes.items() if value is not None}})
     render_crontab()
 
@@ -5866,7 +5892,8 @@ def create_one_off(app: str, extra: Mapping[str, str], words: list[str], seconds
     """Create the container of a one-off and give its name; `tick` removes it after that many seconds, ended or not."""
     current = require_current(require_app(app))
     need(words, "Name the command to run", f"for example  dokku run {app} ls -la", UsageError)
-    single = current.procfile.get(words[0], words[0] if " " in words[0] else "") if len(words) == 1 else ""
+    entry = current.procfile.get(words[0], words[0] if " " in words[0] and len(words) == 1 else "")
+    single = " ".join([entry, *map(shlex.quote, words[1:])]) if entry else ""
     ensure_network()
     number = time.time_ns() // 1000 % 10**9
     name = f"{app}.{kind}.{number}"

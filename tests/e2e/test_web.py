@@ -193,6 +193,17 @@ def test_what_clients_send_as_forwarded_never_reaches_the_app(live):
     assert "X_Own: kept" not in headers_seen(live, ("X_Own", "kept"))
 
 
+@pytest.mark.parametrize("kind, count, packed", [("application/json", 20000, True), ("text/css", 20000, True), ("application/json", 100, False), ("image/png", 20000, False)])
+def test_text_is_compressed_for_those_who_take_it(live, kind, count, packed):
+    for accepted in (True, False):
+        connection = http.client.HTTPConnection("127.0.0.1", 80, timeout=60)
+        connection.request("GET", f"/as/{kind}/{count}", headers={"Host": live.host, **({"Accept-Encoding": "gzip"} if accepted else {})})
+        answer = connection.getresponse()
+        assert (answer.getheader("Content-Encoding") == "gzip", len(answer.read()) < count) == (packed and accepted, packed and accepted)
+        assert not packed or answer.getheader("Vary") == "Accept-Encoding"
+        connection.close()
+
+
 def test_a_connection_is_upgraded_with_and_without_kept_connections(live):
     def echo():
         with socket.create_connection(("127.0.0.1", 80), 60) as client:

@@ -93,6 +93,7 @@ def test_links_are_those_of_the_config_that_is_live(service, monkeypatch, live):
 
 
 def test_where_backups_go_is_changed_and_put_back_under_the_lock(service, monkeypatch):
+    d.write_text(d.backup_home(service) / "passphrase", "x\n")
     seen, real = [], d.set_backups
 
     def set_backups(held, **changes):
@@ -264,6 +265,7 @@ def test_the_network_of_a_service_that_others_are_in_stays(service):
 
 
 def test_how_many_backups_are_kept_stays_with_another_schedule(service, monkeypatch):
+    d.write_text(d.backup_home(service) / "passphrase", "x\n")
     monkeypatch.setattr(d, "become_owner", lambda path: None)
     for words in (["0 3 * * *", "--keep", "30", "/srv/x"], ["0 4 * * *", "local"]):
         d.run_command(["postgres:backup-schedule", "db", *words], ROOT_CALLER)
@@ -278,6 +280,7 @@ def test_who_knows_a_password_is_not_linked_by_a_rollback(service, linkable):
 
 
 def test_a_backup_that_fails_leaves_where_somebody_sent_the_next(service, monkeypatch):
+    d.write_text(d.backup_home(service) / "passphrase", "x\n")
     d.set_backups(service, where="s3:broken/x")
 
     def back_up(held):
@@ -289,3 +292,10 @@ def test_a_backup_that_fails_leaves_where_somebody_sent_the_next(service, monkey
         with pytest.raises(d.DokkuError):
             d.service_backup(service, where)
         assert d.backup_settings(service)["where"] == left
+
+
+def test_a_place_elsewhere_is_refused_while_no_passphrase_is_set(service):
+    with pytest.raises(d.DokkuError, match="No passphrase is set"):
+        d.set_backups(service, schedule="0 3 * * *", where="bucket/x")
+    assert d.backup_settings(service)["schedule"] == ""
+    d.set_backups(service, schedule="0 3 * * *", where="local")

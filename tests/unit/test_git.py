@@ -487,3 +487,24 @@ def test_the_hint_keeps_the_hosts_that_are_trusted_already(monkeypatch):
     with pytest.raises(d.DokkuError) as error:
         d.pinned("blog", "https://files.lan/x")
     assert "private-hosts git.lan files.lan " in error.value.hint
+
+
+def test_the_lines_of_the_step_that_failed_are_said_again(root, tmp_path, monkeypatch):
+    output = "#5 0.1 total 16\n#5 0.1 drwxr-xr-x 2 root\n#6 0.2 nope\n#5 DONE 0.3s\n#6 ERROR: executor failed running [/bin/sh -c false]: exit code: 1\n"
+
+    def stream(argv, **words):
+        """Fail as docker build does."""
+        raise d.ToolFailed(argv, 1, output)
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    d.make_folder(d.app_folder("blog"))
+    monkeypatch.setattr(d, "stream", stream)
+    with pytest.raises(d.DokkuError) as error:
+        d.build_image(d.Release("blog", 1), tmp_path)
+    assert error.value.message.splitlines() == ["The build failed. Its last lines:", "nope", "executor failed running [/bin/sh -c false]: exit code: 1"]
+
+
+def test_what_is_dokku_s_alone_is_told(root, tmp_path, capsys):
+    d.make_folder(d.app_folder("blog"))
+    (tmp_path / "nginx.conf.sigil").write_text("x")
+    d.read_tree(d.Release("blog", 1), tmp_path)
+    assert "nginx.conf.sigil is dokku's, and not used here" in capsys.readouterr().err

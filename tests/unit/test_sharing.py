@@ -574,3 +574,21 @@ def test_a_push_takes_no_name_of_another_image(root, monkeypatch, capsys):
     monkeypatch.setattr(d, "untag_image", tagged.remove)
     d.push_release(d.Release("one", 1, image="sha256:mine"))
     assert tagged == [] and "docker.io/library/debian:bookworm is the name of another image" in capsys.readouterr().err
+
+
+def test_a_domain_of_an_app_is_redirected_once_it_is_none_any_more(root, named):
+    d.change_domains("one", "set", ["one.example.org", "www.example.org"])
+    with pytest.raises(d.DokkuError, match="www.example.org is a domain of one"):
+        d.change_redirects("one", "set", "www.example.org", "one.example.org", "301")
+    d.change_domains("one", "remove", ["www.example.org"])
+    d.change_redirects("one", "set", "www.example.org", "one.example.org", "301")
+    assert list(d.redirects_of("one")) == ["www.example.org"]
+    with pytest.raises(d.DokkuError, match="www.example.org is redirected"):
+        d.change_domains("one", "add", ["www.example.org"])
+
+
+def test_what_is_not_removed_is_said(root, named, capsys):
+    d.change_domains("one", "set", ["one.example.org"])
+    d.change_domains("one", "remove", ["nope.example.org"])
+    said = capsys.readouterr()
+    assert "one has no domain nope.example.org" in said.err and said.out.count("one answers as one.example.org") == 2

@@ -1097,3 +1097,70 @@ def test_boot_renders_the_vhost_of_an_app_that_it_does_not_start(root, monkeypat
         monkeypatch.setattr(d, name, lambda app, name=name: (root / f"{name}.{app}").touch())
     d.boot()
     assert {path.name for path in root.glob("*.*")} == {"converge.one", "render_vhost.two"}
+
+
+def test_a_process_type_that_stays_stopped_is_told(root, live, monkeypatch, capsys):
+    for name in ("start_missing", "agree_networks", "render_vhost", "render_crontab", "name_current"):
+        monkeypatch.setattr(d, name, lambda *words: [])
+    d.write_lines(root / "apps/blog/STOPPED_TYPES", ["worker"])
+    d.write_lines(root / "apps/blog/SCALE", ["worker=2"])
+    d.start_app("blog")
+    assert "worker stays stopped; dokku ps:start blog worker" in capsys.readouterr().err
+    d.ps_scale(False, "text", "blog", [])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["web:", "1"], ["worker:", "2", "(stopped)"]]
+
+
+def test_a_type_that_comes_back_while_it_retires_replaces_no_other(root, live, monkeypatch):
+    switched = []
+    live[:] = [container("web.1"), container("worker.1")]
+    d.write_lines(root / "apps/blog/SCALE", ["worker=1"])
+    monkeypatch.setattr(d, "retiring", lambda app: {"id-worker.1"})
+    monkeypatch.setattr(d, "import_ahead", lambda name: None)
+    monkeypatch.setattr(d, "turn_back", lambda *words: None)
+
+    def start_missing(new):
+        """Note what is to run, and stop here."""
+        switched.append((new.restart, new.kept))
+        raise d.DokkuError("far enough")
+    monkeypatch.setattr(d, "start_missing", start_missing)
+    with pytest.raises(d.DokkuError, match="far enough"):
+        d.switch_to(d.read_current("blog"))
+    assert switched == [(1, {"web": "v3"})]
+
+
+def test_a_cron_job_may_be_paused_in_app_json(root, live, monkeypatch, capsys):
+    rows = [{"schedule": "@daily", "command": "one"}, {"schedule": "@daily", "command": "two", "maintenance": True}]
+    *_, jobs = d.parse_app_json({"cron": rows})
+    d.write_release(release(jobs=jobs), {})
+    d.cron_list("json", "blog")
+    assert [row["suspended"] for row in d.json.loads(capsys.readouterr().out)] == ["false", "true"]
+    rendered = []
+    monkeypatch.setattr(d, "output_of", lambda argv, **words: "")
+    monkeypatch.setattr(d, "run", lambda argv, **words: rendered.append(words.get("stdin")))
+    d.render_crontab()
+    assert jobs[0].id in str(rendered) and jobs[1].id not in str(rendered)
+
+
+def test_arguments_behind_an_entry_of_the_procfile_reach_it(root, live, monkeypatch):
+    seen = []
+    d.write_release(release(procfile={"task": "echo T"}), {})
+    monkeypatch.setattr(d, "ensure_network", lambda: None)
+    monkeypatch.setattr(d, "create_container", lambda *words, command, **facts: seen.append(command))
+    for words in (["task", "a b"], ["ls", "-la"], ["echo x"]):
+        d.create_one_off("blog", {}, words, 10)
+    assert "echo T 'a b'" in seen[0][-1] and seen[1] == ["ls", "-la"] and "echo x" in seen[2][-1]
+
+
+@pytest.mark.parametrize("number, words", [(99, "blog has no release v99"), (2, "blog has no image of v2 any more")])
+def test_what_can_t_be_rolled_back_to_is_said(root, live, number, words):
+    d.write_release(release(number=2, image=""), {})
+    with pytest.raises(d.DokkuError, match=words):
+        d.rollback("blog", number, "me")
+
+
+@pytest.mark.parametrize("word, hint", [("apps:crate", "did you mean apps:create?"), ("config:delete", "did you mean config:"), ("app:destroy", "did you mean apps:destroy?"),
+                                        ("logs:vector-start", "docs/server.md"), ("tags:deploy", "tag:add")])
+def test_no_other_command_that_removes_is_proposed(word, hint):
+    with pytest.raises(d.DokkuError) as error:
+        d.find_command(word)
+    assert hint in error.value.hint, error.value.hint

@@ -2,7 +2,7 @@
 #   At start:  SAYS=text (printed), CHATTER=lines, BOOT_SECONDS, EXIT_AT_START=code, BIND=address
 #   On TERM:   ends at once, requests in flight are lost; IGNORE_TERM=1 goes on; GRACEFUL=1 ends when the requests in flight are answered
 #   Paths:     / (GREETING)  /env/NAME  /print/TEXT  /slow/SECONDS/WORD  /status/CODE  /die  /eat (all memory)  /headers
-#              /health (UNHEALTHY)  /file/PATH  /stream/COUNT (lines, ten a second)  /socket (a websocket that echoes)
+#              /as/TYPE/COUNT (so many letters)  /health (UNHEALTHY)  /file/PATH  /stream/COUNT (lines, ten a second)  /socket (a websocket that echoes)
 use strict; use warnings; use Socket;
 $| = 1;
 socket(my $server, PF_INET, SOCK_STREAM, 0) or die $!;
@@ -53,7 +53,7 @@ while (1) {
     while (my $line = <$client>) { last if $line =~ /^\r?\n$/; $headers .= $line }
     read $client, my $given, $1 if $headers =~ /^Content-Length: (\d+)/mi;
     my ($word, $rest) = $path =~ m{^/([^/]*)/?(.*)};
-    my ($status, $body) = (200, ($ENV{GREETING} || 'Hello from dokku_py') . "\n");
+    my ($type, $status, $body) = ('', 200, ($ENV{GREETING} || 'Hello from dokku_py') . "\n");
     if    ($word eq 'env')     { ($status, $body) = defined $ENV{$rest} ? (200, $ENV{$rest}) : (404, "$rest is not set\n") }
     elsif ($word eq 'print')   { print "$rest\n" }
     elsif ($word eq 'slow')    { my ($seconds, $text) = split m{/}, $rest; select undef, undef, undef, $seconds; $body = "$text\n" x 100 if $text }
@@ -63,8 +63,9 @@ while (1) {
     elsif ($word eq 'headers') { $body = $headers }
     elsif ($word eq 'health')  { ($status, $body) = $ENV{UNHEALTHY} ? (500, "sick\n") : (200, "all well\n") }
     elsif ($word eq 'file')    { local $/; my $file; ($status, $body) = open($file, '<', "/$rest") ? (200, scalar <$file>) : (404, "no file\n") }
+    elsif ($word eq 'as')      { ($type, $body) = ("Content-Type: $1\r\n", 'x' x $2) if $rest =~ m{^(.+)/(\d+)$} }
     elsif ($word eq 'stream')  { stream($client, $rest); exit }
     elsif ($word eq 'socket')  { echo_frames($client, $headers =~ /^Sec-WebSocket-Key: (\S+)/mi); exit }
-    syswrite $client, "HTTP/1.1 $status OK\r\nContent-Length: " . length($body) . "\r\nConnection: close\r\n\r\n$body";
+    syswrite $client, "HTTP/1.1 $status OK\r\n${type}Content-Length: " . length($body) . "\r\nConnection: close\r\n\r\n$body";
     exit;
 }

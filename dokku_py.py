@@ -88,7 +88,7 @@ CGROUPS = Path("/sys/fs/cgroup")  # version 1 of them has a folder for memory
 BUILD_FENCE = CGROUPS / ("memory/docker/buildkit/memory.limit_in_bytes" if (CGROUPS / "memory").is_dir() else "docker/buildkit/memory.max")
 UNSET = -1  # a check's number that its author left open
 ASK_AGAIN_SECONDS = 3600  # a registry that gave no image is asked for it again after this
-NOT_FOR_BUILDS = ("CPATH", "GIT_DIR", "HOME", "LD_PRELOAD", "LIBRARY_PATH", "PATH")  # config vars that would keep a build from its own tools
+NOT_FOR_BUILDS = ("CPATH", "GIT_DIR", "HOME", "JAVA_TOOL_OPTIONS", "LD_PRELOAD", "LIBRARY_PATH", "PATH", "TMPDIR")  # config vars that would keep a build from its own tools
 IMAGES_KEPT = 5  # distinct images an app keeps to roll back to
 FAILURE_LINES = 50  # log lines shown when a process fails
 CRON_RUNS_KEPT = 10  # ended containers of a cron job, for their logs
@@ -1360,9 +1360,9 @@ def write_release(release: Release, config: Mapping[str, str], own: Mapping[str,
     if own is not None:
         write_text(brought_config(release), render_environment(own), secret=True)
     write_text(folder / "ENV", render_environment(config), secret=True)
-    if links := read_lines(app_folder(release.app) / "LINKS"):
-        write_lines(folder / "LINKS", links)
-    write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0, "kept": {}})
+    write_lines(folder / "LINKS", read_lines(app_folder(release.app) / "LINKS"))
+    write_json(folder / "release.json", {**release._asdict(), "checks": [check._asdict() for check in release.checks], "restart": 0, "kept": {},
+                                          "jobs": [job if job.maintenance else job[:3] for job in release.jobs]})  # as versions before read them
 
 
 def brought_config(release: Release) -> Path:
@@ -3074,7 +3074,7 @@ def mind_once(app: str, ending: dict[int, str], tidy: bool) -> bool:
             ending[fork_work(functools.partial(end_retired, app), line)] = line
     for child in [child for child in ending if os.waitpid(child, os.WNOHANG)[0]]:
         del ending[child]
-    judge_probation(app)
+    quietly(judge_probation, app)  # it is on record in events whatever comes of it
     retired = not read_lines(app_folder(app) / "RETIRING")
     if tidy or not retired or not app_exists(app):
         return tidy and retired
@@ -3346,8 +3346,8 @@ def linked_again(old: Release, config: Mapping[str, str]) -> Iterator[None]:
     """Bring back, with an old release's config, the links that it was made with, while the services have the passwords that stand in it."""
     app, had = old.app, [tuple(line.split()) for line in read_lines(release_folder(old.app, old.number) / "LINKS")]
     file, links = app_folder(app) / "LINKS", links_of(app)
-    held = {(row.engine, row.name): f":{secret}@{row.container.replace('.', '-')}:" for row in services() if (secret := read_text(row.folder / "PASSWORD").strip())}
-    if lost := [row for row in had if row in held and row not in links and any(held[row] in value for value in config.values())]:
+    held = {(row.engine, row.name): rf"(?://|:{re.escape(read_text(row.folder / 'PASSWORD').strip())}@){re.escape(row.container.replace('.', '-'))}:" for row in services()}
+    if lost := [row for row in had if row in held and row not in links and any(re.search(held[row], value) for value in config.values())]:
         write_lines(file, map(" ".join, [*links, *lost]))
     with put_back(lambda: write_lines(file, map(" ".join, links)) if lost and read_config(app) != config else None):
         yield
@@ -3384,7 +3384,7 @@ def stop_processes(app: str) -> None:
 def start_app(app: str) -> None:
     """Start a stopped app: its processes are checked before nginx forwards to them."""
     current = require_current(app)
-    for kind in read_lines(app_folder(app) / "STOPPED_TYPES"):
+    for kind in sorted(set(read_lines(app_folder(app) / "STOPPED_TYPES")) & set(scale_of(app, current))):
         warn(f"{kind} stays stopped; dokku ps:start {app} {kind}   starts it")
     if is_stopped(app) and merged_config(app) != release_config(current):
         return restart(app)  # it was changed meanwhile
@@ -5202,7 +5202,8 @@ def cron_run(detach: bool, seconds: int, app: str, id: str) -> int:
 
 def change_suspended(app: str, id: str, verb: str) -> None:
     """Keep a cron job from running, or let it run again."""
-    require_job(app, id)
+    job = require_job(app, id)
+    need(verb == "add" or not job.maintenance, f"app.json pauses {id}", 'take "maintenance": true out of it, and push')
     with locked(app, "cron"):
         write_lines(app_folder(app) / "CRON_SUSPENDED", dict.fromkeys(changed(read_lines(app_folder(app) / "CRON_SUSPENDED"), verb, [id])))
     render_crontab()

@@ -55,6 +55,7 @@ SEEN = {
     "client-header-timeout": ("12s", "client_header_timeout 12s;"),
     "client-max-body-size": ("13m", "client_max_body_size 13m;"),
     "error-log-path": ("off", "error_log /dev/null crit;"),
+    "gzip": ("off", "gzip off;"),
     "keepalive-timeout": ("14s", "keepalive_timeout 14s;"),
     "lingering-timeout": ("15s", "lingering_timeout 15s;"),
     "proxy-buffer-size": ("16k", "proxy_buffer_size 16k;"),
@@ -531,7 +532,7 @@ def put_custom(app, text):
 
 def test_a_file_of_the_administrator_is_part_of_the_vhost(switch):
     switch.deploy()
-    put_custom(switch, "location /own { return 200 'by hand'; }\n")
+    put_custom(switch, "gzip on;\nlocation /own { return 200 'by hand'; }\n")
     switch.ok("proxy:build-config")
     assert switch.get("/own") == (200, "by hand") and switch.get() == (200, HELLO_TEXT)
     switch.ok("nginx:set", "disable-custom-config", "true")

@@ -299,3 +299,17 @@ def test_a_place_elsewhere_is_refused_while_no_passphrase_is_set(service):
         d.set_backups(service, schedule="0 3 * * *", where="bucket/x")
     assert d.backup_settings(service)["schedule"] == ""
     d.set_backups(service, schedule="0 3 * * *", where="local")
+
+
+@pytest.mark.parametrize("engine, password, back", [("memcached", "secretpw", True), ("redis", "secretpw", True), ("redis", "another", False)])
+def test_a_link_comes_back_with_the_address_that_a_release_had(service, linkable, engine, password, back):
+    made = d.Service(engine, "cache", "x:1", "data.1")
+    d.write_service(made)
+    d.write_text(made.folder / "PASSWORD", "secretpw\n")
+    config, old = {"CACHE_URL": d.url_of(made)}, d.Release("blog", 7, image="x")
+    d.write_lines(d.app_folder("blog") / "LINKS", [f"{engine} cache"])
+    d.write_release(old, config)
+    d.write_lines(d.app_folder("blog") / "LINKS", [])
+    d.write_text(made.folder / "PASSWORD", f"{password}\n")
+    with d.linked_again(old, config):
+        assert d.links_of("blog") == ([(engine, "cache")] if back else [])

@@ -1164,3 +1164,34 @@ def test_no_other_command_that_removes_is_proposed(word, hint):
     with pytest.raises(d.DokkuError) as error:
         d.find_command(word)
     assert hint in error.value.hint, error.value.hint
+
+
+def test_a_record_of_jobs_is_read_by_versions_before(root):
+    jobs = (d.Job("@daily", "x"), d.Job("@daily", "y", maintenance=True))
+    d.write_release(release(jobs=jobs), {})
+    assert d.read_json(d.release_folder("blog", 3) / "release.json")["jobs"] == [["@daily", "x", "allow"], ["@daily", "y", "allow", True]]
+    assert d.read_release("blog", 3).jobs == jobs
+
+
+def test_a_job_that_app_json_pauses_is_not_resumed(root, live):
+    job = d.Job("@daily", "y", maintenance=True)
+    d.write_release(release(jobs=(job,)), {})
+    with pytest.raises(d.DokkuError, match="app.json pauses"):
+        d.change_suspended("blog", job.id, "remove")
+
+
+def test_a_judgement_that_fails_does_not_end_the_minder(root, live, monkeypatch):
+    def judge(app):
+        """Fail, as a rollback that does not come up."""
+        raise d.DokkuError("v5 is not healthy")
+    monkeypatch.setattr(d, "judge_probation", judge)
+    monkeypatch.setattr(d, "free_addresses", lambda *words: None)
+    assert d.mind_once("blog", {}, False)
+
+
+def test_a_type_that_is_no_more_is_not_named(root, live, monkeypatch, capsys):
+    for name in ("start_missing", "agree_networks", "render_vhost", "render_crontab", "name_current"):
+        monkeypatch.setattr(d, name, lambda *words: [])
+    d.write_lines(root / "apps/blog/STOPPED_TYPES", ["clock"])
+    d.start_app("blog")
+    assert capsys.readouterr().err == ""

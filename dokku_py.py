@@ -6113,7 +6113,8 @@ def list_nouns() -> None:
     known = [name for name, row in sorted(commands().items()) if row.access not in ("hook", "local")]
     say(f"dokku_py {VERSION}: ssh dokku@SERVER NOUN:VERB ...   help NOUN, help NOUN:VERB and help --all say more\n")
     for noun in sorted({name.partition(":")[0] for name in known}):
-        words = [*([commands()[noun].doc[0]] if noun in known else []), *(name.partition(":")[2] for name in commands_of(noun) if ":" in name and name in known)]
+        verbs = [name.partition(":")[2] for name in commands_of(noun) if ":" in name and name in known]
+        words = [*([commands()[noun].doc[0], *(["Also:"] if verbs else [])] if noun in known else []), *verbs]
         say(textwrap.fill(" ".join(words), 118, initial_indent=f"    {noun:22} ", subsequent_indent=" " * 27, break_on_hyphens=False))
 
 

@@ -1764,8 +1764,8 @@ def pinned(app: str, url: str) -> str:
         raise DokkuError(f"{url} can't be fetched: {host} has no address: {error}") from None
     for address in map(ipaddress.ip_address, (text.partition("%")[0] for text in found)):
         if not (getattr(address, "ipv4_mapped", None) or address).is_global:
-            hosts = " ".join([*property_of("--global", "git", "private-hosts").split(), host])
-            raise DokkuError(f"{host} is {address}, which belongs to this server or its network", f"dokku git:set --global private-hosts {hosts}   by an administrator lets apps fetch from it")
+            hosts, own = " ".join([*property_of(app, "git", "private-hosts").split(), host]), property_file(app, "git", "private-hosts").exists()
+            raise DokkuError(f"{host} is {address}, which belongs to this server or its network", f"dokku git:set {app if own else '--global'} private-hosts {hosts}   by an administrator lets apps fetch from it")
     addresses = ",".join(f"[{text}]" if ":" in text else text for text in found)
     return f"{host}:{port or {'http': 80, 'https': 443, 'git': 9418}[scheme]}:{addresses}"
 

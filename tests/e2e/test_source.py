@@ -90,7 +90,7 @@ def test_what_git_refuses_after_the_hook_never_goes_live(switch, tmp_path):
     assert done.returncode and "main can't stand on a tag" in done.stderr, done.stderr
     switch.write(more="1").write(more="2")
     assert sh("git", "clone", "-q", "--depth", "1", f"file://{switch.work}", tmp_path / "shallow").returncode == 0
-    done = switch.person.push(tmp_path / "shallow", switch.name, "main")
+    done = switch.person.push(tmp_path / "shallow", switch.name, "main", "--force")
     assert done.returncode and "That comes from a shallow clone" in done.stderr, done.stderr
     assert len(switch.ok("releases").splitlines()) == 1
     assert switch.person.push(switch.work, switch.name, "main").returncode == 0

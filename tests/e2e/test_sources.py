@@ -152,7 +152,7 @@ def test_nothing_inside_this_network_is_fetched_for_an_app(bare, leads, host):
     bare.person.ok("git:set", bare.name, "private-hosts", "elsewhere.example.com")
     for words in (("git:from-archive", bare.name, f"http://{host}:{leads.server_port}/x.tar"), ("git:sync", bare.name, f"http://{host}:{leads.server_port}/x.git")):
         refused = bare.person.refused(*words)
-        assert "belongs to this server or its network" in refused and f"private-hosts {host}" in refused, refused
+        assert "belongs to this server or its network" in refused and f"git:set {bare.name} private-hosts elsewhere.example.com {host}" in refused, refused
     assert leads.asked == []
 
 

@@ -482,11 +482,12 @@ def test_a_rebuild_builds_the_deploy_branch(pushed, deployed):
 
 
 def test_the_hint_keeps_the_hosts_that_are_trusted_already(monkeypatch):
-    d.write_property("--global", "git", "private-hosts", "git.lan")
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **facts: [(0, 0, 0, "", ("10.0.0.1", 0))])
-    with pytest.raises(d.DokkuError) as error:
-        d.pinned("blog", "https://files.lan/x")
-    assert "private-hosts git.lan files.lan " in error.value.hint
+    for app, words in (("--global", "--global private-hosts git.lan files.lan "), ("blog", "git:set blog private-hosts own.lan files.lan ")):
+        d.write_property(app, "git", "private-hosts", "git.lan" if app == "--global" else "own.lan")
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **facts: [(0, 0, 0, "", ("10.0.0.1", 0))])
+        with pytest.raises(d.DokkuError) as error:
+            d.pinned("blog", "https://files.lan/x")
+        assert words in error.value.hint
 
 
 def test_the_lines_of_the_step_that_failed_are_said_again(root, tmp_path, monkeypatch):

@@ -4749,7 +4749,7 @@ def show_log(tail: bool, kind: str = "", app: str = "", lines: int = 100) -> int
     """Print what nginx logged of an app last, or the events; -t goes on until you leave."""
     path = log_of(app, kind) if app else str(ROOT / "events.log")
     need(not app or os.path.isfile(path), f"nginx keeps no {kind} log of {app}", f"dokku nginx:set {app} {kind}-log-path   keeps one again")
-    return attend(["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if tail else []), path])
+    return attend(["tail", "-n", str(lines), *(["-F"] if tail else []), path])
 
 
 # --- certificates ---

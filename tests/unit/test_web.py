@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 import dokku_py as d
 
@@ -41,6 +41,19 @@ def test_any_text_is_a_port_map_or_refused(text):
         assert str(d.parse_port_map(text)) == text or not text.isascii() or "0" in text
     except d.UsageError as error:
         assert error.message
+
+
+@given(scheme=st.sampled_from(["http", "https", "grpc", "grpcs"]), host=st.integers(0, 70000), container=st.integers(0, 70000))
+@example("http", 443, 1)
+@example("https", 80, 1)
+@example("grpc", 443, 1)
+@example("grpcs", 80, 1)
+@example("grpcs", 443, 65535)
+def test_a_port_map_of_numbers_is_taken_as_written_or_refused(scheme, host, container):
+    text = f"{scheme}:{host}:{container}"
+    fits = 0 < host < 65536 and 0 < container < 65536 and (host != 80 or scheme == "http") and (host != 443 or scheme in ("https", "grpcs"))
+    with contextlib.nullcontext() if fits else pytest.raises(d.UsageError):
+        assert str(d.parse_port_map(text)) == text
 
 
 def test_ports_that_anybody_may_choose():
